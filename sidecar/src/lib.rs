@@ -1,0 +1,7 @@
+//! The parts behind the `mesh` binary: command line, configuration, agent, and the HTTP interfaces.
+//!
+//! This crate wires [`libmesh`], [`vault_kv`] and [`dns`] together. It holds no protocol logic that
+//! belongs in one of them; what is here is what needs more than one of them, or what only a process
+//! (rather than an embedding program) needs: files, signals, listeners, exit codes.
+
+pub mod proxy;

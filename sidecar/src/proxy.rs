@@ -1,0 +1,3 @@
+//! The data plane of a sidecar: TCP in and out over mutual TLS.
+
+pub mod relay;
