@@ -90,7 +90,8 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_open_is_done_at_once() {
-        let done = Drain::new().finish(Duration::from_secs(3600));
+        let drain = Drain::new();
+        let done = drain.finish(Duration::from_secs(3600));
         assert_eq!(
             tokio::time::timeout(Duration::from_secs(10), done).await,
             Ok(0)
