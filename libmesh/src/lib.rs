@@ -1,1 +1,4 @@
-//! Placeholder while the crate is laid out.
+//! Service mesh as a crate: membership, catalog, health checks, identity, mTLS connections.
+
+pub mod catalog;
+pub mod model;

@@ -1,0 +1,201 @@
+//! Who offers what, where, and how healthy it is.
+//!
+//! Each node is the only writer of its own records; a [`Catalog`] holds the records of all nodes and shows what is
+//! present as views. It knows nothing of sockets: others feed it.
+//!
+//! Costs: a **read** is one shard lock for a hash lookup and one atomic load; it never waits while a view is built, and
+//! what it returns stays valid and unchanged for as long as it is kept. A **write** takes the writers' lock, changes
+//! the facts in O(log n) and builds anew the views of the services it touches: one pointer copy for each instance of
+//! such a service. A batch builds each touched service once. A **watch** is woken by changes of its own service only.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use tokio::sync::watch as tokio_watch;
+
+use crate::model::{InstanceId, InvalidField, Liveness, NodeId, ServiceName};
+
+mod facts;
+mod index;
+mod local;
+mod state;
+mod view;
+mod watch;
+
+pub use local::LocalLog;
+pub use view::{InstanceView, NodeView, ServiceView};
+pub use watch::ServiceWatch;
+
+use facts::{Facts, Touched};
+use index::Index;
+use state::State;
+
+/// The records of all nodes, as one node sees them. Cheap to clone; all clones are the same catalog.
+#[derive(Clone)]
+pub struct Catalog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    own: NodeId,
+    clock: Clock,
+    index: Arc<Index>,
+    state: Mutex<State>,
+}
+
+/// Unix time in µs.
+type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+
+/// Why a write to the own log was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LocalError {
+    /// A field is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] InvalidField),
+    /// A check names an instance that this node does not have.
+    #[error("instance {:?} is not registered on this node", id.as_str())]
+    UnknownInstance {
+        /// The instance's id.
+        id: InstanceId,
+    },
+    /// A node may describe only itself.
+    #[error("the record is of node {given}, this node is {own}")]
+    ForeignNode {
+        /// Id in the record.
+        given: NodeId,
+        /// Id of this node.
+        own: NodeId,
+    },
+}
+
+impl Catalog {
+    /// An empty catalog of the node `own`.
+    pub fn new(own: NodeId) -> Self {
+        Self::with_clock(own, unix_micros)
+    }
+
+    /// An empty catalog that takes the time (unix µs) from `clock`.
+    pub fn with_clock(own: NodeId, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                own,
+                clock: Box::new(clock),
+                index: Arc::new(Index::new()),
+                state: Mutex::new(State::new(own)),
+            }),
+        }
+    }
+
+    /// The node whose catalog this is.
+    pub fn own(&self) -> NodeId {
+        self.inner.own
+    }
+
+    /// Write access to the own node's records.
+    pub fn local(&self) -> LocalLog {
+        LocalLog::new(self.clone())
+    }
+
+    /// The revision of the last change of anything: `max(last + 1, unix µs)`. Never goes back, close between nodes.
+    pub fn revision(&self) -> u64 {
+        self.inner.index.revision()
+    }
+
+    /// A service by name (letter case does not count); `None` = no instance on any node that is present.
+    pub fn service(&self, name: &str) -> Option<Arc<ServiceView>> {
+        lower(name, |name| self.inner.index.service(name))?.view()
+    }
+
+    /// The revision of a service's last change, also after its last instance went; 0 when it never had one.
+    pub fn service_revision(&self, name: &str) -> u64 {
+        lower(name, |name| self.inner.index.service(name)).map_or(self.inner.index.floor(), |cell| cell.revision())
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> Vec<Arc<ServiceView>> {
+        self.inner.index.services()
+    }
+
+    /// A node by name (letter case does not count), down or not; `None` for one that left.
+    pub fn node(&self, name: &str) -> Option<Arc<NodeView>> {
+        Some(lower(name, |name| self.inner.index.node_by_name(name))?.view())
+    }
+
+    /// A node by id.
+    pub fn node_by_id(&self, id: &NodeId) -> Option<Arc<NodeView>> {
+        Some(self.inner.index.node(id)?.view())
+    }
+
+    /// A node by its address.
+    pub fn node_by_ip(&self, ip: IpAddr) -> Option<Arc<NodeView>> {
+        Some(self.inner.index.node_by_ip(ip)?.view())
+    }
+
+    /// All nodes that did not leave, by name; those that are down say so in [`NodeView::liveness`].
+    pub fn nodes(&self) -> Vec<Arc<NodeView>> {
+        self.inner.index.nodes()
+    }
+
+    /// What is shown of a node's instances, by instance id; empty for an unknown node or one that is down.
+    pub fn instances_on(&self, node: &NodeId) -> Vec<Arc<InstanceView>> {
+        self.inner.index.node(node).map_or_else(Vec::new, |cell| cell.instances.read().values().cloned().collect())
+    }
+
+    /// A waiter on one service.
+    pub fn watch_service(&self, name: &ServiceName) -> ServiceWatch {
+        ServiceWatch::new(&self.inner.index, name)
+    }
+
+    /// A receiver of [`revision`](Self::revision), told of every change; changes in quick succession may come as one.
+    pub fn watch_all(&self) -> tokio_watch::Receiver<u64> {
+        self.inner.index.watch_all()
+    }
+
+    /// Takes what membership says about a node. A node that is down or left is hidden at once; its records are kept
+    /// for its return.
+    pub fn set_liveness(&self, node: NodeId, liveness: Liveness) {
+        let mut state = self.inner.state.lock();
+        let known = state.nodes.entry(node).or_default();
+        if known.liveness == liveness {
+            return;
+        }
+        known.liveness = liveness;
+        state.publish(&self.inner.index, node, Touched::whole_node(), (self.inner.clock)());
+    }
+
+    fn write_own(&self, write: impl FnOnce(&mut Facts, &mut Touched, u64)) {
+        let now = (self.inner.clock)();
+        let mut touched = Touched::default();
+        let mut state = self.inner.state.lock();
+        let own = state.nodes.entry(self.inner.own).or_default();
+        write(&mut own.facts, &mut touched, now);
+        state.publish(&self.inner.index, self.inner.own, touched, now);
+    }
+
+    fn read_own<T>(&self, read: impl FnOnce(&Facts) -> T) -> T {
+        let mut state = self.inner.state.lock();
+        read(&state.nodes.entry(self.inner.own).or_default().facts)
+    }
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalog").field("own", &self.inner.own).field("revision", &self.revision()).finish()
+    }
+}
+
+/// Looks up `name` in lower case, without a copy where it is so already.
+fn lower<T>(name: &str, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+    if name.bytes().any(|b| b.is_ascii_uppercase()) { find(&name.to_ascii_lowercase()) } else { find(name) }
+}
+
+fn unix_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

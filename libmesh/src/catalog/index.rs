@@ -1,0 +1,246 @@
+//! The read side: cells that a writer swaps and readers load.
+//!
+//! A service's cell is found through one of sixteen shards; its lock is held for one hash-table access, never while a
+//! view is built. The view itself is an [`ArcSwapOption`]: a reader neither waits for a writer nor for another reader.
+//! A cell outlives the service's last instance, so that its revision stays known; see [`Index::prune`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::RwLock;
+use tokio::sync::{Notify, watch};
+
+use super::view::{InstanceView, NodeView, ServiceView};
+use crate::model::{InstanceId, Liveness, NodeId, NodeName, ServiceName};
+
+const SHARDS: usize = 16;
+
+pub(super) struct Index {
+    shards: [RwLock<HashMap<ServiceName, Arc<ServiceCell>>>; SHARDS],
+    hasher: RandomState,
+    nodes: RwLock<NodeTable>,
+    revision: watch::Sender<u64>,
+    /// Highest revision of a service that [`prune`](Self::prune) forgot: what an unknown service's revision may be.
+    floor: AtomicU64,
+}
+
+pub(super) struct ServiceCell {
+    view: ArcSwapOption<ServiceView>,
+    revision: AtomicU64,
+    changed: Notify,
+}
+
+impl ServiceCell {
+    fn new(revision: u64) -> Self {
+        Self { view: ArcSwapOption::empty(), revision: AtomicU64::new(revision), changed: Notify::new() }
+    }
+
+    pub(super) fn view(&self) -> Option<Arc<ServiceView>> {
+        self.view.load_full()
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    pub(super) fn publish(&self, view: Option<Arc<ServiceView>>, revision: u64) {
+        self.view.store(view);
+        self.revision.store(revision, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+}
+
+pub(super) struct NodeCell {
+    view: ArcSwap<NodeView>,
+    /// What is shown of this node's instances; empty while it is hidden.
+    pub(super) instances: RwLock<BTreeMap<InstanceId, Arc<InstanceView>>>,
+}
+
+impl NodeCell {
+    pub(super) fn view(&self) -> Arc<NodeView> {
+        self.view.load_full()
+    }
+}
+
+#[derive(Default)]
+struct NodeTable {
+    by_id: HashMap<NodeId, Arc<NodeCell>>,
+    by_name: HashMap<NodeName, Vec<NodeId>>,
+    by_ip: HashMap<IpAddr, Vec<NodeId>>,
+}
+
+impl NodeTable {
+    fn unlink(&mut self, view: &NodeView) {
+        let id = view.record.id;
+        if let Some(ids) = self.by_name.get_mut(&view.record.name) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_name.remove(&view.record.name);
+            }
+        }
+        if let Some(ids) = self.by_ip.get_mut(&view.record.address) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_ip.remove(&view.record.address);
+            }
+        }
+    }
+
+    /// Of several nodes with one name or address (a reinstalled host has a new key), the one that is most alive.
+    fn best(&self, ids: Option<&Vec<NodeId>>) -> Option<Arc<NodeCell>> {
+        let rank = |cell: &Arc<NodeCell>| match cell.view.load().liveness {
+            Liveness::Alive => 0,
+            Liveness::Suspect => 1,
+            Liveness::Down => 2,
+            Liveness::Left => 3,
+        };
+        ids?.iter().filter_map(|id| self.by_id.get(id)).min_by_key(|cell| rank(cell)).cloned()
+    }
+}
+
+impl Index {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: Default::default(),
+            hasher: RandomState::new(),
+            nodes: RwLock::default(),
+            revision: watch::Sender::new(0),
+            floor: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, name: &str) -> &RwLock<HashMap<ServiceName, Arc<ServiceCell>>> {
+        &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
+    }
+
+    pub(super) fn service(&self, name: &str) -> Option<Arc<ServiceCell>> {
+        self.shard(name).read().get(name).cloned()
+    }
+
+    pub(super) fn service_or_new(&self, name: &ServiceName) -> Arc<ServiceCell> {
+        let shard = self.shard(name.as_str());
+        if let Some(cell) = shard.read().get(name) {
+            return Arc::clone(cell);
+        }
+        let mut shard = shard.write();
+        let cell = shard.entry(name.clone()).or_insert_with(|| Arc::new(ServiceCell::new(self.floor())));
+        Arc::clone(cell)
+    }
+
+    /// Forgets the cell that a watcher of an unknown name made, once nobody else uses it. `cell` is the caller's own.
+    pub(super) fn release(&self, name: &ServiceName, cell: &Arc<ServiceCell>) {
+        if cell.revision() > self.floor() || cell.view.load().is_some() {
+            return;
+        }
+        let mut shard = self.shard(name.as_str()).write();
+        // One in the table, one with the caller: nobody else has it, and under this lock nobody else can get it.
+        if Arc::strong_count(cell) == 2
+            && cell.view.load().is_none()
+            && shard.get(name).is_some_and(|known| Arc::ptr_eq(known, cell))
+        {
+            shard.remove(name);
+        }
+    }
+
+    pub(super) fn services(&self) -> Vec<Arc<ServiceView>> {
+        let mut all: Vec<_> = self
+            .shards
+            .iter()
+            .flat_map(|shard| shard.read().values().filter_map(|cell| cell.view()).collect::<Vec<_>>())
+            .collect();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub(super) fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
+    }
+
+    /// Forgets services without instances whose last change is older than `before` and that nobody watches. From then
+    /// on an unknown service's revision is the highest forgotten one, so that no revision goes back.
+    pub(super) fn prune(&self, before: u64) {
+        for shard in &self.shards {
+            shard.write().retain(|_, cell| {
+                let revision = cell.revision();
+                let gone = cell.view.load().is_none() && revision < before && Arc::strong_count(cell) == 1;
+                if gone {
+                    self.floor.fetch_max(revision, Ordering::AcqRel);
+                }
+                !gone
+            });
+        }
+    }
+
+    pub(super) fn node(&self, id: &NodeId) -> Option<Arc<NodeCell>> {
+        self.nodes.read().by_id.get(id).cloned()
+    }
+
+    pub(super) fn node_by_name(&self, name: &str) -> Option<Arc<NodeCell>> {
+        let nodes = self.nodes.read();
+        nodes.best(nodes.by_name.get(name))
+    }
+
+    pub(super) fn node_by_ip(&self, ip: IpAddr) -> Option<Arc<NodeCell>> {
+        let nodes = self.nodes.read();
+        nodes.best(nodes.by_ip.get(&ip))
+    }
+
+    pub(super) fn nodes(&self) -> Vec<Arc<NodeView>> {
+        let mut all: Vec<_> = self.nodes.read().by_id.values().map(|cell| cell.view()).collect();
+        all.sort_unstable_by(|a, b| (&a.record.name, a.record.id).cmp(&(&b.record.name, b.record.id)));
+        all
+    }
+
+    /// Shows `view` in place of what was known of that node.
+    pub(super) fn put_node(&self, view: &Arc<NodeView>) -> Arc<NodeCell> {
+        let record = &view.record;
+        let mut nodes = self.nodes.write();
+        let cell = match nodes.by_id.get(&record.id) {
+            Some(cell) => {
+                let cell = Arc::clone(cell);
+                let old = cell.view.swap(Arc::clone(view));
+                if old.record.name == record.name && old.record.address == record.address {
+                    return cell;
+                }
+                nodes.unlink(&old);
+                cell
+            }
+            None => {
+                let cell =
+                    Arc::new(NodeCell { view: ArcSwap::new(Arc::clone(view)), instances: RwLock::default() });
+                nodes.by_id.insert(record.id, Arc::clone(&cell));
+                cell
+            }
+        };
+        nodes.by_name.entry(record.name.clone()).or_default().push(record.id);
+        nodes.by_ip.entry(record.address).or_default().push(record.id);
+        cell
+    }
+
+    pub(super) fn remove_node(&self, id: &NodeId) {
+        let mut nodes = self.nodes.write();
+        if let Some(cell) = nodes.by_id.remove(id) {
+            nodes.unlink(&cell.view());
+        }
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    pub(super) fn publish_revision(&self, revision: u64) {
+        self.revision.send_replace(revision);
+    }
+
+    pub(super) fn watch_all(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+}

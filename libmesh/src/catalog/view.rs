@@ -1,0 +1,103 @@
+//! What readers see: immutable snapshots, shared, cheap to keep.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::model::{CheckRecord, Health, Host, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord, ServiceName};
+
+/// A service with its instances on nodes that are present, as of one revision.
+#[derive(Debug)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: ServiceName,
+    /// When any part of this view last changed; see [`Catalog::revision`](super::Catalog::revision).
+    pub revision: u64,
+    /// Ordered by node name, then instance id. Never empty.
+    pub instances: Vec<Arc<InstanceView>>,
+}
+
+impl ServiceView {
+    /// The instances that may get traffic: passing or warning, on a node that is not suspect, and not
+    /// [`stale`](InstanceView::stale).
+    pub fn usable(&self) -> impl Iterator<Item = &Arc<InstanceView>> {
+        self.instances.iter().filter(|instance| {
+            instance.health.is_usable() && !instance.stale && instance.node.liveness == Liveness::Alive
+        })
+    }
+}
+
+/// An instance together with what decides whether to use it.
+#[derive(Debug)]
+pub struct InstanceView {
+    /// The node it runs on.
+    pub node: Arc<NodeView>,
+    /// What its node published.
+    pub instance: Arc<Instance>,
+    /// Its own checks, then those of its node; each group by check id.
+    pub checks: Vec<Arc<CheckRecord>>,
+    /// The worst of `checks`; passing when there is none.
+    pub health: Health,
+    /// Its node is down, but so many others went down with it that the network is the more likely cause: use it when
+    /// nothing better is there.
+    pub stale: bool,
+    /// When this instance last changed, as others of this catalog see it.
+    pub revision: u64,
+}
+
+impl InstanceView {
+    /// Where it answers: its own address, else its node's.
+    pub fn address(&self) -> Host {
+        self.instance.address.clone().unwrap_or(Host::Ip(self.node.record.address))
+    }
+
+    /// Where its sidecar takes mTLS connections: its own address when that is an IP, else its node's. `None` when it
+    /// has no sidecar.
+    pub fn mesh_addr(&self) -> Option<SocketAddr> {
+        let ip = match self.instance.address {
+            Some(Host::Ip(ip)) => ip,
+            Some(Host::Name(_)) | None => self.node.record.address,
+        };
+        self.instance.mesh_port.map(|port| SocketAddr::new(ip, port))
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place { node_name: self.node.record.name.clone(), node: self.node.record.id, id: self.instance.id.clone() }
+    }
+
+    pub(super) fn cmp_place(&self, place: &Place) -> std::cmp::Ordering {
+        self.node
+            .record
+            .name
+            .cmp(&place.node_name)
+            .then_with(|| self.node.record.id.cmp(&place.node))
+            .then_with(|| self.instance.id.cmp(&place.id))
+    }
+}
+
+/// Position of an instance in its service's view.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    node_name: NodeName,
+    node: NodeId,
+    id: InstanceId,
+}
+
+/// A node with what membership thinks of it.
+#[derive(Debug)]
+pub struct NodeView {
+    /// What it published about itself.
+    pub record: Arc<NodeRecord>,
+    /// What membership thinks.
+    pub liveness: Liveness,
+    /// Checks of the node as a whole, by check id.
+    pub checks: Vec<Arc<CheckRecord>>,
+    /// When the record, the liveness or a check last changed.
+    pub revision: u64,
+}
+
+impl NodeView {
+    /// Its IP address.
+    pub fn ip(&self) -> IpAddr {
+        self.record.address
+    }
+}

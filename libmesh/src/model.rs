@@ -1,0 +1,22 @@
+//! Plain types that every part of the mesh speaks: names, nodes, instances, checks.
+//!
+//! They are *parsed, not validated*: a [`ServiceName`] that exists is well formed and lower-cased, wherever it came
+//! from (a config file, an HTTP body, a peer's record). Types with free-form parts have a `validate` that is called
+//! once at each border. Every error names the field.
+//!
+//! This module knows nothing of the network, of time or of other modules.
+
+mod check;
+mod error;
+mod instance;
+mod names;
+mod node;
+
+pub use check::{CheckRecord, Health};
+pub use error::InvalidField;
+pub use instance::{Host, Instance, Weights};
+pub use names::{Datacenter, InstanceId, NodeName, ServiceName};
+pub use node::{Liveness, NodeId, NodeRecord, Roles};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! Health and the checks that decide it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::quoted;
+use super::{InstanceId, InvalidField};
+
+/// Longest check id, name and kind, in bytes.
+const NAME_MAX: usize = 256;
+/// Longest notes, in bytes.
+const NOTES_MAX: usize = 1024;
+
+/// How well something is; ordered from best to worst, so that the aggregate is the maximum (as in Consul).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Fit to serve.
+    Passing,
+    /// Serving, with a warning.
+    Warning,
+    /// Not fit to serve.
+    Critical,
+    /// Taken out by an operator.
+    Maintenance,
+}
+
+impl Health {
+    /// Whether traffic may go there: passing, or warning.
+    pub fn is_usable(self) -> bool {
+        self <= Self::Warning
+    }
+
+    /// Consul's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Health {
+    type Err = InvalidField;
+
+    fn from_str(text: &str) -> Result<Self, InvalidField> {
+        match text {
+            "passing" => Ok(Self::Passing),
+            "warning" => Ok(Self::Warning),
+            "critical" => Ok(Self::Critical),
+            "maintenance" => Ok(Self::Maintenance),
+            other => Err(InvalidField::new("status", format!("{} is not passing, warning or critical", quoted(other)))),
+        }
+    }
+}
+
+/// What a node publishes about one check. The check's output never leaves the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRecord {
+    /// Unique on its node.
+    pub id: Arc<str>,
+    /// For people.
+    pub name: Arc<str>,
+    /// The instance it speaks for; `None` = the whole node.
+    pub service: Option<InstanceId>,
+    /// The result.
+    pub status: Health,
+    /// `http`, `tcp`, `ttl`, …
+    pub kind: Arc<str>,
+    /// For people.
+    pub notes: Arc<str>,
+    /// When it was first registered: unix µs, by its node's clock. Filled in by the local log.
+    pub create_stamp: u64,
+    /// When it last changed: unix µs, by its node's clock. Filled in by the local log.
+    pub modify_stamp: u64,
+}
+
+impl CheckRecord {
+    /// Equal in everything but the two stamps.
+    pub fn same_as(&self, other: &Self) -> bool {
+        let stamped = Self { create_stamp: other.create_stamp, modify_stamp: other.modify_stamp, ..self.clone() };
+        stamped == *other
+    }
+
+    /// Checks what the types alone do not.
+    ///
+    /// # Errors
+    /// [`InvalidField`] for an empty or over-long `check id`, over-long `name`, `kind` or `notes`.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        if self.id.is_empty() || self.id.len() > NAME_MAX || self.id.chars().any(char::is_control) {
+            return Err(InvalidField::new(
+                "check id",
+                format!("{} must have 1 to {NAME_MAX} bytes and no control characters", quoted(&self.id)),
+            ));
+        }
+        for (field, text, max) in
+            [("name", &self.name, NAME_MAX), ("kind", &self.kind, NAME_MAX), ("notes", &self.notes, NOTES_MAX)]
+        {
+            if text.len() > max {
+                return Err(InvalidField::new(field, format!("has {} bytes, the most is {max}", text.len())));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! Nodes: who they are and where they answer.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::instance::check_meta;
+use super::{Datacenter, InvalidField, NodeName};
+
+/// Identity of a node: the first 16 bytes of the SHA-256 of its public key (SubjectPublicKeyInfo, DER).
+///
+/// Nobody can claim another's id without its key, and a certificate renewed for the same key keeps the id.
+/// Text form: 32 lower-case hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub [u8; 16]);
+
+impl NodeId {
+    /// The id that belongs to a public key.
+    pub fn from_public_key(subject_public_key_info: &[u8]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, subject_public_key_info);
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest.as_ref()[..16]);
+        Self(id)
+    }
+
+    /// The raw bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = InvalidField;
+
+    fn from_str(text: &str) -> Result<Self, InvalidField> {
+        let wrong = || InvalidField::new("node id", "must be 32 hex digits");
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(wrong());
+        }
+        let mut id = [0; 16];
+        for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(id))
+    }
+}
+
+impl Serialize for NodeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            <[u8; 16]>::deserialize(deserializer).map(Self)
+        }
+    }
+}
+
+/// What a node says it does. A claim, never a right: rights are in its certificate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Roles {
+    /// It has the sealed store and the mesh CA.
+    pub server: bool,
+}
+
+/// What a node publishes about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its id; the same as in its certificate.
+    pub id: NodeId,
+    /// Its name; the same as in its certificate.
+    pub name: NodeName,
+    /// Its datacenter.
+    pub datacenter: Datacenter,
+    /// Where it answers.
+    pub address: IpAddr,
+    /// UDP port of the membership protocol and TCP port of mesh RPC (8301 by default).
+    pub port: u16,
+    /// What it does.
+    pub roles: Roles,
+    /// Free-form pairs; `zone` is the failure domain for the mass-event rule.
+    pub meta: BTreeMap<Arc<str>, Arc<str>>,
+    /// Version of the software it runs.
+    pub version: Arc<str>,
+}
+
+impl NodeRecord {
+    /// Where its mesh RPC and its membership protocol answer.
+    pub fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
+    /// Its failure domain: meta `zone`, or the datacenter when there is none.
+    pub fn zone(&self) -> &str {
+        self.meta.get("zone").map_or(self.datacenter.as_str(), |zone| zone)
+    }
+
+    /// Checks what the types alone do not.
+    ///
+    /// # Errors
+    /// [`InvalidField`] for too much or too long `meta`, or a version over 128 bytes.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        check_meta(&self.meta)?;
+        if self.version.len() > 128 {
+            return Err(InvalidField::new("version", "has more than 128 bytes"));
+        }
+        Ok(())
+    }
+}
+
+/// What membership thinks of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Liveness {
+    /// It answers.
+    Alive,
+    /// It did not answer lately: send it nothing new, keep what is open.
+    Suspect,
+    /// It is gone without a goodbye, or was never heard of by membership.
+    Down,
+    /// It said goodbye.
+    Left,
+}
+
+impl Liveness {
+    /// Whether the node's instances are shown ([`Alive`](Self::Alive) and [`Suspect`](Self::Suspect)).
+    pub fn is_present(self) -> bool {
+        matches!(self, Self::Alive | Self::Suspect)
+    }
+}
