@@ -111,7 +111,8 @@ impl Catalog {
 
     /// The revision of a service's last change, also after its last instance went; 0 when it never had one.
     pub fn service_revision(&self, name: &str) -> u64 {
-        lower(name, |name| self.inner.index.service(name)).map_or(self.inner.index.floor(), |cell| cell.revision())
+        lower(name, |name| self.inner.index.service(name))
+            .map_or(self.inner.index.floor(), |cell| cell.revision())
     }
 
     /// All services, by name.
@@ -141,7 +142,9 @@ impl Catalog {
 
     /// What is shown of a node's instances, by instance id; empty for an unknown node or one that is down.
     pub fn instances_on(&self, node: &NodeId) -> Vec<Arc<InstanceView>> {
-        self.inner.index.node(node).map_or_else(Vec::new, |cell| cell.instances.read().values().cloned().collect())
+        self.inner.index.node(node).map_or_else(Vec::new, |cell| {
+            cell.instances.read().values().cloned().collect()
+        })
     }
 
     /// A waiter on one service.
@@ -163,7 +166,12 @@ impl Catalog {
             return;
         }
         known.liveness = liveness;
-        state.publish(&self.inner.index, node, Touched::whole_node(), (self.inner.clock)());
+        state.publish(
+            &self.inner.index,
+            node,
+            Touched::whole_node(),
+            (self.inner.clock)(),
+        );
     }
 
     fn write_own(&self, write: impl FnOnce(&mut Facts, &mut Touched, u64)) {
@@ -183,17 +191,26 @@ impl Catalog {
 
 impl fmt::Debug for Catalog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Catalog").field("own", &self.inner.own).field("revision", &self.revision()).finish()
+        f.debug_struct("Catalog")
+            .field("own", &self.inner.own)
+            .field("revision", &self.revision())
+            .finish()
     }
 }
 
 /// Looks up `name` in lower case, without a copy where it is so already.
 fn lower<T>(name: &str, find: impl Fn(&str) -> Option<T>) -> Option<T> {
-    if name.bytes().any(|b| b.is_ascii_uppercase()) { find(&name.to_ascii_lowercase()) } else { find(name) }
+    if name.bytes().any(|b| b.is_ascii_uppercase()) {
+        find(&name.to_ascii_lowercase())
+    } else {
+        find(name)
+    }
 }
 
 fn unix_micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -24,7 +24,10 @@ pub(super) struct Touched {
 
 impl Touched {
     pub(super) fn whole_node() -> Self {
-        Self { node: true, instances: BTreeSet::new() }
+        Self {
+            node: true,
+            instances: BTreeSet::new(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -61,8 +64,15 @@ impl Facts {
     }
 
     /// The checks of an instance, or (`None`) of the node, by id.
-    pub(super) fn checks_of(&self, instance: Option<&InstanceId>) -> impl Iterator<Item = &Arc<CheckRecord>> {
-        self.checks_of.get(&instance.cloned()).into_iter().flatten().filter_map(|id| self.checks.get(id))
+    pub(super) fn checks_of(
+        &self,
+        instance: Option<&InstanceId>,
+    ) -> impl Iterator<Item = &Arc<CheckRecord>> {
+        self.checks_of
+            .get(&instance.cloned())
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.checks.get(id))
     }
 
     pub(super) fn set_record(&mut self, record: Option<NodeRecord>, touched: &mut Touched) {
@@ -72,7 +82,12 @@ impl Facts {
         }
     }
 
-    pub(super) fn set_instance(&mut self, id: &InstanceId, instance: Option<Instance>, touched: &mut Touched) {
+    pub(super) fn set_instance(
+        &mut self,
+        id: &InstanceId,
+        instance: Option<Instance>,
+        touched: &mut Touched,
+    ) {
         if self.instances.get(id).map(|known| &**known) == instance.as_ref() {
             return;
         }
@@ -83,7 +98,12 @@ impl Facts {
         }
     }
 
-    pub(super) fn set_check(&mut self, id: &Arc<str>, check: Option<CheckRecord>, touched: &mut Touched) {
+    pub(super) fn set_check(
+        &mut self,
+        id: &Arc<str>,
+        check: Option<CheckRecord>,
+        touched: &mut Touched,
+    ) {
         if self.checks.get(id).map(|known| &**known) == check.as_ref() {
             return;
         }
@@ -98,7 +118,10 @@ impl Facts {
         }
         if let Some(check) = check {
             touched.check(&check);
-            self.checks_of.entry(check.service.clone()).or_default().insert(Arc::clone(id));
+            self.checks_of
+                .entry(check.service.clone())
+                .or_default()
+                .insert(Arc::clone(id));
             self.checks.insert(Arc::clone(id), Arc::new(check));
         }
     }
@@ -106,5 +129,9 @@ impl Facts {
 
 /// The worst of some checks; passing when there is none.
 pub(super) fn aggregate(checks: &[Arc<CheckRecord>]) -> Health {
-    checks.iter().map(|check| check.status).max().unwrap_or(Health::Passing)
+    checks
+        .iter()
+        .map(|check| check.status)
+        .max()
+        .unwrap_or(Health::Passing)
 }

@@ -36,7 +36,11 @@ pub(super) struct ServiceCell {
 
 impl ServiceCell {
     fn new(revision: u64) -> Self {
-        Self { view: ArcSwapOption::empty(), revision: AtomicU64::new(revision), changed: Notify::new() }
+        Self {
+            view: ArcSwapOption::empty(),
+            revision: AtomicU64::new(revision),
+            changed: Notify::new(),
+        }
     }
 
     pub(super) fn view(&self) -> Option<Arc<ServiceView>> {
@@ -102,7 +106,10 @@ impl NodeTable {
             Liveness::Down => 2,
             Liveness::Left => 3,
         };
-        ids?.iter().filter_map(|id| self.by_id.get(id)).min_by_key(|cell| rank(cell)).cloned()
+        ids?.iter()
+            .filter_map(|id| self.by_id.get(id))
+            .min_by_key(|cell| rank(cell))
+            .cloned()
     }
 }
 
@@ -131,7 +138,9 @@ impl Index {
             return Arc::clone(cell);
         }
         let mut shard = shard.write();
-        let cell = shard.entry(name.clone()).or_insert_with(|| Arc::new(ServiceCell::new(self.floor())));
+        let cell = shard
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(ServiceCell::new(self.floor())));
         Arc::clone(cell)
     }
 
@@ -144,7 +153,9 @@ impl Index {
         // One in the table, one with the caller: nobody else has it, and under this lock nobody else can get it.
         if Arc::strong_count(cell) == 2
             && cell.view.load().is_none()
-            && shard.get(name).is_some_and(|known| Arc::ptr_eq(known, cell))
+            && shard
+                .get(name)
+                .is_some_and(|known| Arc::ptr_eq(known, cell))
         {
             shard.remove(name);
         }
@@ -154,7 +165,13 @@ impl Index {
         let mut all: Vec<_> = self
             .shards
             .iter()
-            .flat_map(|shard| shard.read().values().filter_map(|cell| cell.view()).collect::<Vec<_>>())
+            .flat_map(|shard| {
+                shard
+                    .read()
+                    .values()
+                    .filter_map(|cell| cell.view())
+                    .collect::<Vec<_>>()
+            })
             .collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
@@ -170,7 +187,8 @@ impl Index {
         for shard in &self.shards {
             shard.write().retain(|_, cell| {
                 let revision = cell.revision();
-                let gone = cell.view.load().is_none() && revision < before && Arc::strong_count(cell) == 1;
+                let gone =
+                    cell.view.load().is_none() && revision < before && Arc::strong_count(cell) == 1;
                 if gone {
                     self.floor.fetch_max(revision, Ordering::AcqRel);
                 }
@@ -194,8 +212,16 @@ impl Index {
     }
 
     pub(super) fn nodes(&self) -> Vec<Arc<NodeView>> {
-        let mut all: Vec<_> = self.nodes.read().by_id.values().map(|cell| cell.view()).collect();
-        all.sort_unstable_by(|a, b| (&a.record.name, a.record.id).cmp(&(&b.record.name, b.record.id)));
+        let mut all: Vec<_> = self
+            .nodes
+            .read()
+            .by_id
+            .values()
+            .map(|cell| cell.view())
+            .collect();
+        all.sort_unstable_by(|a, b| {
+            (&a.record.name, a.record.id).cmp(&(&b.record.name, b.record.id))
+        });
         all
     }
 
@@ -214,14 +240,24 @@ impl Index {
                 cell
             }
             None => {
-                let cell =
-                    Arc::new(NodeCell { view: ArcSwap::new(Arc::clone(view)), instances: RwLock::default() });
+                let cell = Arc::new(NodeCell {
+                    view: ArcSwap::new(Arc::clone(view)),
+                    instances: RwLock::default(),
+                });
                 nodes.by_id.insert(record.id, Arc::clone(&cell));
                 cell
             }
         };
-        nodes.by_name.entry(record.name.clone()).or_default().push(record.id);
-        nodes.by_ip.entry(record.address).or_default().push(record.id);
+        nodes
+            .by_name
+            .entry(record.name.clone())
+            .or_default()
+            .push(record.id);
+        nodes
+            .by_ip
+            .entry(record.address)
+            .or_default()
+            .push(record.id);
         cell
     }
 

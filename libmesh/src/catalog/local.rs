@@ -26,9 +26,13 @@ impl LocalLog {
     pub fn put_node(&self, record: NodeRecord) -> Result<(), LocalError> {
         record.validate()?;
         if record.id != self.catalog.own() {
-            return Err(LocalError::ForeignNode { given: record.id, own: self.catalog.own() });
+            return Err(LocalError::ForeignNode {
+                given: record.id,
+                own: self.catalog.own(),
+            });
         }
-        self.catalog.write_own(|facts, touched, _now| facts.set_record(Some(record), touched));
+        self.catalog
+            .write_own(|facts, touched, _now| facts.set_record(Some(record), touched));
         Ok(())
     }
 
@@ -58,7 +62,10 @@ impl LocalLog {
         let mut found = false;
         self.catalog.write_own(|facts, touched, _now| {
             found = facts.instance(id).is_some();
-            let checks: Vec<_> = facts.checks_of(Some(id)).map(|check| Arc::clone(&check.id)).collect();
+            let checks: Vec<_> = facts
+                .checks_of(Some(id))
+                .map(|check| Arc::clone(&check.id))
+                .collect();
             for check in checks {
                 facts.set_check(&check, None, touched);
             }
@@ -79,7 +86,9 @@ impl LocalLog {
             if let Some(instance) = &check.service
                 && facts.instance(instance).is_none()
             {
-                result = Err(LocalError::UnknownInstance { id: instance.clone() });
+                result = Err(LocalError::UnknownInstance {
+                    id: instance.clone(),
+                });
                 return;
             }
             (check.create_stamp, check.modify_stamp) = (now, now);
@@ -115,7 +124,8 @@ impl LocalLog {
 
     /// All instances of this node, by id.
     pub fn services(&self) -> Vec<Arc<Instance>> {
-        self.catalog.read_own(|facts| facts.instances().cloned().collect())
+        self.catalog
+            .read_own(|facts| facts.instances().cloned().collect())
     }
 
     /// One of this node's checks.
@@ -125,7 +135,7 @@ impl LocalLog {
 
     /// All checks of this node, by id.
     pub fn checks(&self) -> Vec<Arc<CheckRecord>> {
-        self.catalog.read_own(|facts| facts.checks().cloned().collect())
+        self.catalog
+            .read_own(|facts| facts.checks().cloned().collect())
     }
 }
-

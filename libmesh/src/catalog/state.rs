@@ -20,7 +20,10 @@ pub(super) struct NodeState {
 
 impl Default for NodeState {
     fn default() -> Self {
-        Self { facts: Facts::default(), liveness: Liveness::Down }
+        Self {
+            facts: Facts::default(),
+            liveness: Liveness::Down,
+        }
     }
 }
 
@@ -35,8 +38,14 @@ type ServiceChanges = HashMap<ServiceName, BTreeMap<Place, Option<Arc<InstanceVi
 
 impl State {
     pub(super) fn new(own: NodeId) -> Self {
-        let own_state = NodeState { facts: Facts::default(), liveness: Liveness::Alive };
-        Self { nodes: HashMap::from([(own, own_state)]), revision: 0 }
+        let own_state = NodeState {
+            facts: Facts::default(),
+            liveness: Liveness::Alive,
+        };
+        Self {
+            nodes: HashMap::from([(own, own_state)]),
+            revision: 0,
+        }
     }
 
     /// Shows what changed of the facts of `node`. Costs O(touched instances · log) plus one pointer copy for each
@@ -45,7 +54,9 @@ impl State {
         if touched.is_empty() {
             return;
         }
-        let Some(state) = self.nodes.get(&node) else { return };
+        let Some(state) = self.nodes.get(&node) else {
+            return;
+        };
         let revision = now.max(self.revision + 1);
         self.revision = revision;
 
@@ -65,9 +76,15 @@ impl State {
             let view = cell.view();
             for id in instances {
                 let old = shown.remove(&id);
-                let new = state.is_shown().then(|| instance_view(state, &view, &id, revision)).flatten();
+                let new = state
+                    .is_shown()
+                    .then(|| instance_view(state, &view, &id, revision))
+                    .flatten();
                 if let Some(old) = old {
-                    changes.entry(old.instance.service.clone()).or_default().insert(old.place(), None);
+                    changes
+                        .entry(old.instance.service.clone())
+                        .or_default()
+                        .insert(old.place(), None);
                 }
                 if let Some(new) = new {
                     changes
@@ -105,15 +122,32 @@ fn show_node(
         None => Arc::clone(&index.node(id)?.view().record),
     };
     let checks = state.facts.checks_of(None).cloned().collect();
-    Some(index.put_node(&Arc::new(NodeView { record, liveness: state.liveness, checks, revision })))
+    Some(index.put_node(&Arc::new(NodeView {
+        record,
+        liveness: state.liveness,
+        checks,
+        revision,
+    })))
 }
 
-fn instance_view(state: &NodeState, node: &Arc<NodeView>, id: &InstanceId, revision: u64) -> Option<Arc<InstanceView>> {
+fn instance_view(
+    state: &NodeState,
+    node: &Arc<NodeView>,
+    id: &InstanceId,
+    revision: u64,
+) -> Option<Arc<InstanceView>> {
     let instance = Arc::clone(state.facts.instance(id)?);
     let mut checks: Vec<_> = state.facts.checks_of(Some(id)).cloned().collect();
     checks.extend(node.checks.iter().cloned());
     let health = aggregate(&checks);
-    Some(Arc::new(InstanceView { node: Arc::clone(node), instance, checks, health, stale: false, revision }))
+    Some(Arc::new(InstanceView {
+        node: Arc::clone(node),
+        instance,
+        checks,
+        health,
+        stale: false,
+        revision,
+    }))
 }
 
 fn show_service(
@@ -126,8 +160,13 @@ fn show_service(
     let old = cell.view();
     let old = old.as_ref().map_or(&[][..], |view| &view.instances);
     let instances = merge(old, changes);
-    let view =
-        (!instances.is_empty()).then(|| Arc::new(ServiceView { name: name.clone(), revision, instances }));
+    let view = (!instances.is_empty()).then(|| {
+        Arc::new(ServiceView {
+            name: name.clone(),
+            revision,
+            instances,
+        })
+    });
     cell.publish(view, revision);
 }
 
@@ -142,7 +181,10 @@ fn merge(
         let before = rest.partition_point(|view| view.cmp_place(&place).is_lt());
         merged.extend_from_slice(&rest[..before]);
         rest = &rest[before..];
-        if rest.first().is_some_and(|view| view.cmp_place(&place).is_eq()) {
+        if rest
+            .first()
+            .is_some_and(|view| view.cmp_place(&place).is_eq())
+        {
             rest = &rest[1..];
         }
         merged.extend(new);

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Catalog;
 use crate::model::{
-    CheckRecord, Datacenter, Health, Instance, InstanceId, NodeId, NodeName, NodeRecord, Roles, ServiceName,
+    CheckRecord, Datacenter, Health, Instance, InstanceId, NodeId, NodeName, NodeRecord, Roles,
+    ServiceName,
 };
 
 /// A clock that tests set.

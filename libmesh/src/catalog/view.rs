@@ -3,7 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{CheckRecord, Health, Host, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord, ServiceName};
+use crate::model::{
+    CheckRecord, Health, Host, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord,
+    ServiceName,
+};
 
 /// A service with its instances on nodes that are present, as of one revision.
 #[derive(Debug)]
@@ -21,7 +24,9 @@ impl ServiceView {
     /// [`stale`](InstanceView::stale).
     pub fn usable(&self) -> impl Iterator<Item = &Arc<InstanceView>> {
         self.instances.iter().filter(|instance| {
-            instance.health.is_usable() && !instance.stale && instance.node.liveness == Liveness::Alive
+            instance.health.is_usable()
+                && !instance.stale
+                && instance.node.liveness == Liveness::Alive
         })
     }
 }
@@ -47,7 +52,10 @@ pub struct InstanceView {
 impl InstanceView {
     /// Where it answers: its own address, else its node's.
     pub fn address(&self) -> Host {
-        self.instance.address.clone().unwrap_or(Host::Ip(self.node.record.address))
+        self.instance
+            .address
+            .clone()
+            .unwrap_or(Host::Ip(self.node.record.address))
     }
 
     /// Where its sidecar takes mTLS connections: its own address when that is an IP, else its node's. `None` when it
@@ -57,11 +65,17 @@ impl InstanceView {
             Some(Host::Ip(ip)) => ip,
             Some(Host::Name(_)) | None => self.node.record.address,
         };
-        self.instance.mesh_port.map(|port| SocketAddr::new(ip, port))
+        self.instance
+            .mesh_port
+            .map(|port| SocketAddr::new(ip, port))
     }
 
     pub(super) fn place(&self) -> Place {
-        Place { node_name: self.node.record.name.clone(), node: self.node.record.id, id: self.instance.id.clone() }
+        Place {
+            node_name: self.node.record.name.clone(),
+            node: self.node.record.id,
+            id: self.instance.id.clone(),
+        }
     }
 
     pub(super) fn cmp_place(&self, place: &Place) -> std::cmp::Ordering {

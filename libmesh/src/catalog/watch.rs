@@ -17,7 +17,11 @@ pub struct ServiceWatch {
 
 impl ServiceWatch {
     pub(super) fn new(index: &Arc<Index>, name: &ServiceName) -> Self {
-        Self { index: Arc::clone(index), cell: index.service_or_new(name), name: name.clone() }
+        Self {
+            index: Arc::clone(index),
+            cell: index.service_or_new(name),
+            name: name.clone(),
+        }
     }
 
     /// The service's revision now; kept after its last instance is gone, 0 when it never had one.
@@ -54,6 +58,9 @@ impl Drop for ServiceWatch {
 
 impl fmt::Debug for ServiceWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServiceWatch").field("service", &self.name).field("revision", &self.revision()).finish()
+        f.debug_struct("ServiceWatch")
+            .field("service", &self.name)
+            .field("revision", &self.revision())
+            .finish()
     }
 }

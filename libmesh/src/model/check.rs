@@ -60,7 +60,10 @@ impl FromStr for Health {
             "warning" => Ok(Self::Warning),
             "critical" => Ok(Self::Critical),
             "maintenance" => Ok(Self::Maintenance),
-            other => Err(InvalidField::new("status", format!("{} is not passing, warning or critical", quoted(other)))),
+            other => Err(InvalidField::new(
+                "status",
+                format!("{} is not passing, warning or critical", quoted(other)),
+            )),
         }
     }
 }
@@ -89,7 +92,11 @@ pub struct CheckRecord {
 impl CheckRecord {
     /// Equal in everything but the two stamps.
     pub fn same_as(&self, other: &Self) -> bool {
-        let stamped = Self { create_stamp: other.create_stamp, modify_stamp: other.modify_stamp, ..self.clone() };
+        let stamped = Self {
+            create_stamp: other.create_stamp,
+            modify_stamp: other.modify_stamp,
+            ..self.clone()
+        };
         stamped == *other
     }
 
@@ -101,14 +108,22 @@ impl CheckRecord {
         if self.id.is_empty() || self.id.len() > NAME_MAX || self.id.chars().any(char::is_control) {
             return Err(InvalidField::new(
                 "check id",
-                format!("{} must have 1 to {NAME_MAX} bytes and no control characters", quoted(&self.id)),
+                format!(
+                    "{} must have 1 to {NAME_MAX} bytes and no control characters",
+                    quoted(&self.id)
+                ),
             ));
         }
-        for (field, text, max) in
-            [("name", &self.name, NAME_MAX), ("kind", &self.kind, NAME_MAX), ("notes", &self.notes, NOTES_MAX)]
-        {
+        for (field, text, max) in [
+            ("name", &self.name, NAME_MAX),
+            ("kind", &self.kind, NAME_MAX),
+            ("notes", &self.notes, NOTES_MAX),
+        ] {
             if text.len() > max {
-                return Err(InvalidField::new(field, format!("has {} bytes, the most is {max}", text.len())));
+                return Err(InvalidField::new(
+                    field,
+                    format!("has {} bytes, the most is {max}", text.len()),
+                ));
             }
         }
         Ok(())

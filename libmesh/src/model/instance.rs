@@ -43,7 +43,10 @@ impl Host {
         }
         let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if text.is_empty() || text.len() > HOST_MAX || !text.bytes().all(fits) {
-            return Err(InvalidField::new("address", format!("{} is neither an IP address nor a host name", quoted(text))));
+            return Err(InvalidField::new(
+                "address",
+                format!("{} is neither an IP address nor a host name", quoted(text)),
+            ));
         }
         Ok(Self::Name(Arc::from(text)))
     }
@@ -69,7 +72,10 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { passing: 1, warning: 1 }
+        Self {
+            passing: 1,
+            warning: 1,
+        }
     }
 }
 
@@ -127,12 +133,19 @@ impl Instance {
     /// Whether `subset` names this instance: one of its tags, or its version; letter case does not count.
     pub fn matches(&self, subset: &str) -> bool {
         self.tags.iter().any(|tag| tag.eq_ignore_ascii_case(subset))
-            || self.version.as_deref().is_some_and(|version| version.eq_ignore_ascii_case(subset))
+            || self
+                .version
+                .as_deref()
+                .is_some_and(|version| version.eq_ignore_ascii_case(subset))
     }
 
     /// Equal in everything but the two stamps: registering it again changes nothing.
     pub fn same_as(&self, other: &Self) -> bool {
-        let stamped = Self { create_stamp: other.create_stamp, modify_stamp: other.modify_stamp, ..self.clone() };
+        let stamped = Self {
+            create_stamp: other.create_stamp,
+            modify_stamp: other.modify_stamp,
+            ..self.clone()
+        };
         stamped == *other
     }
 
@@ -142,13 +155,19 @@ impl Instance {
     /// [`InvalidField`] for too many or too long `tags`, `meta`, `version`, `address`, or a passing weight of 0.
     pub fn validate(&self) -> Result<(), InvalidField> {
         if self.tags.len() > TAGS_MAX {
-            return Err(InvalidField::new("tags", format!("{} tags, the most is {TAGS_MAX}", self.tags.len())));
+            return Err(InvalidField::new(
+                "tags",
+                format!("{} tags, the most is {TAGS_MAX}", self.tags.len()),
+            ));
         }
         for tag in &self.tags {
             if tag.is_empty() || tag.len() > TAG_BYTES_MAX || tag.chars().any(char::is_control) {
                 return Err(InvalidField::new(
                     "tags",
-                    format!("{} must have 1 to {TAG_BYTES_MAX} bytes and no control characters", quoted(tag)),
+                    format!(
+                        "{} must have 1 to {TAG_BYTES_MAX} bytes and no control characters",
+                        quoted(tag)
+                    ),
                 ));
             }
         }
@@ -159,7 +178,10 @@ impl Instance {
         if let Some(version) = &self.version
             && (version.is_empty() || version.len() > TAG_BYTES_MAX)
         {
-            return Err(InvalidField::new("version", format!("must have 1 to {TAG_BYTES_MAX} bytes")));
+            return Err(InvalidField::new(
+                "version",
+                format!("must have 1 to {TAG_BYTES_MAX} bytes"),
+            ));
         }
         if self.weights.passing == 0 {
             return Err(InvalidField::new("weights.passing", "must be at least 1"));
@@ -173,7 +195,10 @@ impl Instance {
 
 pub(super) fn check_meta(meta: &BTreeMap<Arc<str>, Arc<str>>) -> Result<(), InvalidField> {
     if meta.len() > META_MAX {
-        return Err(InvalidField::new("meta", format!("{} pairs, the most is {META_MAX}", meta.len())));
+        return Err(InvalidField::new(
+            "meta",
+            format!("{} pairs, the most is {META_MAX}", meta.len()),
+        ));
     }
     for (key, value) in meta {
         let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
@@ -187,7 +212,10 @@ pub(super) fn check_meta(meta: &BTreeMap<Arc<str>, Arc<str>>) -> Result<(), Inva
             ));
         }
         if value.len() > META_VALUE_MAX {
-            return Err(InvalidField::new("meta", format!("{} has more than {META_VALUE_MAX} bytes", quoted(key))));
+            return Err(InvalidField::new(
+                "meta",
+                format!("{} has more than {META_VALUE_MAX} bytes", quoted(key)),
+            ));
         }
     }
     Ok(())

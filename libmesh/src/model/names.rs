@@ -135,7 +135,10 @@ fn service(text: &str) -> Result<Arc<str>, InvalidField> {
 fn node(text: &str) -> Result<Arc<str>, InvalidField> {
     let name = dotted("node", text, NODE_MAX)?;
     for label in name.split('.') {
-        if label.is_empty() || label.len() > LABEL_MAX || !label.as_bytes()[0].is_ascii_alphanumeric() {
+        if label.is_empty()
+            || label.len() > LABEL_MAX
+            || !label.as_bytes()[0].is_ascii_alphanumeric()
+        {
             return Err(InvalidField::new(
                 "node",
                 format!(
@@ -152,7 +155,10 @@ fn node(text: &str) -> Result<Arc<str>, InvalidField> {
 fn datacenter(text: &str) -> Result<Arc<str>, InvalidField> {
     let name = dotted("datacenter", text, LABEL_MAX)?;
     if name.contains('.') {
-        return Err(InvalidField::new("datacenter", format!("{} must be one label, without dots", quoted(text))));
+        return Err(InvalidField::new(
+            "datacenter",
+            format!("{} must be one label, without dots", quoted(text)),
+        ));
     }
     Ok(name)
 }
@@ -161,11 +167,17 @@ fn instance_id(text: &str) -> Result<Arc<str>, InvalidField> {
     if text.is_empty() || text.len() > INSTANCE_ID_MAX {
         return Err(InvalidField::new(
             "id",
-            format!("has {} bytes, allowed are 1 to {INSTANCE_ID_MAX}", text.len()),
+            format!(
+                "has {} bytes, allowed are 1 to {INSTANCE_ID_MAX}",
+                text.len()
+            ),
         ));
     }
     if text.chars().any(char::is_control) {
-        return Err(InvalidField::new("id", format!("{} has control characters", quoted(text))));
+        return Err(InvalidField::new(
+            "id",
+            format!("{} has control characters", quoted(text)),
+        ));
     }
     Ok(Arc::from(text))
 }
@@ -176,13 +188,23 @@ fn dotted(field: &'static str, text: &str, max: usize) -> Result<Arc<str>, Inval
         return Err(InvalidField::new(field, "is empty"));
     }
     if text.len() > max {
-        return Err(InvalidField::new(field, format!("{} has {} bytes, the most is {max}", quoted(text), text.len())));
+        return Err(InvalidField::new(
+            field,
+            format!(
+                "{} has {} bytes, the most is {max}",
+                quoted(text),
+                text.len()
+            ),
+        ));
     }
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if !text.as_bytes()[0].is_ascii_alphanumeric() || !text.bytes().all(fits) {
         return Err(InvalidField::new(
             field,
-            format!("{} must start with a letter or digit and hold only letters, digits, '-', '_', '.'", quoted(text)),
+            format!(
+                "{} must start with a letter or digit and hold only letters, digits, '-', '_', '.'",
+                quoted(text)
+            ),
         ));
     }
     if text.bytes().any(|b| b.is_ascii_uppercase()) {

@@ -75,7 +75,9 @@ impl Serialize for NodeId {
 impl<'de> Deserialize<'de> for NodeId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            String::deserialize(deserializer)?
+                .parse()
+                .map_err(serde::de::Error::custom)
         } else {
             <[u8; 16]>::deserialize(deserializer).map(Self)
         }
@@ -119,7 +121,9 @@ impl NodeRecord {
 
     /// Its failure domain: meta `zone`, or the datacenter when there is none.
     pub fn zone(&self) -> &str {
-        self.meta.get("zone").map_or(self.datacenter.as_str(), |zone| zone)
+        self.meta
+            .get("zone")
+            .map_or(self.datacenter.as_str(), |zone| zone)
     }
 
     /// Checks what the types alone do not.

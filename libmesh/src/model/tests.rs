@@ -4,15 +4,26 @@ use super::*;
 
 #[test]
 fn names_are_lower_cased_at_parse_and_keep_their_rules() {
-    assert_eq!(ServiceName::parse("Web-1.api_x").unwrap().as_str(), "web-1.api_x");
+    assert_eq!(
+        ServiceName::parse("Web-1.api_x").unwrap().as_str(),
+        "web-1.api_x"
+    );
     for wrong in ["", "-web", "we b", "web/1", "wéb", &"a".repeat(129)] {
-        assert_eq!(ServiceName::parse(wrong).unwrap_err().field, "service", "{wrong:?}");
+        assert_eq!(
+            ServiceName::parse(wrong).unwrap_err().field,
+            "service",
+            "{wrong:?}"
+        );
     }
     assert!(ServiceName::parse(&"a".repeat(128)).is_ok());
 
     assert!(NodeName::parse("host1.rack-2").is_ok());
     for wrong in ["a..b", "a.-b", &"a".repeat(64), "a."] {
-        assert_eq!(NodeName::parse(wrong).unwrap_err().field, "node", "{wrong:?}");
+        assert_eq!(
+            NodeName::parse(wrong).unwrap_err().field,
+            "node",
+            "{wrong:?}"
+        );
     }
     assert_eq!(Datacenter::parse("a.b").unwrap_err().field, "datacenter");
     assert_eq!(InstanceId::parse("Web 1/é").unwrap().as_str(), "Web 1/é");
@@ -47,11 +58,20 @@ fn validation_names_the_field() {
     };
     assert_eq!(field(|i| i.tags = vec![Arc::from("")]), "tags");
     assert_eq!(field(|i| i.tags = vec![Arc::from("t"); 257]), "tags");
-    assert_eq!(field(|i| drop(i.meta.insert(Arc::from("a b"), Arc::from("")))), "meta");
-    assert_eq!(field(|i| drop(i.meta.insert(Arc::from("a"), Arc::from("x".repeat(513))))), "meta");
+    assert_eq!(
+        field(|i| drop(i.meta.insert(Arc::from("a b"), Arc::from("")))),
+        "meta"
+    );
+    assert_eq!(
+        field(|i| drop(i.meta.insert(Arc::from("a"), Arc::from("x".repeat(513))))),
+        "meta"
+    );
     assert_eq!(field(|i| i.weights.passing = 0), "weights.passing");
     assert_eq!(field(|i| i.version = Some(Arc::from(""))), "version");
-    assert_eq!(field(|i| i.address = Some(Host::Name(Arc::from("a b")))), "address");
+    assert_eq!(
+        field(|i| i.address = Some(Host::Name(Arc::from("a b")))),
+        "address"
+    );
 }
 
 #[test]

@@ -29,17 +29,31 @@ fn a_registered_instance_is_found_and_a_removed_one_is_not() {
     let view = catalog.service("WEB").unwrap();
     assert_eq!(view.instances.len(), 2);
     assert_eq!(view.instances[0].instance.id, "web-80");
-    assert_eq!(view.instances[0].address(), Host::Ip(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))));
+    assert_eq!(
+        view.instances[0].address(),
+        Host::Ip(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)))
+    );
     assert_eq!(view.revision, catalog.revision());
     assert_eq!(catalog.services().len(), 1);
-    assert_eq!(catalog.node_by_ip(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))).unwrap().record.name, "node1");
+    assert_eq!(
+        catalog
+            .node_by_ip(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)))
+            .unwrap()
+            .record
+            .name,
+        "node1"
+    );
 
     assert!(local.remove_service(&web.id));
     assert!(!local.remove_service(&web.id));
     assert_eq!(catalog.service("web").unwrap().instances.len(), 1);
     local.remove_service(&InstanceId::parse("web-81").unwrap());
     assert!(catalog.service("web").is_none() && catalog.services().is_empty());
-    assert_eq!(catalog.service_revision("web"), catalog.revision(), "the revision outlives the service");
+    assert_eq!(
+        catalog.service_revision("web"),
+        catalog.revision(),
+        "the revision outlives the service"
+    );
     assert_eq!(catalog.service_revision("never"), 0);
 }
 
@@ -50,19 +64,26 @@ fn registering_again_changes_nothing() {
     let local = catalog.local();
     local.put_node(node(1)).unwrap();
     local.put_service(instance("web", 80)).unwrap();
-    local.put_check(check("c", Some(&instance("web", 80)), Health::Passing)).unwrap();
+    local
+        .put_check(check("c", Some(&instance("web", 80)), Health::Passing))
+        .unwrap();
     let before = catalog.service("web").unwrap();
     clock.advance(Duration::from_secs(1));
     local.put_node(node(1)).unwrap();
     local.put_service(instance("web", 80)).unwrap();
-    local.put_check(check("c", Some(&instance("web", 80)), Health::Passing)).unwrap();
+    local
+        .put_check(check("c", Some(&instance("web", 80)), Health::Passing))
+        .unwrap();
     assert!(Arc::ptr_eq(&before, &catalog.service("web").unwrap()));
 
     let mut changed = instance("web", 80);
     changed.tags.push(Arc::from("v2"));
     local.put_service(changed).unwrap();
     let after = &catalog.service("web").unwrap().instances[0];
-    assert_eq!(after.instance.create_stamp, before.instances[0].instance.create_stamp);
+    assert_eq!(
+        after.instance.create_stamp,
+        before.instances[0].instance.create_stamp
+    );
     assert_eq!(after.instance.modify_stamp, clock.now());
 }
 
@@ -85,19 +106,38 @@ fn health_is_the_worst_of_own_and_node_checks() {
     let (web, db) = (instance("web", 80), instance("db", 5432));
     local.put_service(web.clone()).unwrap();
     local.put_service(db.clone()).unwrap();
-    local.put_check(check("web", Some(&web), Health::Warning)).unwrap();
+    local
+        .put_check(check("web", Some(&web), Health::Warning))
+        .unwrap();
     let health = |name: &str| catalog.service(name).unwrap().instances[0].health;
-    assert_eq!((health("web"), health("db")), (Health::Warning, Health::Passing));
-    local.put_check(check("disk", None, Health::Critical)).unwrap();
-    assert_eq!((health("web"), health("db")), (Health::Critical, Health::Critical));
+    assert_eq!(
+        (health("web"), health("db")),
+        (Health::Warning, Health::Passing)
+    );
+    local
+        .put_check(check("disk", None, Health::Critical))
+        .unwrap();
+    assert_eq!(
+        (health("web"), health("db")),
+        (Health::Critical, Health::Critical)
+    );
     assert_eq!(catalog.service("web").unwrap().usable().count(), 0);
     assert!(local.remove_check("disk"));
-    assert_eq!((health("web"), health("db")), (Health::Warning, Health::Passing));
+    assert_eq!(
+        (health("web"), health("db")),
+        (Health::Warning, Health::Passing)
+    );
 
     let unknown = local.put_check(check("x", Some(&instance("no", 1)), Health::Passing));
-    assert!(matches!(unknown, Err(super::super::LocalError::UnknownInstance { .. })));
+    assert!(matches!(
+        unknown,
+        Err(super::super::LocalError::UnknownInstance { .. })
+    ));
     local.remove_service(&web.id);
-    assert!(local.check("web").is_none(), "checks go with their instance");
+    assert!(
+        local.check("web").is_none(),
+        "checks go with their instance"
+    );
 }
 
 #[test]
@@ -140,7 +180,10 @@ fn a_watch_is_woken_by_its_service_only() {
     let catalog = TestClock::at(10).catalog(1);
     let local = catalog.local();
     local.put_node(node(1)).unwrap();
-    let (web, db) = (catalog.watch_service(&service("web")), catalog.watch_service(&service("db")));
+    let (web, db) = (
+        catalog.watch_service(&service("web")),
+        catalog.watch_service(&service("db")),
+    );
     let (mut web_changed, mut db_changed) = (pin!(web.changed_after(0)), pin!(db.changed_after(0)));
     let woken = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&woken));
@@ -148,10 +191,21 @@ fn a_watch_is_woken_by_its_service_only() {
     assert!(web_changed.as_mut().poll(&mut context).is_pending());
     let others = Arc::new(Wakes::default());
     let other_waker = Waker::from(Arc::clone(&others));
-    assert!(db_changed.as_mut().poll(&mut Context::from_waker(&other_waker)).is_pending());
+    assert!(
+        db_changed
+            .as_mut()
+            .poll(&mut Context::from_waker(&other_waker))
+            .is_pending()
+    );
 
     local.put_service(instance("web", 80)).unwrap();
-    assert_eq!((woken.0.load(Ordering::SeqCst), others.0.load(Ordering::SeqCst)), (1, 0));
+    assert_eq!(
+        (
+            woken.0.load(Ordering::SeqCst),
+            others.0.load(Ordering::SeqCst)
+        ),
+        (1, 0)
+    );
     assert_eq!(ready(web_changed), Some(catalog.service_revision("web")));
     assert!(ready(db_changed).is_none());
 }
