@@ -1,0 +1,471 @@
+//! Prepared answers and how a reply is put together from one.
+//!
+//! Encoding an answer happens once per change of a service; a reply is then a few copies: the header, the question
+//! as it was spelt, the records in a fresh uniform order, the OPT. That works because every owner name is a pointer
+//! at the question, which always starts at octet 12, and because the names that later records point at (the targets
+//! of SRV and NS) are found again by where their record was just copied to. So one template serves every EDNS size,
+//! every spelling and every order.
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::message::Header;
+use super::{CLASS_IN, HEADER, rtype};
+
+/// Pointer at the question's name.
+const OWNER: u16 = 0xC000 | HEADER as u16;
+/// Pointers have 14 bits.
+const POINTER_MAX: usize = 0x3FFF;
+
+/// A prepared answer. Built with the `push` methods, in order, then shared.
+#[derive(Clone, Debug, Default)]
+pub struct Template {
+    rcode: u16,
+    authoritative: bool,
+    /// Answer records back to back.
+    body: Vec<u8>,
+    answers: Vec<Span>,
+    /// Length of each answer record, while they are all alike and none has a target.
+    stride: usize,
+    /// Send no more answers than this, without calling the rest truncated.
+    take: usize,
+    authority: Vec<u8>,
+    authority_count: u16,
+    /// Where in `authority` or `body` the SOA serial stands.
+    serial: Option<Serial>,
+    targets: Vec<Target>,
+    /// Additional records back to back, without owner names.
+    glue: Vec<u8>,
+    glue_spans: Vec<Span>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    len: u16,
+    /// Offset of the target name inside the record, and its number plus one; 0 for records without.
+    target_at: u16,
+    target: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Serial {
+    InAnswer(usize),
+    InAuthority(usize),
+}
+
+/// A name inside an answer's data that additional records belong to.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    /// Its records in `glue_spans`.
+    first: u16,
+    count: u16,
+}
+
+/// The number of a target, as [`Template::push_target`] returns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetId(u16);
+
+impl Template {
+    /// The most answer records a template holds; a service with more shows a random choice of them.
+    pub const MAX_ANSWERS: usize = 4096;
+
+    /// An answer without records.
+    pub fn new(rcode: u16, authoritative: bool) -> Self {
+        Self { rcode, authoritative, take: usize::MAX, ..Self::default() }
+    }
+
+    /// Answers so far.
+    pub fn answers(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Response code.
+    pub fn rcode(&self) -> u16 {
+        self.rcode
+    }
+
+    /// Octets held, for a cache's bound.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>()
+            + self.body.len()
+            + self.authority.len()
+            + self.glue.len()
+            + (self.answers.len() + self.glue_spans.len()) * size_of::<Span>()
+            + self.targets.len() * size_of::<Target>()
+    }
+
+    /// Each reply shows `count` of the answers, in turn by chance (one CNAME of several).
+    pub fn take(&mut self, count: usize) {
+        self.take = count;
+    }
+
+    /// Adds an answer owned by the asked name. Silently full at [`Self::MAX_ANSWERS`]; `data` above 64 KiB − 1 is
+    /// left out.
+    pub fn push_answer(&mut self, rtype: u16, ttl: u32, data: &[u8]) {
+        self.push_record(rtype, ttl, data, 0, 0);
+    }
+
+    /// Adds an answer whose data ends with the wire name `name`, which is the target `id` that glue may belong to.
+    pub fn push_answer_to(&mut self, rtype: u16, ttl: u32, prefix: &[u8], name: &[u8], id: TargetId) {
+        // Owner pointer, type, class, TTL and length take 12 octets.
+        let target_at = 12 + prefix.len() as u16;
+        self.push_record(rtype, ttl, &[prefix, name].concat(), target_at, id.0 + 1);
+    }
+
+    fn push_record(&mut self, rtype: u16, ttl: u32, data: &[u8], target_at: u16, target: u16) {
+        if self.answers.len() == Self::MAX_ANSWERS {
+            return;
+        }
+        let start = self.body.len();
+        self.body.extend_from_slice(&OWNER.to_be_bytes());
+        if !push_fixed(&mut self.body, rtype, ttl, data) {
+            self.body.truncate(start);
+            return;
+        }
+        let len = self.body.len() - start;
+        let alike = target == 0 && (start == 0 || self.stride == len);
+        self.stride = if alike { len } else { 0 };
+        self.answers.push(Span { start: start as u32, len: len as u16, target_at, target });
+    }
+
+    /// Makes a target; its glue follows with [`Self::push_glue`] before the next target is made.
+    pub fn push_target(&mut self) -> TargetId {
+        self.targets.push(Target { first: self.glue_spans.len() as u16, count: 0 });
+        TargetId((self.targets.len() - 1) as u16)
+    }
+
+    /// Adds an additional record owned by the newest target.
+    pub fn push_glue(&mut self, rtype: u16, ttl: u32, data: &[u8]) {
+        let Some(target) = self.targets.last_mut() else { return };
+        let start = self.glue.len();
+        if push_fixed(&mut self.glue, rtype, ttl, data) {
+            target.count += 1;
+            let len = (self.glue.len() - start) as u16;
+            self.glue_spans.push(Span { start: start as u32, len, target_at: 0, target: 0 });
+        }
+    }
+
+    /// Adds the zone's SOA, to the answer when it was asked for, else to the authority section (RFC 2308).
+    /// `zone_at` is where in the message the zone's own name starts, which is always a tail of the question.
+    pub fn push_soa(&mut self, zone_at: u16, asked: bool, ttl: u32, minimum: u32) {
+        let zone = (0xC000 | zone_at).to_be_bytes();
+        let mut data = Vec::with_capacity(40);
+        data.extend_from_slice(b"\x02ns");
+        data.extend_from_slice(&zone);
+        data.extend_from_slice(b"\x0ahostmaster");
+        data.extend_from_slice(&zone);
+        let serial = data.len();
+        // Serial (filled in per reply), refresh, retry, expire: the values that Consul uses.
+        for value in [0, 3600, 600, 86_400, minimum] {
+            data.extend_from_slice(&u32::to_be_bytes(value));
+        }
+        if asked {
+            self.serial = Some(Serial::InAnswer(self.body.len() + 12 + serial));
+            self.push_answer(rtype::SOA, ttl, &data);
+        } else {
+            self.serial = Some(Serial::InAuthority(self.authority.len() + 12 + serial));
+            self.authority.extend_from_slice(&zone);
+            push_fixed(&mut self.authority, rtype::SOA, ttl, &data);
+            self.authority_count += 1;
+        }
+    }
+}
+
+/// Type, class, TTL, length and data; false when the data is too long.
+fn push_fixed(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) -> bool {
+    let Ok(len) = u16::try_from(data.len()) else { return false };
+    if len > u16::MAX - 16 {
+        return false;
+    }
+    out.extend_from_slice(&rtype.to_be_bytes());
+    out.extend_from_slice(&CLASS_IN.to_be_bytes());
+    out.extend_from_slice(&ttl.to_be_bytes());
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(data);
+    true
+}
+
+/// The OPT record of a reply.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyEdns {
+    /// The largest request that we take over UDP.
+    pub payload: u16,
+    /// Echo of the asker's bit.
+    pub dnssec_ok: bool,
+    /// An extended error (RFC 8914).
+    pub error: Option<u16>,
+}
+
+impl ReplyEdns {
+    fn len(&self) -> usize {
+        if self.error.is_some() { 17 } else { 11 }
+    }
+
+    fn write(&self, out: &mut Writer<'_>, rcode: u16) {
+        out.put(&[0]);
+        out.put(&rtype::OPT.to_be_bytes());
+        out.put(&self.payload.to_be_bytes());
+        out.put(&[(rcode >> 4) as u8, 0, u8::from(self.dnssec_ok) << 7, 0]);
+        match self.error {
+            None => out.put(&[0, 0]),
+            // One option: code 15, length 2, the error.
+            Some(code) => out.put(&[0, 6, 0, 15, 0, 2, (code >> 8) as u8, code as u8]),
+        }
+    }
+}
+
+/// What a reply takes from the request and from the transport rather than from the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'q> {
+    /// The request's header.
+    pub header: Header,
+    /// The question's octets, echoed as they were spelt; empty when none could be read.
+    pub question: &'q [u8],
+    /// The OPT record, when the asker sent one.
+    pub edns: Option<ReplyEdns>,
+    /// Octets the asker can take.
+    pub limit: usize,
+    /// Recursion available.
+    pub recursion: bool,
+    /// Answers to send at most, without saying so (`usize::MAX`: no such limit).
+    pub max_answers: usize,
+    /// Set TC when answers had to be left out.
+    pub say_truncated: bool,
+    /// SOA serial.
+    pub serial: u32,
+}
+
+/// Per-thread working memory for [`Envelope::fill`]: no allocation once it has grown to the largest answer.
+#[derive(Debug)]
+pub struct Scratch {
+    rng: SmallRng,
+    order: Vec<u16>,
+    placed: Vec<u16>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { rng: rand::make_rng(), order: Vec::new(), placed: Vec::new() }
+    }
+}
+
+impl Scratch {
+    /// Working memory whose choices can be repeated, for tests.
+    pub fn seeded(seed: u64) -> Self {
+        Self { rng: SmallRng::seed_from_u64(seed), order: Vec::new(), placed: Vec::new() }
+    }
+
+    /// Puts a uniform choice of `count` out of `0..n` into the first places of `order`.
+    fn choose(&mut self, n: usize, count: usize) {
+        self.order.clear();
+        self.order.extend(0..n as u16);
+        for i in 0..count.min(n.saturating_sub(1)) {
+            let j = self.rng.random_range(i..n);
+            self.order.swap(i, j);
+        }
+    }
+}
+
+impl Envelope<'_> {
+    /// Writes a reply without records: the header, the question, the OPT. Returns its length.
+    pub fn fill_error(&self, rcode: u16, out: &mut [u8]) -> usize {
+        let mut out = Writer { out, at: HEADER };
+        out.put(self.question);
+        let (mut flags, rcode) = self.flags_and_rcode(rcode, false);
+        flags |= rcode & 0xF;
+        self.finish(out, flags, rcode, [0; 3])
+    }
+
+    /// Writes the reply into `out`, which must hold at least `limit` octets, itself at least 512.
+    /// Returns its length.
+    pub fn fill(&self, template: &Template, scratch: &mut Scratch, out: &mut [u8]) -> usize {
+        let mut out = Writer { out, at: HEADER };
+        out.put(self.question);
+        let reserved = template.authority.len() + self.edns.map_or(0, |e| e.len());
+        let end = self.limit.saturating_sub(reserved);
+        let most = template.answers.len().min(template.take).min(self.max_answers);
+
+        let written = if template.targets.is_empty() {
+            fill_plain(template, scratch, &mut out, end, most)
+        } else {
+            fill_with_glue(template, scratch, &mut out, end, most)
+        };
+        let (mut flags, rcode) = self.flags_and_rcode(template.rcode, template.authoritative);
+        flags |= rcode & 0xF;
+        if written.answers < most && self.say_truncated {
+            flags |= Header::TC;
+        }
+
+        let authority_at = out.at;
+        out.put(&template.authority);
+        match template.serial {
+            Some(Serial::InAuthority(at)) => out.patch(authority_at + at, &self.serial.to_be_bytes()),
+            Some(Serial::InAnswer(at)) if written.answers > 0 => {
+                out.patch(HEADER + self.question.len() + at, &self.serial.to_be_bytes());
+            }
+            _ => {}
+        }
+        self.finish(out, flags, rcode, [written.answers as u16, template.authority_count, written.glue])
+    }
+
+    fn flags_and_rcode(&self, rcode: u16, authoritative: bool) -> (u16, u16) {
+        let mut flags = self.header.reply_flags();
+        if authoritative {
+            flags |= Header::AA;
+        }
+        if self.recursion {
+            flags |= Header::RA;
+        }
+        // Codes above 15 need the OPT to say the rest; without one the closest plain code is FORMERR.
+        let rcode = if rcode > 15 && self.edns.is_none() { super::rcode::FORMERR } else { rcode };
+        (flags, rcode)
+    }
+
+    fn finish(&self, mut out: Writer<'_>, flags: u16, rcode: u16, counts: [u16; 3]) -> usize {
+        let [answers, authority, mut additional] = counts;
+        if let Some(edns) = &self.edns {
+            edns.write(&mut out, rcode);
+            additional += 1;
+        }
+        let questions = u16::from(!self.question.is_empty());
+        for (i, word) in [self.header.id, flags, questions, answers, authority, additional].into_iter().enumerate() {
+            out.patch(2 * i, &word.to_be_bytes());
+        }
+        out.at
+    }
+}
+
+struct Written {
+    answers: usize,
+    glue: u16,
+}
+
+/// Answers whose data names nothing: copies, shuffled in place when all are shown.
+fn fill_plain(template: &Template, scratch: &mut Scratch, out: &mut Writer<'_>, end: usize, most: usize) -> Written {
+    let n = template.answers.len();
+    let stride = template.stride;
+    let room = end.saturating_sub(out.at);
+    let answers = if n == most && template.body.len() <= room && (n < 2 || stride > 0) {
+        let at = out.at;
+        out.put(&template.body);
+        shuffle(&mut out.out[at..at + template.body.len()], stride, &mut scratch.rng);
+        n
+    } else {
+        scratch.choose(n, most);
+        let mut written = 0;
+        for &index in &scratch.order[..most] {
+            let span = template.answers[usize::from(index)];
+            if out.at + usize::from(span.len) > end {
+                break;
+            }
+            out.put(record(&template.body, span));
+            written += 1;
+        }
+        written
+    };
+    Written { answers, glue: 0 }
+}
+
+/// Fisher–Yates over records of equal length.
+fn shuffle(records: &mut [u8], stride: usize, rng: &mut SmallRng) {
+    if stride == 0 {
+        return;
+    }
+    for i in (1..records.len() / stride).rev() {
+        let j = rng.random_range(0..=i);
+        if i != j {
+            let (low, high) = records.split_at_mut(i * stride);
+            low[j * stride..][..stride].swap_with_slice(&mut high[..stride]);
+        }
+    }
+}
+
+/// SRV and NS: the additional records of each shown target go with it. When not everything fits, answers are shown
+/// together with their addresses and the rest is left out; when only the addresses do not fit, they alone are cut.
+fn fill_with_glue(template: &Template, scratch: &mut Scratch, out: &mut Writer<'_>, end: usize, most: usize) -> Written {
+    scratch.choose(template.answers.len(), most);
+    scratch.placed.clear();
+    scratch.placed.resize(template.targets.len(), 0);
+    let all_answers_fit = most == template.answers.len() && out.at + template.body.len() <= end;
+
+    let mut answers = 0;
+    let mut glue_len = 0;
+    for &index in &scratch.order[..most] {
+        let span = template.answers[usize::from(index)];
+        let number = usize::from(span.target).checked_sub(1);
+        let new = number.filter(|&n| scratch.placed[n] == 0);
+        let cost = if all_answers_fit { 0 } else { new.map_or(0, |n| template.glue_len(n)) };
+        // The first answer goes alone rather than not at all.
+        let needed = usize::from(span.len) + if answers == 0 { 0 } else { glue_len + cost };
+        if out.at + needed > end {
+            break;
+        }
+        glue_len += cost;
+        if let Some(n) = new {
+            scratch.placed[n] = (out.at + usize::from(span.target_at)) as u16;
+        }
+        out.put(record(&template.body, span));
+        answers += 1;
+    }
+
+    let mut glue = 0;
+    for (target, &name_at) in template.targets.iter().zip(&scratch.placed) {
+        if name_at == 0 {
+            continue;
+        }
+        let name_at = usize::from(name_at);
+        for &span in &template.glue_spans[usize::from(target.first)..][..usize::from(target.count)] {
+            let rest = record(&template.glue, span);
+            if name_at <= POINTER_MAX {
+                if out.at + 2 + rest.len() > end {
+                    break;
+                }
+                out.put(&(0xC000 | name_at as u16).to_be_bytes());
+            } else {
+                // Out of a pointer's reach (TCP): the name stands in full a second time. A target that itself ends
+                // in a pointer (the zone's name) is copied with it.
+                let len = super::name::skip(out.out, name_at).map_or(0, |end| end - name_at);
+                if out.at + len + rest.len() > end {
+                    break;
+                }
+                out.out.copy_within(name_at..name_at + len, out.at);
+                out.at += len;
+            }
+            out.put(rest);
+            glue += 1;
+        }
+    }
+    Written { answers, glue }
+}
+
+impl Template {
+    fn glue_len(&self, target: usize) -> usize {
+        let target = self.targets[target];
+        let spans = &self.glue_spans[usize::from(target.first)..][..usize::from(target.count)];
+        spans.iter().map(|span| 2 + usize::from(span.len)).sum()
+    }
+}
+
+fn record(body: &[u8], span: Span) -> &[u8] {
+    &body[span.start as usize..][..usize::from(span.len)]
+}
+
+struct Writer<'b> {
+    out: &'b mut [u8],
+    at: usize,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.out[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    fn patch(&mut self, at: usize, bytes: &[u8]) {
+        self.out[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;
