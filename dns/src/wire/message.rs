@@ -93,21 +93,36 @@ pub enum Request<'a> {
 impl<'a> Request<'a> {
     /// Reads one message.
     pub fn parse(message: &'a [u8]) -> Self {
-        let Some(head) = message.first_chunk::<HEADER>() else { return Self::Ignore };
+        let Some(head) = message.first_chunk::<HEADER>() else {
+            return Self::Ignore;
+        };
         let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        let header = Header { id: word(0), flags: word(2) };
+        let header = Header {
+            id: word(0),
+            flags: word(2),
+        };
         if header.flags & Header::QR != 0 {
             return Self::Ignore;
         }
-        let question = if word(4) == 1 { question(&message[HEADER..]) } else { None };
+        let question = if word(4) == 1 {
+            question(&message[HEADER..])
+        } else {
+            None
+        };
         if header.opcode() != 0 {
             return Self::Other(header, question);
         }
-        let Some(question) = question else { return Self::Malformed(header) };
+        let Some(question) = question else {
+            return Self::Malformed(header);
+        };
         // Asker's answer and authority records mean nothing to us (IXFR sends one), but the OPT is behind them.
         let before = u32::from(word(6)) + u32::from(word(8));
         match records(message, HEADER + question.bytes.len(), before, word(10)) {
-            Some(edns) => Self::Query(Query { header, question, edns }),
+            Some(edns) => Self::Query(Query {
+                header,
+                question,
+                edns,
+            }),
             None => Self::Malformed(header),
         }
     }
@@ -142,7 +157,11 @@ fn records(message: &[u8], mut at: usize, before: u32, additional: u16) -> Optio
             if !is_root || edns.is_some() {
                 return None;
             }
-            edns = Some(Edns { payload: word(2), version: fixed[5], dnssec_ok: fixed[6] & 0x80 != 0 });
+            edns = Some(Edns {
+                payload: word(2),
+                version: fixed[5],
+                dnssec_ok: fixed[6] & 0x80 != 0,
+            });
         }
     }
     (at == message.len()).then_some(edns)
@@ -168,9 +187,24 @@ mod tests {
     #[test]
     fn a_plain_query() {
         let bytes = message(0x0100, [1, 0, 0, 0], &[WEB]);
-        let Request::Query(query) = Request::parse(&bytes) else { panic!("not a query") };
-        assert_eq!(query.header, Header { id: 0xABCD, flags: 0x0100 });
-        assert_eq!((query.question.rtype, query.question.class, query.question.bytes), (1, 1, WEB));
+        let Request::Query(query) = Request::parse(&bytes) else {
+            panic!("not a query")
+        };
+        assert_eq!(
+            query.header,
+            Header {
+                id: 0xABCD,
+                flags: 0x0100
+            }
+        );
+        assert_eq!(
+            (
+                query.question.rtype,
+                query.question.class,
+                query.question.bytes
+            ),
+            (1, 1, WEB)
+        );
         assert_eq!(query.edns, None);
     }
 
@@ -178,20 +212,35 @@ mod tests {
     fn edns_is_found_behind_other_records() {
         let other = b"\xC0\x0C\x00\x10\x00\x01\x00\x00\x00\x00\x00\x02\x01x";
         let bytes = message(0, [1, 0, 1, 2], &[WEB, other, other, OPT]);
-        let Request::Query(query) = Request::parse(&bytes) else { panic!("not a query") };
-        assert_eq!(query.edns, Some(Edns { payload: 1232, version: 0, dnssec_ok: true }));
+        let Request::Query(query) = Request::parse(&bytes) else {
+            panic!("not a query")
+        };
+        assert_eq!(
+            query.edns,
+            Some(Edns {
+                payload: 1232,
+                version: 0,
+                dnssec_ok: true
+            })
+        );
     }
 
     #[test]
     fn responses_and_stubs_are_ignored() {
-        assert_eq!(Request::parse(&message(Header::QR, [1, 0, 0, 0], &[WEB])), Request::Ignore);
+        assert_eq!(
+            Request::parse(&message(Header::QR, [1, 0, 0, 0], &[WEB])),
+            Request::Ignore
+        );
         assert_eq!(Request::parse(b"\x00\x01\x00"), Request::Ignore);
         assert_eq!(Request::parse(b""), Request::Ignore);
     }
 
     #[test]
     fn what_cannot_be_read_is_malformed() {
-        let header = Header { id: 0xABCD, flags: 0 };
+        let header = Header {
+            id: 0xABCD,
+            flags: 0,
+        };
         for (counts, body) in [
             ([0, 0, 0, 0], vec![]),
             ([2, 0, 0, 0], vec![WEB, WEB]),
@@ -204,14 +253,20 @@ mod tests {
             ([1, 0xFFFF, 0xFFFF, 0xFFFF], vec![WEB, OPT]),
         ] {
             let bytes = message(0, counts, &body);
-            assert_eq!(Request::parse(&bytes), Request::Malformed(header), "{counts:?} {body:?}");
+            assert_eq!(
+                Request::parse(&bytes),
+                Request::Malformed(header),
+                "{counts:?} {body:?}"
+            );
         }
     }
 
     #[test]
     fn other_opcodes_keep_their_question() {
         let bytes = message(4 << 11, [1, 0, 0, 0], &[WEB]);
-        let Request::Other(header, Some(question)) = Request::parse(&bytes) else { panic!("not another opcode") };
+        let Request::Other(header, Some(question)) = Request::parse(&bytes) else {
+            panic!("not another opcode")
+        };
         assert_eq!((header.opcode(), question.bytes), (4, WEB));
         let bytes = message(2 << 11, [0, 0, 0, 0], &[]);
         assert!(matches!(Request::parse(&bytes), Request::Other(_, None)));

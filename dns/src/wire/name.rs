@@ -118,15 +118,22 @@ pub struct Domain(Box<[u8]>);
 impl Domain {
     /// Parses `mesh`, `mesh.` or `svc.example.com`. At least one label; letters, digits, `-` and `_`.
     pub fn parse(text: &str) -> Result<Self, BadName> {
-        let bad = |reason| BadName { name: text.to_owned(), reason };
+        let bad = |reason| BadName {
+            name: text.to_owned(),
+            reason,
+        };
         let trimmed = text.strip_suffix('.').unwrap_or(text);
         if trimmed.is_empty() {
             return Err(bad("it is empty"));
         }
-        if !trimmed.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+        if !trimmed
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        {
             return Err(bad("only letters, digits, `-`, `_` and `.` may be in it"));
         }
-        let wire = encode(&trimmed.to_ascii_lowercase()).ok_or_else(|| bad("a label is empty or over 63 octets, or the whole is over 255"))?;
+        let wire = encode(&trimmed.to_ascii_lowercase())
+            .ok_or_else(|| bad("a label is empty or over 63 octets, or the whole is over 255"))?;
         Ok(Self(wire.into_boxed_slice()))
     }
 
@@ -190,7 +197,10 @@ mod tests {
     fn a_name_ends_at_its_root() {
         let name = WireName::parse(b"\x03web\x07service\x04mesh\x00rest").unwrap();
         assert_eq!(name.as_bytes(), b"\x03web\x07service\x04mesh\x00");
-        assert_eq!(labels(name.as_bytes()).collect::<Vec<_>>(), [&b"web"[..], b"service", b"mesh"]);
+        assert_eq!(
+            labels(name.as_bytes()).collect::<Vec<_>>(),
+            [&b"web"[..], b"service", b"mesh"]
+        );
     }
 
     #[test]
@@ -229,7 +239,10 @@ mod tests {
 
     #[test]
     fn bad_domains_say_why() {
-        assert_eq!(Domain::parse(".").unwrap_err().to_string(), "`.` is not a domain name: it is empty");
+        assert_eq!(
+            Domain::parse(".").unwrap_err().to_string(),
+            "`.` is not a domain name: it is empty"
+        );
         assert!(Domain::parse("a..b").is_err());
         assert!(Domain::parse("a b").is_err());
         assert!(Domain::parse(&"a".repeat(64)).is_err());

@@ -72,7 +72,12 @@ impl Template {
 
     /// An answer without records.
     pub fn new(rcode: u16, authoritative: bool) -> Self {
-        Self { rcode, authoritative, take: usize::MAX, ..Self::default() }
+        Self {
+            rcode,
+            authoritative,
+            take: usize::MAX,
+            ..Self::default()
+        }
     }
 
     /// Answers so far.
@@ -107,7 +112,14 @@ impl Template {
     }
 
     /// Adds an answer whose data ends with the wire name `name`, which is the target `id` that glue may belong to.
-    pub fn push_answer_to(&mut self, rtype: u16, ttl: u32, prefix: &[u8], name: &[u8], id: TargetId) {
+    pub fn push_answer_to(
+        &mut self,
+        rtype: u16,
+        ttl: u32,
+        prefix: &[u8],
+        name: &[u8],
+        id: TargetId,
+    ) {
         // Owner pointer, type, class, TTL and length take 12 octets.
         let target_at = 12 + prefix.len() as u16;
         self.push_record(rtype, ttl, &[prefix, name].concat(), target_at, id.0 + 1);
@@ -126,23 +138,38 @@ impl Template {
         let len = self.body.len() - start;
         let alike = target == 0 && (start == 0 || self.stride == len);
         self.stride = if alike { len } else { 0 };
-        self.answers.push(Span { start: start as u32, len: len as u16, target_at, target });
+        self.answers.push(Span {
+            start: start as u32,
+            len: len as u16,
+            target_at,
+            target,
+        });
     }
 
     /// Makes a target; its glue follows with [`Self::push_glue`] before the next target is made.
     pub fn push_target(&mut self) -> TargetId {
-        self.targets.push(Target { first: self.glue_spans.len() as u16, count: 0 });
+        self.targets.push(Target {
+            first: self.glue_spans.len() as u16,
+            count: 0,
+        });
         TargetId((self.targets.len() - 1) as u16)
     }
 
     /// Adds an additional record owned by the newest target.
     pub fn push_glue(&mut self, rtype: u16, ttl: u32, data: &[u8]) {
-        let Some(target) = self.targets.last_mut() else { return };
+        let Some(target) = self.targets.last_mut() else {
+            return;
+        };
         let start = self.glue.len();
         if push_fixed(&mut self.glue, rtype, ttl, data) {
             target.count += 1;
             let len = (self.glue.len() - start) as u16;
-            self.glue_spans.push(Span { start: start as u32, len, target_at: 0, target: 0 });
+            self.glue_spans.push(Span {
+                start: start as u32,
+                len,
+                target_at: 0,
+                target: 0,
+            });
         }
     }
 
@@ -174,7 +201,9 @@ impl Template {
 
 /// Type, class, TTL, length and data; false when the data is too long.
 fn push_fixed(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) -> bool {
-    let Ok(len) = u16::try_from(data.len()) else { return false };
+    let Ok(len) = u16::try_from(data.len()) else {
+        return false;
+    };
     if len > u16::MAX - 16 {
         return false;
     }
@@ -246,14 +275,22 @@ pub struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { rng: rand::make_rng(), order: Vec::new(), placed: Vec::new() }
+        Self {
+            rng: rand::make_rng(),
+            order: Vec::new(),
+            placed: Vec::new(),
+        }
     }
 }
 
 impl Scratch {
     /// Working memory whose choices can be repeated, for tests.
     pub fn seeded(seed: u64) -> Self {
-        Self { rng: SmallRng::seed_from_u64(seed), order: Vec::new(), placed: Vec::new() }
+        Self {
+            rng: SmallRng::seed_from_u64(seed),
+            order: Vec::new(),
+            placed: Vec::new(),
+        }
     }
 
     /// Puts a uniform choice of `count` out of `0..n` into the first places of `order`.
@@ -284,7 +321,11 @@ impl Envelope<'_> {
         out.put(self.question);
         let reserved = template.authority.len() + self.edns.map_or(0, |e| e.len());
         let end = self.limit.saturating_sub(reserved);
-        let most = template.answers.len().min(template.take).min(self.max_answers);
+        let most = template
+            .answers
+            .len()
+            .min(template.take)
+            .min(self.max_answers);
 
         let written = if template.targets.is_empty() {
             fill_plain(template, scratch, &mut out, end, most)
@@ -300,13 +341,27 @@ impl Envelope<'_> {
         let authority_at = out.at;
         out.put(&template.authority);
         match template.serial {
-            Some(Serial::InAuthority(at)) => out.patch(authority_at + at, &self.serial.to_be_bytes()),
+            Some(Serial::InAuthority(at)) => {
+                out.patch(authority_at + at, &self.serial.to_be_bytes())
+            }
             Some(Serial::InAnswer(at)) if written.answers > 0 => {
-                out.patch(HEADER + self.question.len() + at, &self.serial.to_be_bytes());
+                out.patch(
+                    HEADER + self.question.len() + at,
+                    &self.serial.to_be_bytes(),
+                );
             }
             _ => {}
         }
-        self.finish(out, flags, rcode, [written.answers as u16, template.authority_count, written.glue])
+        self.finish(
+            out,
+            flags,
+            rcode,
+            [
+                written.answers as u16,
+                template.authority_count,
+                written.glue,
+            ],
+        )
     }
 
     fn flags_and_rcode(&self, rcode: u16, authoritative: bool) -> (u16, u16) {
@@ -318,7 +373,11 @@ impl Envelope<'_> {
             flags |= Header::RA;
         }
         // Codes above 15 need the OPT to say the rest; without one the closest plain code is FORMERR.
-        let rcode = if rcode > 15 && self.edns.is_none() { super::rcode::FORMERR } else { rcode };
+        let rcode = if rcode > 15 && self.edns.is_none() {
+            super::rcode::FORMERR
+        } else {
+            rcode
+        };
         (flags, rcode)
     }
 
@@ -329,7 +388,17 @@ impl Envelope<'_> {
             additional += 1;
         }
         let questions = u16::from(!self.question.is_empty());
-        for (i, word) in [self.header.id, flags, questions, answers, authority, additional].into_iter().enumerate() {
+        for (i, word) in [
+            self.header.id,
+            flags,
+            questions,
+            answers,
+            authority,
+            additional,
+        ]
+        .into_iter()
+        .enumerate()
+        {
             out.patch(2 * i, &word.to_be_bytes());
         }
         out.at
@@ -342,14 +411,24 @@ struct Written {
 }
 
 /// Answers whose data names nothing: copies, shuffled in place when all are shown.
-fn fill_plain(template: &Template, scratch: &mut Scratch, out: &mut Writer<'_>, end: usize, most: usize) -> Written {
+fn fill_plain(
+    template: &Template,
+    scratch: &mut Scratch,
+    out: &mut Writer<'_>,
+    end: usize,
+    most: usize,
+) -> Written {
     let n = template.answers.len();
     let stride = template.stride;
     let room = end.saturating_sub(out.at);
     let answers = if n == most && template.body.len() <= room && (n < 2 || stride > 0) {
         let at = out.at;
         out.put(&template.body);
-        shuffle(&mut out.out[at..at + template.body.len()], stride, &mut scratch.rng);
+        shuffle(
+            &mut out.out[at..at + template.body.len()],
+            stride,
+            &mut scratch.rng,
+        );
         n
     } else {
         scratch.choose(n, most);
@@ -383,7 +462,13 @@ fn shuffle(records: &mut [u8], stride: usize, rng: &mut SmallRng) {
 
 /// SRV and NS: the additional records of each shown target go with it. When not everything fits, answers are shown
 /// together with their addresses and the rest is left out; when only the addresses do not fit, they alone are cut.
-fn fill_with_glue(template: &Template, scratch: &mut Scratch, out: &mut Writer<'_>, end: usize, most: usize) -> Written {
+fn fill_with_glue(
+    template: &Template,
+    scratch: &mut Scratch,
+    out: &mut Writer<'_>,
+    end: usize,
+    most: usize,
+) -> Written {
     scratch.choose(template.answers.len(), most);
     scratch.placed.clear();
     scratch.placed.resize(template.targets.len(), 0);
@@ -395,7 +480,11 @@ fn fill_with_glue(template: &Template, scratch: &mut Scratch, out: &mut Writer<'
         let span = template.answers[usize::from(index)];
         let number = usize::from(span.target).checked_sub(1);
         let new = number.filter(|&n| scratch.placed[n] == 0);
-        let cost = if all_answers_fit { 0 } else { new.map_or(0, |n| template.glue_len(n)) };
+        let cost = if all_answers_fit {
+            0
+        } else {
+            new.map_or(0, |n| template.glue_len(n))
+        };
         // The first answer goes alone rather than not at all.
         let needed = usize::from(span.len) + if answers == 0 { 0 } else { glue_len + cost };
         if out.at + needed > end {
@@ -415,7 +504,8 @@ fn fill_with_glue(template: &Template, scratch: &mut Scratch, out: &mut Writer<'
             continue;
         }
         let name_at = usize::from(name_at);
-        for &span in &template.glue_spans[usize::from(target.first)..][..usize::from(target.count)] {
+        for &span in &template.glue_spans[usize::from(target.first)..][..usize::from(target.count)]
+        {
             let rest = record(&template.glue, span);
             if name_at <= POINTER_MAX {
                 if out.at + 2 + rest.len() > end {

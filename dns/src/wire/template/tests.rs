@@ -12,7 +12,10 @@ const ZONE_AT: u16 = 16;
 
 fn envelope(limit: usize) -> Envelope<'static> {
     Envelope {
-        header: Header { id: 7, flags: Header::RD },
+        header: Header {
+            id: 7,
+            flags: Header::RD,
+        },
         question: QUESTION,
         edns: None,
         limit,
@@ -74,10 +77,15 @@ fn every_order_of_three_comes_equally_often() {
     let mut out = [0; 512];
     for _ in 0..6000 {
         let len = envelope(512).fill(&template, &mut scratch, &mut out);
-        *seen.entry(last_octets(&Message::from_vec(&out[..len]).unwrap())).or_default() += 1;
+        *seen
+            .entry(last_octets(&Message::from_vec(&out[..len]).unwrap()))
+            .or_default() += 1;
     }
     assert_eq!(seen.len(), 6);
-    assert!(seen.values().all(|&count| (850..1150).contains(&count)), "{seen:?}");
+    assert!(
+        seen.values().all(|&count| (850..1150).contains(&count)),
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -89,7 +97,11 @@ fn what_does_not_fit_is_a_fresh_choice_and_says_so() {
         assert!(message.metadata.truncation);
         assert!(len > 512 - 16);
         let octets = last_octets(&message);
-        assert_eq!(octets.iter().collect::<BTreeSet<_>>().len(), octets.len(), "an address twice");
+        assert_eq!(
+            octets.iter().collect::<BTreeSet<_>>().len(),
+            octets.len(),
+            "an address twice"
+        );
         seen.extend(octets);
     }
     assert_eq!(seen.len(), 200, "some address was never shown");
@@ -97,10 +109,19 @@ fn what_does_not_fit_is_a_fresh_choice_and_says_so() {
 
 #[test]
 fn a_limit_on_answers_is_not_truncation() {
-    let limited = Envelope { max_answers: 3, ..envelope(512) };
+    let limited = Envelope {
+        max_answers: 3,
+        ..envelope(512)
+    };
     let (message, _) = fill(&limited, &addresses(10), 1);
-    assert_eq!((message.answers.len(), message.metadata.truncation), (3, false));
-    let silent = Envelope { say_truncated: false, ..envelope(512) };
+    assert_eq!(
+        (message.answers.len(), message.metadata.truncation),
+        (3, false)
+    );
+    let silent = Envelope {
+        say_truncated: false,
+        ..envelope(512)
+    };
     assert!(!fill(&silent, &addresses(100), 1).0.metadata.truncation);
 }
 
@@ -109,15 +130,27 @@ fn targets_keep_their_addresses_in_any_order() {
     for (n, limit) in [(4, 512), (40, 1232), (900, 65_535)] {
         for seed in 0..20 {
             let (message, _) = fill(&envelope(limit), &srv(n), seed);
-            let glue: BTreeMap<_, _> =
-                message.additionals.iter().map(|r| (r.name.to_string(), r.data.to_string())).collect();
+            let glue: BTreeMap<_, _> = message
+                .additionals
+                .iter()
+                .map(|r| (r.name.to_string(), r.data.to_string()))
+                .collect();
             assert!(!message.answers.is_empty());
             for answer in &message.answers {
-                let RData::SRV(srv) = &answer.data else { panic!("not SRV") };
+                let RData::SRV(srv) = &answer.data else {
+                    panic!("not SRV")
+                };
                 let address = glue.get(&srv.target.to_string());
-                assert_eq!(address, Some(&format!("10.1.{}.{}", srv.port >> 8, srv.port & 255)), "n={n}");
+                assert_eq!(
+                    address,
+                    Some(&format!("10.1.{}.{}", srv.port >> 8, srv.port & 255)),
+                    "n={n}"
+                );
             }
-            assert_eq!(message.metadata.truncation, message.answers.len() < usize::from(n));
+            assert_eq!(
+                message.metadata.truncation,
+                message.answers.len() < usize::from(n)
+            );
         }
     }
 }
@@ -129,7 +162,11 @@ fn addresses_are_cut_before_answers() {
     let (message, _) = fill(&envelope(512), &template, 3);
     assert_eq!(message.answers.len(), 11);
     assert!(!message.metadata.truncation);
-    assert!(!message.additionals.is_empty() && message.additionals.len() < 11, "{}", message.additionals.len());
+    assert!(
+        !message.additionals.is_empty() && message.additionals.len() < 11,
+        "{}",
+        message.additionals.len()
+    );
 }
 
 #[test]
@@ -142,7 +179,10 @@ fn a_shared_target_has_its_address_once() {
     template.push_answer_to(rtype::SRV, 5, &[0, 1, 0, 1, 0, 81], &name, id);
     let (message, _) = fill(&envelope(512), &template, 1);
     assert_eq!((message.answers.len(), message.additionals.len()), (2, 1));
-    assert_eq!(message.additionals[0].name.to_string(), "node1.node.dc1.mesh.");
+    assert_eq!(
+        message.additionals[0].name.to_string(),
+        "node1.node.dc1.mesh."
+    );
 }
 
 #[test]
@@ -151,9 +191,18 @@ fn soa_with_the_serial_of_the_moment() {
         let mut template = Template::new(if asked { 0 } else { 3 }, true);
         template.push_soa(ZONE_AT, asked, 5, 5);
         let (message, _) = fill(&envelope(512), &template, 1);
-        let record = if asked { &message.answers[0] } else { &message.authorities[0] };
-        assert_eq!(record.name.to_string(), if asked { "WeB.mesh." } else { "mesh." });
-        let RData::SOA(soa) = &record.data else { panic!("not SOA") };
+        let record = if asked {
+            &message.answers[0]
+        } else {
+            &message.authorities[0]
+        };
+        assert_eq!(
+            record.name.to_string(),
+            if asked { "WeB.mesh." } else { "mesh." }
+        );
+        let RData::SOA(soa) = &record.data else {
+            panic!("not SOA")
+        };
         assert_eq!(soa.mname.to_string(), "ns.mesh.");
         assert_eq!(soa.rname.to_string(), "hostmaster.mesh.");
         assert_eq!((soa.serial, soa.minimum), (0x0102_0304, 5));
@@ -162,16 +211,45 @@ fn soa_with_the_serial_of_the_moment() {
 
 #[test]
 fn edns_is_answered_in_kind() {
-    let edns = Some(ReplyEdns { payload: 1232, dnssec_ok: true, error: Some(14) });
-    let (message, _) = fill(&Envelope { edns, ..envelope(1232) }, &addresses(2), 1);
+    let edns = Some(ReplyEdns {
+        payload: 1232,
+        dnssec_ok: true,
+        error: Some(14),
+    });
+    let (message, _) = fill(
+        &Envelope {
+            edns,
+            ..envelope(1232)
+        },
+        &addresses(2),
+        1,
+    );
     let opt = message.edns.expect("an OPT");
     assert_eq!((opt.max_payload(), opt.flags().dnssec_ok), (1232, true));
     let mut out = [0; 512];
-    let len = Envelope { edns, ..envelope(512) }.fill_error(super::super::rcode::BADVERS, &mut out);
+    let len = Envelope {
+        edns,
+        ..envelope(512)
+    }
+    .fill_error(super::super::rcode::BADVERS, &mut out);
     // BADVERS and BADSIG share the number 16.
-    assert_eq!(u16::from(Message::from_vec(&out[..len]).unwrap().metadata.response_code), 16);
+    assert_eq!(
+        u16::from(
+            Message::from_vec(&out[..len])
+                .unwrap()
+                .metadata
+                .response_code
+        ),
+        16
+    );
     let len = envelope(512).fill_error(super::super::rcode::BADVERS, &mut out);
-    assert_eq!(Message::from_vec(&out[..len]).unwrap().metadata.response_code, ResponseCode::FormErr);
+    assert_eq!(
+        Message::from_vec(&out[..len])
+            .unwrap()
+            .metadata
+            .response_code,
+        ResponseCode::FormErr
+    );
 }
 
 #[test]
@@ -184,7 +262,10 @@ fn one_alias_of_several_at_a_time() {
     let mut seen = BTreeSet::new();
     for seed in 0..50 {
         let (message, _) = fill(&envelope(512), &template, seed);
-        assert_eq!((message.answers.len(), message.metadata.truncation), (1, false));
+        assert_eq!(
+            (message.answers.len(), message.metadata.truncation),
+            (1, false)
+        );
         seen.insert(message.answers[0].data.to_string());
     }
     assert_eq!(seen.len(), 2);
