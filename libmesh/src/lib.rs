@@ -1,4 +1,8 @@
 //! Service mesh as a crate: membership, catalog, health checks, identity, mTLS connections.
 
 pub mod catalog;
+pub mod identity;
 pub mod model;
+pub mod rpc;
+
+mod files;
