@@ -21,13 +21,21 @@ pub(crate) fn read_private(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>
     };
     let meta = file.metadata()?;
     if meta.permissions().mode() & 0o077 != 0 {
-        let advice = format!("its mode lets others read it; run: chmod 600 {}", path.display());
+        let advice = format!(
+            "its mode lets others read it; run: chmod 600 {}",
+            path.display()
+        );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, advice));
     }
     if meta.len() > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the file is too large",
+        ));
     }
-    let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0) + 1));
+    let mut content = Zeroizing::new(Vec::with_capacity(
+        usize::try_from(meta.len()).unwrap_or(0) + 1,
+    ));
     file.read_to_end(&mut content)?;
     Ok(Some(content))
 }
@@ -40,7 +48,11 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     name.push(format!(".{:016x}.new", rand::random::<u64>()));
     let beside = directory.join(name);
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

@@ -57,13 +57,17 @@ pub struct NodeKey {
 impl NodeKey {
     /// A new random key.
     pub fn generate() -> Result<Self, KeyError> {
-        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(|e| unusable("node", e))?;
+        let pair =
+            rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(|e| unusable("node", e))?;
         Self::from_pkcs8(Zeroizing::new(pair.serialize_der()))
     }
 
     /// The key in `path`, or a new one written there (mode 0600).
     pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
-        let file = |source| KeyError::File { path: path.to_owned(), source };
+        let file = |source| KeyError::File {
+            path: path.to_owned(),
+            source,
+        };
         match files::read_private(path).map_err(file)? {
             Some(pkcs8) => Self::from_pkcs8(pkcs8),
             None => {
@@ -76,10 +80,15 @@ impl NodeKey {
 
     /// The key in PKCS#8 (DER).
     pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, KeyError> {
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8).map_err(|e| unusable("node", e))?;
+        let pair =
+            Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8).map_err(|e| unusable("node", e))?;
         let public = rcgen_pair(&pkcs8, "node")?;
         let id = NodeId::from_public_key(&rcgen::PublicKeyData::subject_public_key_info(&public));
-        Ok(Self { pkcs8: Arc::new(pkcs8), pair: Arc::new(pair), id })
+        Ok(Self {
+            pkcs8: Arc::new(pkcs8),
+            pair: Arc::new(pair),
+            id,
+        })
     }
 
     /// The node id that belongs to this key.
@@ -89,7 +98,11 @@ impl NodeKey {
 
     /// The Ed25519 signature of `message`.
     pub fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
-        self.pair.sign(message).as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
+        self.pair
+            .sign(message)
+            .as_ref()
+            .try_into()
+            .expect("an Ed25519 signature has 64 bytes")
     }
 }
 
@@ -121,8 +134,11 @@ pub struct ServiceKey {
 impl ServiceKey {
     /// A new random key.
     pub fn generate() -> Result<Self, KeyError> {
-        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| unusable("service", e))?;
-        Ok(Self { pkcs8: Zeroizing::new(pair.serialize_der()) })
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+            .map_err(|e| unusable("service", e))?;
+        Ok(Self {
+            pkcs8: Zeroizing::new(pair.serialize_der()),
+        })
     }
 
     /// The key in PKCS#8 (DER), for a signer that keeps its key in a sealed store.
@@ -150,7 +166,11 @@ impl SigningKeyPair for ServiceKey {
         let random = SystemRandom::new();
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.pkcs8, &random)
             .map_err(|e| unusable("service", e))?;
-        Ok(pair.sign(&random, message).map_err(|e| unusable("service", e))?.as_ref().to_vec())
+        Ok(pair
+            .sign(&random, message)
+            .map_err(|e| unusable("service", e))?
+            .as_ref()
+            .to_vec())
     }
 }
 
@@ -167,7 +187,9 @@ fn rcgen_pair(pkcs8: &[u8], what: &'static str) -> Result<rcgen::KeyPair, KeyErr
 fn csr(pkcs8: &[u8], what: &'static str) -> Result<Vec<u8>, KeyError> {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    let request = params.serialize_request(&rcgen_pair(pkcs8, what)?).map_err(|e| unusable(what, e))?;
+    let request = params
+        .serialize_request(&rcgen_pair(pkcs8, what)?)
+        .map_err(|e| unusable(what, e))?;
     Ok(request.der().to_vec())
 }
 

@@ -62,11 +62,14 @@ enum PublicKey {
 impl Leaf {
     /// Reads a certificate (DER) without verifying anything.
     pub fn parse(der: &[u8]) -> Result<Self, LeafError> {
-        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| LeafError::Malformed)?;
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|_| LeafError::Malformed)?;
         if !rest.is_empty() {
             return Err(LeafError::Malformed);
         }
-        let names = certificate.subject_alternative_name().map_err(|_| LeafError::Malformed)?;
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|_| LeafError::Malformed)?;
         let uris: Vec<&str> = names
             .iter()
             .flat_map(|names| &names.value.general_names)
@@ -75,18 +78,29 @@ impl Leaf {
                 _ => None,
             })
             .collect();
-        let [uri] = uris[..] else { return Err(LeafError::UriNames(uris.len())) };
+        let [uri] = uris[..] else {
+            return Err(LeafError::UriNames(uris.len()));
+        };
         let rights_oid = Oid::from(rights::OID).expect("the constant is an object identifier");
-        let rights = match certificate.get_extension_unique(&rights_oid).map_err(|_| LeafError::Malformed)? {
+        let rights = match certificate
+            .get_extension_unique(&rights_oid)
+            .map_err(|_| LeafError::Malformed)?
+        {
             Some(extension) => PublishRights::from_extension(extension.value)?,
             None => PublishRights::default(),
         };
         let spki = certificate.public_key();
         let bits = spki.subject_public_key.data.to_vec();
-        let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
+        let curve = spki
+            .algorithm
+            .parameters
+            .as_ref()
+            .and_then(|p| p.as_oid().ok());
         let key = if spki.algorithm.algorithm == OID_SIG_ED25519 {
             PublicKey::Ed25519(bits)
-        } else if spki.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256) {
+        } else if spki.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
+            && curve == Some(OID_EC_P256)
+        {
             PublicKey::P256(bits)
         } else {
             PublicKey::Other
@@ -97,7 +111,10 @@ impl Leaf {
             serial: hex(certificate.raw_serial()),
             not_before: time(certificate.validity().not_before.timestamp()),
             not_after: time(certificate.validity().not_after.timestamp()),
-            sha256: digest(&SHA256, der).as_ref().try_into().expect("SHA-256 has 32 bytes"),
+            sha256: digest(&SHA256, der)
+                .as_ref()
+                .try_into()
+                .expect("SHA-256 has 32 bytes"),
             node_id: NodeId::from_public_key(spki.raw),
             key,
         })
@@ -112,7 +129,9 @@ pub fn verify_signature(leaf: &Leaf, message: &[u8], signature: &[u8]) -> bool {
         PublicKey::P256(key) => (&ECDSA_P256_SHA256_ASN1, key),
         PublicKey::Other => return false,
     };
-    UnparsedPublicKey::new(algorithm, key).verify(message, signature).is_ok()
+    UnparsedPublicKey::new(algorithm, key)
+        .verify(message, signature)
+        .is_ok()
 }
 
 fn time(unix: i64) -> SystemTime {
@@ -126,8 +145,10 @@ fn time(unix: i64) -> SystemTime {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
 
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

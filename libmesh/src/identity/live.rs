@@ -11,7 +11,8 @@ use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer, sign::Certif
 use tokio::sync::watch;
 
 use super::{
-    CertificateSource, KeyError, Leaf, ServiceKey, SigningKeyPair, SourceError, SpiffeId, Trust, TrustError,
+    CertificateSource, KeyError, Leaf, ServiceKey, SigningKeyPair, SourceError, SpiffeId, Trust,
+    TrustError,
     tls::{self, Newest},
 };
 use crate::model::ServiceName;
@@ -61,10 +62,20 @@ struct Current {
 
 impl Identity {
     /// Uses `chain` (leaf first, DER) with `key`. Both must fit, and the chain must be valid now.
-    pub fn new(trust: Trust, chain: Vec<Vec<u8>>, key: &dyn SigningKeyPair) -> Result<Self, IdentityError> {
+    pub fn new(
+        trust: Trust,
+        chain: Vec<Vec<u8>>,
+        key: &dyn SigningKeyPair,
+    ) -> Result<Self, IdentityError> {
         let current = Current::new(&trust, chain, key)?;
         let serials = watch::Sender::new(current.leaf.serial.clone());
-        Ok(Self { inner: Arc::new(Inner { trust, current: ArcSwap::from_pointee(current), serials }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                trust,
+                current: ArcSwap::from_pointee(current),
+                serials,
+            }),
+        })
     }
 
     /// Asks `source` for a certificate of `service` for a new key.
@@ -75,20 +86,32 @@ impl Identity {
         ttl: Option<Duration>,
     ) -> Result<Self, IdentityError> {
         let key = ServiceKey::generate()?;
-        let issued = source.sign_service(service.clone(), key.csr_der()?, ttl).await?;
+        let issued = source
+            .sign_service(service.clone(), key.csr_der()?, ttl)
+            .await?;
         let identity = Self::new(trust, issued.chain, &key)?;
         match identity.spiffe_id() {
             got if got.as_service() == Some(service) => Ok(identity),
-            got => Err(IdentityError::WrongIdentity { got, wanted: format!("service {service}") }),
+            got => Err(IdentityError::WrongIdentity {
+                got,
+                wanted: format!("service {service}"),
+            }),
         }
     }
 
     /// Swaps in a new chain and key for the same identity; handshakes from now on use it.
-    pub fn install(&self, chain: Vec<Vec<u8>>, key: &dyn SigningKeyPair) -> Result<(), IdentityError> {
+    pub fn install(
+        &self,
+        chain: Vec<Vec<u8>>,
+        key: &dyn SigningKeyPair,
+    ) -> Result<(), IdentityError> {
         let current = Current::new(&self.inner.trust, chain, key)?;
         let wanted = self.spiffe_id();
         if current.leaf.spiffe != wanted {
-            return Err(IdentityError::WrongIdentity { got: current.leaf.spiffe, wanted: wanted.to_string() });
+            return Err(IdentityError::WrongIdentity {
+                got: current.leaf.spiffe,
+                wanted: wanted.to_string(),
+            });
         }
         let serial = current.leaf.serial.clone();
         self.inner.current.store(Arc::new(current));
@@ -156,26 +179,45 @@ impl Newest for Identity {
     fn with_roots(&self) -> Arc<CertifiedKey> {
         let current = self.inner.current.load();
         let mut chain = current.key.cert.clone();
-        chain.extend(self.inner.trust.bundle().roots.into_iter().map(CertificateDer::from));
+        chain.extend(
+            self.inner
+                .trust
+                .bundle()
+                .roots
+                .into_iter()
+                .map(CertificateDer::from),
+        );
         Arc::new(CertifiedKey::new(chain, current.key.key.clone()))
     }
 }
 
 impl Current {
-    fn new(trust: &Trust, chain: Vec<Vec<u8>>, key: &dyn SigningKeyPair) -> Result<Self, IdentityError> {
+    fn new(
+        trust: &Trust,
+        chain: Vec<Vec<u8>>,
+        key: &dyn SigningKeyPair,
+    ) -> Result<Self, IdentityError> {
         let leaf = trust.verify(&chain, SystemTime::now())?;
         let certificates = chain.iter().cloned().map(CertificateDer::from).collect();
         let certified = CertifiedKey::new(certificates, key.tls_key()?);
         if certified.keys_match().is_err() {
             return Err(IdentityError::KeyMismatch(leaf.spiffe));
         }
-        Ok(Self { key: Arc::new(certified), leaf, chain })
+        Ok(Self {
+            key: Arc::new(certified),
+            leaf,
+            chain,
+        })
     }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let current = self.inner.current.load();
-        write!(f, "Identity({}, serial {})", current.leaf.spiffe, current.leaf.serial)
+        write!(
+            f,
+            "Identity({}, serial {})",
+            current.leaf.spiffe, current.leaf.serial
+        )
     }
 }

@@ -34,7 +34,11 @@ pub enum Subject {
 
 impl Identity {
     /// Gets one new certificate and swaps it in.
-    pub async fn renew(&self, source: &dyn CertificateSource, subject: &Subject) -> Result<(), IdentityError> {
+    pub async fn renew(
+        &self,
+        source: &dyn CertificateSource,
+        subject: &Subject,
+    ) -> Result<(), IdentityError> {
         match subject {
             Subject::Node(key) => {
                 let issued = source.sign_node(key.csr_der()?).await?;
@@ -42,14 +46,21 @@ impl Identity {
             }
             Subject::Service { name, ttl } => {
                 let key = ServiceKey::generate()?;
-                let issued = source.sign_service(name.clone(), key.csr_der()?, *ttl).await?;
+                let issued = source
+                    .sign_service(name.clone(), key.csr_der()?, *ttl)
+                    .await?;
                 self.install(issued.chain, &key)
             }
         }
     }
 
     /// Renews until cancelled. To be spawned once per identity.
-    pub async fn keep_renewed(self, source: Arc<dyn CertificateSource>, subject: Subject, stop: CancellationToken) {
+    pub async fn keep_renewed(
+        self,
+        source: Arc<dyn CertificateSource>,
+        subject: Subject,
+        stop: CancellationToken,
+    ) {
         let mut failures = 0;
         let mut due = half_life(&self);
         loop {
@@ -73,7 +84,10 @@ impl Identity {
                 }
                 Err(error) => {
                     failures += 1;
-                    let left = self.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+                    let left = self
+                        .not_after()
+                        .duration_since(SystemTime::now())
+                        .unwrap_or_default();
                     let pause = back_off(failures, left);
                     due = SystemTime::now() + pause;
                     tracing::warn!(
@@ -89,7 +103,10 @@ impl Identity {
 /// When to renew: at 45–55 % of the certificate's life.
 fn half_life(identity: &Identity) -> SystemTime {
     let leaf = identity.leaf();
-    let life = leaf.not_after.duration_since(leaf.not_before).unwrap_or_default();
+    let life = leaf
+        .not_after
+        .duration_since(leaf.not_before)
+        .unwrap_or_default();
     leaf.not_before + life.mul_f64(rand::random_range(0.45..0.55))
 }
 

@@ -21,7 +21,9 @@ const MAX_PATTERNS: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RightsError {
     /// The pattern has a character that service names do not have, or `*` before its end.
-    #[error("{0:?} is not a pattern of service names: use a name, a prefix like \"api-*\", or \"*\"")]
+    #[error(
+        "{0:?} is not a pattern of service names: use a name, a prefix like \"api-*\", or \"*\""
+    )]
     Pattern(String),
     /// More patterns than a certificate may carry.
     #[error("{0} patterns are too many for one certificate, which carries at most {MAX_PATTERNS}")]
@@ -61,7 +63,10 @@ impl PublishRights {
 
     /// The right to publish every name.
     pub fn all() -> Self {
-        Self { patterns: vec!["*".to_owned()], server: false }
+        Self {
+            patterns: vec!["*".to_owned()],
+            server: false,
+        }
     }
 
     /// The same rights with the mark of a server: others hand it tokens, secrets and certificate
@@ -80,10 +85,12 @@ impl PublishRights {
     /// Whether a service of this name may be published.
     pub fn allows(&self, service: &ServiceName) -> bool {
         let name = service.as_str();
-        self.patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == pattern,
-        })
+        self.patterns
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == pattern,
+            })
     }
 
     /// The patterns, as given.
@@ -104,7 +111,9 @@ impl PublishRights {
             Ok(short @ 0..=0x7f) => der.push(short),
             Ok(byte) => der.extend([0x81, byte]),
             Err(_) => {
-                let [high, low] = u16::try_from(text.len()).expect("256 patterns of 128 bytes fit").to_be_bytes();
+                let [high, low] = u16::try_from(text.len())
+                    .expect("256 patterns of 128 bytes fit")
+                    .to_be_bytes();
                 der.extend([0x82, high, low]);
             }
         }
@@ -117,13 +126,21 @@ impl PublishRights {
         let (header, length) = match *der {
             [0x0c, short @ 0..=0x7f, ..] => (2, usize::from(short)),
             [0x0c, 0x81, byte @ 0x80..=0xff, ..] => (3, usize::from(byte)),
-            [0x0c, 0x82, high @ 1..=0xff, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+            [0x0c, 0x82, high @ 1..=0xff, low, ..] => {
+                (4, usize::from(u16::from_be_bytes([high, low])))
+            }
             _ => return Err(RightsError::Malformed),
         };
-        let text = der.get(header..).filter(|text| text.len() == length).ok_or(RightsError::Malformed)?;
+        let text = der
+            .get(header..)
+            .filter(|text| text.len() == length)
+            .ok_or(RightsError::Malformed)?;
         let text = std::str::from_utf8(text).map_err(|_| RightsError::Malformed)?;
         let server = text.split(' ').any(|word| word == SERVER);
-        let rights = Self::new(text.split(' ').filter(|word| !word.is_empty() && *word != SERVER))?;
+        let rights = Self::new(
+            text.split(' ')
+                .filter(|word| !word.is_empty() && *word != SERVER),
+        )?;
         Ok(Self { server, ..rights })
     }
 
@@ -135,6 +152,11 @@ impl PublishRights {
 
 impl fmt::Debug for PublishRights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}{}", self.patterns, if self.server { " server" } else { "" })
+        write!(
+            f,
+            "{:?}{}",
+            self.patterns,
+            if self.server { " server" } else { "" }
+        )
     }
 }

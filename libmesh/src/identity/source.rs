@@ -30,7 +30,11 @@ pub struct Issued {
 impl fmt::Debug for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let leaf = self.chain.first().and_then(|der| Leaf::parse(der).ok());
-        write!(f, "Issued({:?})", leaf.map(|leaf| (leaf.spiffe, leaf.serial)))
+        write!(
+            f,
+            "Issued({:?})",
+            leaf.map(|leaf| (leaf.spiffe, leaf.serial))
+        )
     }
 }
 

@@ -13,7 +13,9 @@ const MAX_LEN: usize = 2048;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpiffeError {
     /// The trust domain is empty, too long or has a character other than `a-z 0-9 . - _`.
-    #[error("{0:?} is not a trust domain: lower-case letters, digits, '.', '-' and '_', at most 255")]
+    #[error(
+        "{0:?} is not a trust domain: lower-case letters, digits, '.', '-' and '_', at most 255"
+    )]
     TrustDomain(String),
     /// The text is not one of the three forms that the mesh issues.
     #[error("{0:?} is not a SPIFFE ID of a service, node or config signer of a mesh")]
@@ -53,28 +55,44 @@ pub struct SpiffeId {
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Path {
-    Service { datacenter: Datacenter, service: ServiceName },
+    Service {
+        datacenter: Datacenter,
+        service: ServiceName,
+    },
     Node(NodeName),
     Config(Datacenter),
 }
 
 impl SpiffeId {
     /// `spiffe://<td>/ns/default/dc/<dc>/svc/<service>`
-    pub fn service(trust_domain: &TrustDomain, datacenter: &Datacenter, service: &ServiceName) -> Self {
+    pub fn service(
+        trust_domain: &TrustDomain,
+        datacenter: &Datacenter,
+        service: &ServiceName,
+    ) -> Self {
         Self {
             trust_domain: trust_domain.clone(),
-            path: Path::Service { datacenter: datacenter.clone(), service: service.clone() },
+            path: Path::Service {
+                datacenter: datacenter.clone(),
+                service: service.clone(),
+            },
         }
     }
 
     /// `spiffe://<td>/node/<name>`
     pub fn node(trust_domain: &TrustDomain, name: &NodeName) -> Self {
-        Self { trust_domain: trust_domain.clone(), path: Path::Node(name.clone()) }
+        Self {
+            trust_domain: trust_domain.clone(),
+            path: Path::Node(name.clone()),
+        }
     }
 
     /// `spiffe://<td>/dc/<dc>/config`: who may sign the config bundle of a datacenter.
     pub fn config_signer(trust_domain: &TrustDomain, datacenter: &Datacenter) -> Self {
-        Self { trust_domain: trust_domain.clone(), path: Path::Config(datacenter.clone()) }
+        Self {
+            trust_domain: trust_domain.clone(),
+            path: Path::Config(datacenter.clone()),
+        }
     }
 
     /// Parses a canonical ID. Anything that would not print back byte for byte is refused: no upper
@@ -94,11 +112,17 @@ impl SpiffeId {
                 service: ServiceName::parse(service).map_err(|_| bad())?,
             },
             ["node", name] => Path::Node(NodeName::parse(name).map_err(|_| bad())?),
-            ["dc", datacenter, "config"] => Path::Config(Datacenter::parse(datacenter).map_err(|_| bad())?),
+            ["dc", datacenter, "config"] => {
+                Path::Config(Datacenter::parse(datacenter).map_err(|_| bad())?)
+            }
             _ => return Err(bad()),
         };
         let id = Self { trust_domain, path };
-        if id.to_string() == text { Ok(id) } else { Err(bad()) }
+        if id.to_string() == text {
+            Ok(id)
+        } else {
+            Err(bad())
+        }
     }
 
     /// The trust domain of the ID.
@@ -143,7 +167,10 @@ impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "spiffe://{}", self.trust_domain)?;
         match &self.path {
-            Path::Service { datacenter, service } => write!(f, "/ns/default/dc/{datacenter}/svc/{service}"),
+            Path::Service {
+                datacenter,
+                service,
+            } => write!(f, "/ns/default/dc/{datacenter}/svc/{service}"),
             Path::Node(name) => write!(f, "/node/{name}"),
             Path::Config(datacenter) => write!(f, "/dc/{datacenter}/config"),
         }

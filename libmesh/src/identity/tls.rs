@@ -3,10 +3,10 @@
 use std::{fmt, io, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, ServerConfig, SignatureScheme,
     client::{
-        Resumption, ResolvesClientCert,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, verify_tls13_signature},
@@ -55,7 +55,11 @@ pub(super) fn server_config(trust: &Trust, newest: impl Newest, alpn: &[u8]) -> 
 }
 
 /// For callers that have no certificate yet: they are not asked for one, and see our roots.
-pub(super) fn join_server_config(trust: &Trust, newest: impl Newest, alpn: &[u8]) -> Arc<ServerConfig> {
+pub(super) fn join_server_config(
+    trust: &Trust,
+    newest: impl Newest,
+    alpn: &[u8],
+) -> Arc<ServerConfig> {
     let config = ServerConfig::builder_with_provider(trust.provider().clone())
         .with_protocol_versions(&[&TLS13])
         .expect("ring has TLS 1.3 suites")
@@ -80,7 +84,10 @@ pub(super) fn client_config(trust: &Trust, newest: impl Newest, alpn: &[u8]) -> 
 /// For a joiner: no certificate of its own, and a server whose chain holds the root with hash `pin`.
 pub(crate) fn join_client_config(pin: [u8; 32], alpn: &[u8]) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = PinnedVerifier { pin, provider: provider.clone() };
+    let verifier = PinnedVerifier {
+        pin,
+        provider: provider.clone(),
+    };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .expect("ring has TLS 1.3 suites")
@@ -95,9 +102,13 @@ pub(crate) fn join_client_config(pin: [u8; 32], alpn: &[u8]) -> Arc<ClientConfig
 
 /// What a failed handshake says, without the layers that wrap it.
 pub(crate) fn explain(error: &io::Error) -> String {
-    let mut cause = error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
+    let mut cause = error
+        .get_ref()
+        .map(|inner| inner as &(dyn std::error::Error + 'static));
     while let Some(inner) = cause {
-        if let Some(Error::InvalidCertificate(CertificateError::Other(OtherError(ours)))) = inner.downcast_ref() {
+        if let Some(Error::InvalidCertificate(CertificateError::Other(OtherError(ours)))) =
+            inner.downcast_ref()
+        {
             return ours.to_string();
         }
         cause = inner.source();
@@ -120,7 +131,10 @@ impl MeshVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        self.0.verify_for(usage, leaf, intermediates, now).map(|_| ()).map_err(refuse)
+        self.0
+            .verify_for(usage, leaf, intermediates, now)
+            .map(|_| ())
+            .map_err(refuse)
     }
 }
 
@@ -156,7 +170,10 @@ impl ServerCertVerifier for MeshVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.provider().signature_verification_algorithms.supported_schemes()
+        self.0
+            .provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -194,7 +211,10 @@ impl ClientCertVerifier for MeshVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.provider().signature_verification_algorithms.supported_schemes()
+        self.0
+            .provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -210,9 +230,13 @@ impl ServerCertVerifier for PinnedVerifier {
         let leaf = Leaf::parse(end_entity).map_err(|e| refuse(e.into()))?;
         let pinned = intermediates.iter().find(|der| sha256(der) == self.pin);
         let root = pinned.ok_or_else(|| refuse(TrustError::Pin))?;
-        let bundle = TrustBundle { roots: vec![root.to_vec()] };
+        let bundle = TrustBundle {
+            roots: vec![root.to_vec()],
+        };
         let trust = Trust::new(leaf.spiffe.trust_domain().clone(), bundle).map_err(refuse)?;
-        let leaf = trust.verify_for(Usage::Server, end_entity, intermediates, now).map_err(refuse)?;
+        let leaf = trust
+            .verify_for(Usage::Server, end_entity, intermediates, now)
+            .map_err(refuse)?;
         match leaf.spiffe.as_node() {
             Some(_) => Ok(ServerCertVerified::assertion()),
             None => Err(refuse(TrustError::NoNode(leaf.spiffe.to_string()))),
@@ -238,7 +262,9 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -249,7 +275,11 @@ impl<N: Newest> ResolvesServerCert for Resolver<N> {
 }
 
 impl<N: Newest> ResolvesClientCert for Resolver<N> {
-    fn resolve(&self, _root_hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    fn resolve(
+        &self,
+        _root_hints: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
         Some(self.0.newest())
     }
 
@@ -288,7 +318,12 @@ fn verify_signature(
     certificate: &CertificateDer<'_>,
     signature: &DigitallySignedStruct,
 ) -> Result<HandshakeSignatureValid, Error> {
-    verify_tls13_signature(message, certificate, signature, &provider.signature_verification_algorithms)
+    verify_tls13_signature(
+        message,
+        certificate,
+        signature,
+        &provider.signature_verification_algorithms,
+    )
 }
 
 fn refuse(error: TrustError) -> Error {

@@ -78,7 +78,9 @@ pub enum TrustError {
         serial: String,
     },
     /// The chain does not hold the root certificate that a join token pins.
-    #[error("the peer belongs to another mesh: its chain does not hold the CA certificate that the join token names")]
+    #[error(
+        "the peer belongs to another mesh: its chain does not hold the CA certificate that the join token names"
+    )]
     Pin,
     /// The peer is something else than a node.
     #[error("{0} is not a node of the mesh")]
@@ -127,7 +129,9 @@ impl Trust {
             changes: watch::Sender::new(0),
             provider,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The trust domain.
@@ -146,7 +150,9 @@ impl Trust {
         if self.inner.roots.load().bundle == bundle {
             return Ok(());
         }
-        self.inner.roots.store(Arc::new(Roots::new(bundle, &self.inner.provider)?));
+        self.inner
+            .roots
+            .store(Arc::new(Roots::new(bundle, &self.inner.provider)?));
         self.changed();
         Ok(())
     }
@@ -171,8 +177,13 @@ impl Trust {
 
     /// Verifies a chain (leaf first, DER) at `now` and returns its identity.
     pub fn verify<C: AsRef<[u8]>>(&self, chain: &[C], now: SystemTime) -> Result<Leaf, TrustError> {
-        let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_ref())).collect();
-        let [leaf, intermediates @ ..] = &chain[..] else { return Err(LeafError::Malformed.into()) };
+        let chain: Vec<CertificateDer<'_>> = chain
+            .iter()
+            .map(|der| CertificateDer::from(der.as_ref()))
+            .collect();
+        let [leaf, intermediates @ ..] = &chain[..] else {
+            return Err(LeafError::Malformed.into());
+        };
         let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         self.verify_for(Usage::Client, leaf, intermediates, now)
     }
@@ -187,19 +198,34 @@ impl Trust {
         let leaf = Leaf::parse(certificate)?;
         let roots = self.inner.roots.load();
         let path = match usage {
-            Usage::Client => roots.clients.verify_client_cert(certificate, intermediates, now).map(|_| ()),
+            Usage::Client => roots
+                .clients
+                .verify_client_cert(certificate, intermediates, now)
+                .map(|_| ()),
             Usage::Server => ParsedCertificate::try_from(certificate).and_then(|parsed| {
                 let algorithms = self.inner.provider.signature_verification_algorithms.all;
-                verify_server_cert_signed_by_trust_anchor(&parsed, &roots.store, intermediates, now, algorithms)
+                verify_server_cert_signed_by_trust_anchor(
+                    &parsed,
+                    &roots.store,
+                    intermediates,
+                    now,
+                    algorithms,
+                )
             }),
         };
         let spiffe = || leaf.spiffe.to_string();
-        path.map_err(|reason| TrustError::Path { spiffe: spiffe(), reason })?;
+        path.map_err(|reason| TrustError::Path {
+            spiffe: spiffe(),
+            reason,
+        })?;
         if leaf.spiffe.trust_domain() != self.domain() {
             return Err(TrustError::Domain(spiffe(), self.domain().clone()));
         }
         if self.inner.revoked.load().covers(&leaf) {
-            return Err(TrustError::Revoked { spiffe: spiffe(), serial: leaf.serial });
+            return Err(TrustError::Revoked {
+                spiffe: spiffe(),
+                serial: leaf.serial,
+            });
         }
         Ok(leaf)
     }
@@ -217,17 +243,26 @@ impl Roots {
     fn new(bundle: TrustBundle, provider: &Arc<CryptoProvider>) -> Result<Self, TrustError> {
         let mut store = RootCertStore::empty();
         for root in &bundle.roots {
-            store.add(CertificateDer::from(root.as_slice())).map_err(|_| TrustError::NoRoots)?;
+            store
+                .add(CertificateDer::from(root.as_slice()))
+                .map_err(|_| TrustError::NoRoots)?;
         }
         let store = Arc::new(store);
         let clients = WebPkiClientVerifier::builder_with_provider(store.clone(), provider.clone())
             .build()
             .map_err(|_| TrustError::NoRoots)?;
-        Ok(Self { bundle, store, clients })
+        Ok(Self {
+            bundle,
+            store,
+            clients,
+        })
     }
 }
 
 /// SHA-256 of a certificate.
 pub(crate) fn sha256(der: &[u8]) -> [u8; 32] {
-    digest(&SHA256, der).as_ref().try_into().expect("SHA-256 has 32 bytes")
+    digest(&SHA256, der)
+        .as_ref()
+        .try_into()
+        .expect("SHA-256 has 32 bytes")
 }

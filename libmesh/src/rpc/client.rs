@@ -49,17 +49,29 @@ pub struct Target {
 impl Target {
     /// Any node of the mesh at `addr`.
     pub fn any(addr: SocketAddr) -> Self {
-        Self { addr, node: None, server: false }
+        Self {
+            addr,
+            node: None,
+            server: false,
+        }
     }
 
     /// The node `name` at `addr`.
     pub fn node(addr: SocketAddr, name: NodeName) -> Self {
-        Self { addr, node: Some(name), server: false }
+        Self {
+            addr,
+            node: Some(name),
+            server: false,
+        }
     }
 
     /// A server at `addr`.
     pub fn server(addr: SocketAddr) -> Self {
-        Self { addr, node: None, server: true }
+        Self {
+            addr,
+            node: None,
+            server: true,
+        }
     }
 
     fn accepts(&self, leaf: &Leaf) -> Result<(), RpcError> {
@@ -70,9 +82,20 @@ impl Target {
         if named && (!self.server || leaf.rights.is_server()) {
             return Ok(());
         }
-        let node = self.node.as_ref().map_or_else(|| "a node".to_owned(), |name| format!("node {name}"));
-        let wanted = if self.server { format!("{node} with the server role") } else { node };
-        Err(RpcError::WrongPeer { addr: self.addr, got: leaf.spiffe.to_string(), wanted })
+        let node = self
+            .node
+            .as_ref()
+            .map_or_else(|| "a node".to_owned(), |name| format!("node {name}"));
+        let wanted = if self.server {
+            format!("{node} with the server role")
+        } else {
+            node
+        };
+        Err(RpcError::WrongPeer {
+            addr: self.addr,
+            got: leaf.spiffe.to_string(),
+            wanted,
+        })
     }
 }
 
@@ -104,19 +127,35 @@ impl Client {
     /// A client that presents `identity`.
     pub fn new(identity: Identity) -> Self {
         let tls = identity.client_config(ALPN);
-        Self { inner: Arc::new(Inner { identity, tls, pool: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                identity,
+                tls,
+                pool: Mutex::default(),
+            }),
+        }
     }
 
     /// Calls `path` (with its query) and returns the body of a 200.
     ///
     /// The deadline covers dialling, sending and the whole answer. A call that was surely not sent on a
     /// kept connection is sent once more on a fresh one; any other is never repeated here.
-    pub async fn call(&self, target: &Target, path: &str, body: Bytes, deadline: Duration) -> Result<Bytes, RpcError> {
+    pub async fn call(
+        &self,
+        target: &Target,
+        path: &str,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, RpcError> {
         let until = Instant::now() + deadline;
         let call = self.call_until(target, path, body, until);
         match timeout_at(until, call).await {
             Ok(answer) => answer,
-            Err(_) => Err(RpcError::TimedOut { addr: target.addr, path: path.to_owned(), after: deadline }),
+            Err(_) => Err(RpcError::TimedOut {
+                addr: target.addr,
+                path: path.to_owned(),
+                after: deadline,
+            }),
         }
     }
 
@@ -125,7 +164,13 @@ impl Client {
         self.inner.pool.lock().remove(&addr);
     }
 
-    async fn call_until(&self, target: &Target, path: &str, body: Bytes, until: Instant) -> Result<Bytes, RpcError> {
+    async fn call_until(
+        &self,
+        target: &Target,
+        path: &str,
+        body: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, RpcError> {
         let addr = target.addr;
         let mut request = request(addr, path, body)?;
         let mut fresh = false;
@@ -146,7 +191,12 @@ impl Client {
     }
 
     /// The kept connection to `addr`, or a new one if there is none that works (or `fresh` is wanted).
-    async fn connection(&self, addr: SocketAddr, fresh: bool, until: Instant) -> Result<Connection, RpcError> {
+    async fn connection(
+        &self,
+        addr: SocketAddr,
+        fresh: bool,
+        until: Instant,
+    ) -> Result<Connection, RpcError> {
         let slot = self.slot(addr);
         let mut kept = slot.connection.lock().await;
         if let Some(connection) = kept.as_ref()
@@ -158,7 +208,10 @@ impl Client {
         }
         *kept = None;
         let (sender, leaf) = dial(addr, self.inner.tls.clone(), until).await?;
-        let connection = Connection { sender, leaf: Arc::new(leaf) };
+        let connection = Connection {
+            sender,
+            leaf: Arc::new(leaf),
+        };
         *kept = Some(connection.clone());
         Ok(connection)
     }
@@ -166,8 +219,15 @@ impl Client {
     fn slot(&self, addr: SocketAddr) -> Arc<Slot> {
         let now = Instant::now();
         let mut pool = self.inner.pool.lock();
-        pool.retain(|_, slot| now.duration_since(*slot.used.lock()) < IDLE || Arc::strong_count(slot) > 1);
-        let new = || Arc::new(Slot { connection: tokio::sync::Mutex::default(), used: Mutex::new(now) });
+        pool.retain(|_, slot| {
+            now.duration_since(*slot.used.lock()) < IDLE || Arc::strong_count(slot) > 1
+        });
+        let new = || {
+            Arc::new(Slot {
+                connection: tokio::sync::Mutex::default(),
+                used: Mutex::new(now),
+            })
+        };
         let slot = pool.entry(addr).or_insert_with(new).clone();
         *slot.used.lock() = now;
         slot
@@ -191,11 +251,20 @@ pub(crate) async fn call_join(
     let call = async {
         let (mut sender, _) = dial(addr, join_client_config(pin, ALPN_JOIN), until).await?;
         let sent = sender.send_request(request(addr, JOIN_PATH, body)?).await;
-        answer(addr, JOIN_PATH, sent.map_err(|e| closed(addr, JOIN_PATH, &e))?).await
+        answer(
+            addr,
+            JOIN_PATH,
+            sent.map_err(|e| closed(addr, JOIN_PATH, &e))?,
+        )
+        .await
     };
     match timeout_at(until, call).await {
         Ok(answer) => answer,
-        Err(_) => Err(RpcError::TimedOut { addr, path: JOIN_PATH.to_owned(), after: deadline }),
+        Err(_) => Err(RpcError::TimedOut {
+            addr,
+            path: JOIN_PATH.to_owned(),
+            after: deadline,
+        }),
     }
 }
 
@@ -205,20 +274,32 @@ async fn dial(
     tls: Arc<ClientConfig>,
     until: Instant,
 ) -> Result<(SendRequest<Full<Bytes>>, Leaf), RpcError> {
-    let timed_out = |_| RpcError::Unreachable { addr, source: io::ErrorKind::TimedOut.into() };
-    let stream = timeout_at(until, TcpStream::connect(addr)).await.map_err(timed_out)?;
+    let timed_out = |_| RpcError::Unreachable {
+        addr,
+        source: io::ErrorKind::TimedOut.into(),
+    };
+    let stream = timeout_at(until, TcpStream::connect(addr))
+        .await
+        .map_err(timed_out)?;
     let stream = stream.map_err(|source| match source.kind() {
         io::ErrorKind::ConnectionRefused => RpcError::Refused { addr },
         _ => RpcError::Unreachable { addr, source },
     })?;
     let failed = |reason: String| RpcError::Handshake { addr, reason };
-    stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|e| failed(e.to_string()))?;
     let name = ServerName::IpAddress(addr.ip().into());
     let wanted = tls.alpn_protocols.clone();
-    let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|e| failed(explain(&e)))?;
+    let stream = TlsConnector::from(tls)
+        .connect(name, stream)
+        .await
+        .map_err(|e| failed(explain(&e)))?;
     let (_, session) = stream.get_ref();
     if session.alpn_protocol() != wanted.first().map(Vec::as_slice) {
-        return Err(failed("the peer is no mesh node of this version".to_owned()));
+        return Err(failed(
+            "the peer is no mesh node of this version".to_owned(),
+        ));
     }
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or_else(|| failed("the peer showed no certificate".to_owned()))?;
@@ -240,10 +321,21 @@ async fn dial(
     Ok((sender, leaf))
 }
 
-fn request(addr: SocketAddr, path: &str, body: Bytes) -> Result<http::Request<Full<Bytes>>, RpcError> {
-    let bad = |e: http::Error| RpcError::Closed { addr, path: path.to_owned(), reason: e.to_string() };
+fn request(
+    addr: SocketAddr,
+    path: &str,
+    body: Bytes,
+) -> Result<http::Request<Full<Bytes>>, RpcError> {
+    let bad = |e: http::Error| RpcError::Closed {
+        addr,
+        path: path.to_owned(),
+        reason: e.to_string(),
+    };
     let path_and_query = PathAndQuery::try_from(path).map_err(|e| bad(e.into()))?;
-    let uri = http::Uri::builder().scheme("https").authority(addr.to_string()).path_and_query(path_and_query);
+    let uri = http::Uri::builder()
+        .scheme("https")
+        .authority(addr.to_string())
+        .path_and_query(path_and_query);
     let uri = uri.build().map_err(bad)?;
     http::Request::post(uri).body(Full::new(body)).map_err(bad)
 }
@@ -254,19 +346,34 @@ async fn answer(
     response: http::Response<hyper::body::Incoming>,
 ) -> Result<Bytes, RpcError> {
     let status = response.status();
-    let broken = |reason: String| RpcError::Closed { addr, path: path.to_owned(), reason };
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    let broken = |reason: String| RpcError::Closed {
+        addr,
+        path: path.to_owned(),
+        reason,
+    };
+    let body = Limited::new(response.into_body(), MAX_ANSWER)
+        .collect()
+        .await;
     let body = body.map_err(|e| broken(e.to_string()))?.to_bytes();
     if status == StatusCode::OK {
         return Ok(body);
     }
     let message = String::from_utf8_lossy(&body[..body.len().min(MAX_MESSAGE)]).into_owned();
-    Err(RpcError::Status { addr, path: path.to_owned(), status, message })
+    Err(RpcError::Status {
+        addr,
+        path: path.to_owned(),
+        status,
+        message,
+    })
 }
 
 fn closed(addr: SocketAddr, path: &str, error: &hyper::Error) -> RpcError {
     use std::error::Error;
 
     let cause = error.source().map(|cause| format!("{error}: {cause}"));
-    RpcError::Closed { addr, path: path.to_owned(), reason: cause.unwrap_or_else(|| error.to_string()) }
+    RpcError::Closed {
+        addr,
+        path: path.to_owned(),
+        reason: cause.unwrap_or_else(|| error.to_string()),
+    }
 }

@@ -76,7 +76,13 @@ pub enum RpcError {
 impl RpcError {
     /// Whether nothing was carried out and another node may well answer.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Unreachable { .. } | Self::Handshake { .. } | Self::WrongPeer { .. })
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::Unreachable { .. }
+                | Self::Handshake { .. }
+                | Self::WrongPeer { .. }
+        )
     }
 
     /// The status that the peer answered with.

@@ -31,8 +31,21 @@ impl Peer {
     /// The peer behind a verified leaf; `None` if it is not a node's.
     pub(crate) fn from_leaf(leaf: Leaf, addr: SocketAddr) -> Option<Self> {
         let node = leaf.spiffe.as_node()?.clone();
-        let Leaf { spiffe, rights, sha256: certificate, node_id, .. } = leaf;
-        Some(Self { spiffe, node, node_id, rights, certificate, addr })
+        let Leaf {
+            spiffe,
+            rights,
+            sha256: certificate,
+            node_id,
+            ..
+        } = leaf;
+        Some(Self {
+            spiffe,
+            node,
+            node_id,
+            rights,
+            certificate,
+            addr,
+        })
     }
 
     /// This process as a peer of itself, for handlers called without a connection.
@@ -75,12 +88,18 @@ pub struct Reply {
 impl Reply {
     /// 200 with a body.
     pub fn ok(body: impl Into<Bytes>) -> Self {
-        Self { status: StatusCode::OK, body: body.into() }
+        Self {
+            status: StatusCode::OK,
+            body: body.into(),
+        }
     }
 
     /// An error with a message.
     pub fn error(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, body: message.into().into() }
+        Self {
+            status,
+            body: message.into().into(),
+        }
     }
 }
 

@@ -26,8 +26,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ALPN, ALPN_JOIN, JOIN_PATH, JoinCall, Peer, Reply, Request, Router,
-    router::not_found,
+    ALPN, ALPN_JOIN, JOIN_PATH, JoinCall, Peer, Reply, Request, Router, router::not_found,
 };
 use crate::identity::{Identity, Leaf, Trust, explain};
 
@@ -146,7 +145,11 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<(), String> {
         // Until the handshake is over nobody is known; it has a deadline, so this bounds strangers too.
-        let node = self.nodes.clone().try_acquire_owned().map_err(|_| "too many connections")?;
+        let node = self
+            .nodes
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| "too many connections")?;
         let handshake = timeout(self.limits.handshake, self.handshake(stream));
         let stream = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -155,25 +158,45 @@ impl Server {
         let (_, tls) = stream.get_ref();
         if tls.alpn_protocol() == Some(ALPN_JOIN) {
             drop(node);
-            let joiner = self.joiners.clone().try_acquire_owned().map_err(|_| "too many joiners")?;
+            let joiner = self
+                .joiners
+                .clone()
+                .try_acquire_owned()
+                .map_err(|_| "too many joiners")?;
             self.serve(stream, Caller::Joiner(addr), None, stop).await;
             drop(joiner);
             return Ok(());
         }
-        let leaf = tls.peer_certificates().and_then(|chain| chain.first()).ok_or("no client certificate")?;
+        let leaf = tls
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .ok_or("no client certificate")?;
         let leaf = Leaf::parse(leaf).map_err(|e| e.to_string())?;
         let peer = Peer::from_leaf(leaf.clone(), addr).ok_or("the caller is not a node")?;
-        self.serve(stream, Caller::Node(peer), Some(leaf), stop).await;
+        self.serve(stream, Caller::Node(peer), Some(leaf), stop)
+            .await;
         drop(node);
         Ok(())
     }
 
     async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(|e| explain(&e))?;
-        let joins = start.client_hello().alpn().is_some_and(|mut offered| offered.any(|p| p == ALPN_JOIN));
-        let config = if joins && self.router.join_limit().is_some() { &self.join } else { &self.mesh };
-        let stream = start.into_stream(config.clone()).await.map_err(|e| explain(&e))?;
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
+            .await
+            .map_err(|e| explain(&e))?;
+        let joins = start
+            .client_hello()
+            .alpn()
+            .is_some_and(|mut offered| offered.any(|p| p == ALPN_JOIN));
+        let config = if joins && self.router.join_limit().is_some() {
+            &self.join
+        } else {
+            &self.mesh
+        };
+        let stream = start
+            .into_stream(config.clone())
+            .await
+            .map_err(|e| explain(&e))?;
         match stream.get_ref().1.alpn_protocol() {
             Some(ALPN | ALPN_JOIN) => Ok(stream),
             _ => Err("the caller speaks no protocol of ours".to_owned()),
@@ -191,7 +214,11 @@ impl Server {
         let activity = Arc::new(Activity::default());
         let service = service_fn({
             let (server, activity) = (self.clone(), activity.clone());
-            move |request| server.clone().answer(request, caller.clone(), activity.clone())
+            move |request| {
+                server
+                    .clone()
+                    .answer(request, caller.clone(), activity.clone())
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -226,17 +253,27 @@ impl Server {
         activity: Arc<Activity>,
     ) -> Result<http::Response<Full<Bytes>>, Infallible> {
         let _running = activity.begin();
-        let reply = self.dispatch(request, caller).await.unwrap_or_else(|refused| refused);
+        let reply = self
+            .dispatch(request, caller)
+            .await
+            .unwrap_or_else(|refused| refused);
         let mut response = http::Response::new(Full::new(reply.body));
         *response.status_mut() = reply.status;
         Ok(response)
     }
 
-    async fn dispatch(&self, request: http::Request<Incoming>, caller: Caller) -> Result<Reply, Reply> {
+    async fn dispatch(
+        &self,
+        request: http::Request<Incoming>,
+        caller: Caller,
+    ) -> Result<Reply, Reply> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         if head.method != http::Method::POST {
-            return Err(Reply::error(StatusCode::METHOD_NOT_ALLOWED, "calls between nodes are POST"));
+            return Err(Reply::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "calls between nodes are POST",
+            ));
         }
         let limit = match &caller {
             Caller::Node(_) => self.router.limit(path),
@@ -249,7 +286,14 @@ impl Server {
             Caller::Joiner(addr) => self.router.handle_join(JoinCall { addr, body }).await,
             Caller::Node(peer) => {
                 let query = head.uri.query().unwrap_or_default().to_owned();
-                self.router.handle(Request { peer, path: path.to_owned(), query, body }).await
+                self.router
+                    .handle(Request {
+                        peer,
+                        path: path.to_owned(),
+                        query,
+                        body,
+                    })
+                    .await
             }
         })
     }
@@ -262,7 +306,10 @@ impl Server {
                 Err(Reply::error(StatusCode::PAYLOAD_TOO_LARGE, message))
             }
             Ok(Err(_)) => Err(Reply::error(StatusCode::BAD_REQUEST, "the body broke off")),
-            Err(_) => Err(Reply::error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+            Err(_) => Err(Reply::error(
+                StatusCode::REQUEST_TIMEOUT,
+                "the body did not arrive in time",
+            )),
         }
     }
 }
@@ -297,13 +344,18 @@ impl Drop for Running {
 /// Returns when the certificate of a connection has expired or is revoked; never for joiners, whose
 /// calls are short.
 pub(crate) async fn distrusted(trust: &Trust, leaf: Option<Leaf>) {
-    let Some(leaf) = leaf else { return std::future::pending().await };
+    let Some(leaf) = leaf else {
+        return std::future::pending().await;
+    };
     let mut changes = trust.watch();
     loop {
         if trust.revoked().covers(&leaf) {
             return;
         }
-        let left = leaf.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = leaf
+            .not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         if left.is_zero() {
             return;
         }
