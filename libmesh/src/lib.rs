@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod identity;
+pub mod member;
 pub mod model;
 pub mod rpc;
 

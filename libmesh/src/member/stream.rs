@@ -1,0 +1,287 @@
+//! Questions that membership asks over the stream transport (mesh RPC), and their bodies.
+//!
+//! Why streams at all: a lost datagram must not make a node suspect, a node must be heard before it is declared down,
+//! and a full member list does not fit datagrams. Three questions:
+//!
+//! * `/member/ping` [`PingBody::Ping`]: the ping that was not answered, again. The answer holds the same packets that
+//!   the target would have sent back in datagrams.
+//! * `/member/ping` [`PingBody::Suspicion`]: "I am about to declare you down". The target refutes.
+//! * `/member/ping` [`PingBody::Witness`]: "ask that member yourself and tell me what you saw".
+//! * `/member/sync`: the whole member list; the answer is the other's.
+//!
+//! ```text
+//! ping    version u8 ‖ kind u8 ‖ from identity ‖ target identity ‖ incarnation u16 ‖ packets
+//! answer  version u8 ‖ outcome u8 ‖ by identity ‖ packets            packets: count u8 ‖ (len u16 ‖ bytes)*
+//! state   version u8 ‖ count u32 ‖ member*
+//! ```
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes};
+use foca::{Incarnation, Member};
+
+use super::keyring::MAX_DATAGRAM;
+use super::wire::{self, Identity, WireError};
+use crate::model::NodeId;
+
+const VERSION: u8 = 1;
+/// Packets that one answer may hold.
+const MAX_PACKETS: usize = 4;
+
+/// Largest body of `/member/ping` and of its answer, in bytes.
+pub const MAX_PING_BODY: usize = 16 * 1024;
+/// Largest body of `/member/sync` and of its answer, in bytes.
+pub const MAX_SYNC_BODY: usize = 4 * 1024 * 1024;
+/// Most members that a state holds.
+pub const MAX_SYNC_MEMBERS: usize = 65_536;
+
+/// Whom a stream question goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Where.
+    pub addr: SocketAddr,
+    /// The node expected there; `None` for a seed of which only the address is known. A node with another id that
+    /// answers there is an answer like any other: membership reads from the body who answered.
+    pub node: Option<NodeId>,
+}
+
+/// What came of a stream question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamReply {
+    /// The peer answered with this body.
+    Acked(Bytes),
+    /// Nothing listens there: the connection was refused (RST). Only for refused connects, never for a TLS or HTTP
+    /// error: this is evidence that the process is gone.
+    Refused,
+    /// Everything else: no answer in time, unreachable, TLS or HTTP errors.
+    Timeout,
+}
+
+/// A stream question under way.
+pub type StreamFuture = Pin<Box<dyn Future<Output = StreamReply> + Send>>;
+
+/// Asks stream questions. Implemented over mesh RPC; a dropped future cancels the question.
+pub trait StreamTransport: Send + Sync + 'static {
+    /// POSTs `body` to `/member/ping` of `to`. Must end within `deadline`.
+    fn ping(&self, to: Peer, body: Bytes, deadline: Duration) -> StreamFuture;
+
+    /// POSTs `body` to `/member/sync` of `to`. Must end within `deadline`.
+    fn sync(&self, to: Peer, body: Bytes, deadline: Duration) -> StreamFuture;
+}
+
+/// Body of `/member/ping`.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PingBody {
+    /// Who asks.
+    pub from: Identity,
+    /// Whom it wants to hear of.
+    pub target: Identity,
+    /// What it asks.
+    pub kind: PingKind,
+}
+
+/// What a `/member/ping` asks.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PingKind {
+    /// To handle this ping, a foca packet.
+    Ping(Bytes),
+    /// To refute the suspicion of this incarnation.
+    Suspicion(Incarnation),
+    /// To ask the target itself, and tell.
+    Witness,
+}
+
+/// Answer to a `/member/ping`.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PingAnswer {
+    /// Who answers.
+    pub by: Identity,
+    /// For [`PingKind::Witness`]: what the witness saw. Otherwise [`Seen::Acked`].
+    pub seen: Seen,
+    /// foca packets for whoever asked.
+    pub packets: Vec<Bytes>,
+}
+
+/// What a stream question to a member showed.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It answers.
+    Acked,
+    /// Nothing listens at its address, or another node does.
+    Gone,
+    /// It did not answer.
+    Silent,
+}
+
+fn put_packets<'a>(packets: impl ExactSizeIterator<Item = &'a Bytes>, out: &mut Vec<u8>) {
+    out.put_u8(u8::try_from(packets.len().min(MAX_PACKETS)).expect("at most MAX_PACKETS"));
+    for packet in packets.take(MAX_PACKETS) {
+        out.put_u16(u16::try_from(packet.len()).expect("packets are at most MAX_DATAGRAM long"));
+        out.put_slice(packet);
+    }
+}
+
+fn take_packets(input: &mut &[u8]) -> Result<Vec<Bytes>, WireError> {
+    let count = wire::take_u8(input)?;
+    if usize::from(count) > MAX_PACKETS {
+        return Err(WireError::TooMany("packets"));
+    }
+    (0..count)
+        .map(|_| {
+            let len = usize::from(wire::take_u16(input)?);
+            if len > MAX_DATAGRAM {
+                return Err(WireError::TooMany("bytes in a packet"));
+            }
+            wire::take(input, len).map(Bytes::copy_from_slice)
+        })
+        .collect()
+}
+
+fn take_version(input: &mut &[u8]) -> Result<(), WireError> {
+    if wire::take_u8(input)? == VERSION { Ok(()) } else { Err(WireError::Malformed("version")) }
+}
+
+impl PingBody {
+    /// The wire form.
+    pub fn encode(&self) -> Bytes {
+        let (kind, incarnation, packet) = match &self.kind {
+            PingKind::Ping(packet) => (1, 0, Some(packet)),
+            PingKind::Suspicion(incarnation) => (2, *incarnation, None),
+            PingKind::Witness => (3, 0, None),
+        };
+        let mut out = Vec::with_capacity(96 + packet.map_or(0, Bytes::len));
+        out.put_u8(VERSION);
+        out.put_u8(kind);
+        self.from.encode(&mut out);
+        self.target.encode(&mut out);
+        out.put_u16(incarnation);
+        put_packets(packet.into_iter().collect::<Vec<_>>().into_iter(), &mut out);
+        out.into()
+    }
+
+    /// Reads the wire form. Never panics; allocates no more than the body's own length. What follows the known fields
+    /// is skipped.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn decode(mut body: &[u8]) -> Result<Self, WireError> {
+        let input = &mut body;
+        take_version(input)?;
+        let kind = wire::take_u8(input)?;
+        let from = Identity::decode(input)?;
+        let target = Identity::decode(input)?;
+        let incarnation = wire::take_u16(input)?;
+        let packet = take_packets(input)?.pop();
+        let kind = match (kind, packet) {
+            (1, Some(packet)) => PingKind::Ping(packet),
+            (2, _) => PingKind::Suspicion(incarnation),
+            (3, _) => PingKind::Witness,
+            _ => return Err(WireError::Malformed("question")),
+        };
+        Ok(Self { from, target, kind })
+    }
+}
+
+impl PingAnswer {
+    /// The wire form. Packets beyond the fourth are left out.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(64 + self.packets.iter().map(|packet| packet.len() + 2).sum::<usize>());
+        out.put_u8(VERSION);
+        out.put_u8(match self.seen {
+            Seen::Acked => 1,
+            Seen::Gone => 2,
+            Seen::Silent => 3,
+        });
+        self.by.encode(&mut out);
+        put_packets(self.packets.iter(), &mut out);
+        out.into()
+    }
+
+    /// Reads the wire form. Never panics; allocates no more than the body's own length.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn decode(mut body: &[u8]) -> Result<Self, WireError> {
+        let input = &mut body;
+        take_version(input)?;
+        let seen = match wire::take_u8(input)? {
+            1 => Seen::Acked,
+            2 => Seen::Gone,
+            3 => Seen::Silent,
+            _ => return Err(WireError::Malformed("outcome")),
+        };
+        let by = Identity::decode(input)?;
+        let packets = take_packets(input)?;
+        Ok(Self { by, seen, packets })
+    }
+}
+
+/// Encodes a whole member list.
+pub(crate) fn encode_state(members: &[Member<Identity>]) -> Vec<u8> {
+    let members = &members[..members.len().min(MAX_SYNC_MEMBERS)];
+    let mut out = Vec::with_capacity(5 + members.len() * 48);
+    out.put_u8(VERSION);
+    out.put_u32(u32::try_from(members.len()).expect("at most MAX_SYNC_MEMBERS"));
+    for member in members {
+        wire::encode_member(member, &mut out);
+    }
+    out
+}
+
+/// Reads a whole member list. Never panics; allocates no more than a few times the body's own length.
+pub(crate) fn decode_state(mut body: &[u8]) -> Result<Vec<Member<Identity>>, WireError> {
+    if body.len() > MAX_SYNC_BODY {
+        return Err(WireError::TooMany("bytes in a state"));
+    }
+    let input = &mut body;
+    take_version(input)?;
+    let count = u32::from_be_bytes(wire::take_array(input)?);
+    if count as usize > MAX_SYNC_MEMBERS {
+        return Err(WireError::TooMany("members"));
+    }
+    (0..count).map(|_| wire::decode_member(input)).collect()
+}
+
+/// Entry points for fuzzing: every decoder of outside bytes. They never panic.
+#[doc(hidden)]
+pub mod fuzz {
+    /// The content of an opened datagram.
+    pub fn packet(bytes: &[u8]) -> bool {
+        super::wire::decode_packet(bytes).is_ok()
+    }
+
+    /// An identity.
+    pub fn identity(bytes: &[u8]) -> bool {
+        super::Identity::decode(&mut &*bytes).is_ok()
+    }
+
+    /// A member list; what decodes must encode and decode to the same.
+    pub fn state(bytes: &[u8]) -> bool {
+        let Ok(members) = super::decode_state(bytes) else { return false };
+        assert_eq!(super::decode_state(&super::encode_state(&members)).as_ref(), Ok(&members));
+        true
+    }
+
+    /// Both bodies of `/member/ping`; what decodes must encode and decode to the same.
+    pub fn ping(bytes: &[u8]) -> bool {
+        let question = super::PingBody::decode(bytes);
+        if let Ok(question) = &question {
+            assert_eq!(super::PingBody::decode(&question.encode()).as_ref(), Ok(question));
+        }
+        let answer = super::PingAnswer::decode(bytes);
+        if let Ok(answer) = &answer {
+            assert_eq!(super::PingAnswer::decode(&answer.encode()).as_ref(), Ok(answer));
+        }
+        question.is_ok() || answer.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;
