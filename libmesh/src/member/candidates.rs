@@ -10,7 +10,11 @@ pub const MAX_CANDIDATES: usize = 1024;
 
 /// One address a line.
 pub(crate) fn encode(addresses: impl Iterator<Item = SocketAddr>) -> Vec<u8> {
-    addresses.take(MAX_CANDIDATES).map(|addr| format!("{addr}\n")).collect::<String>().into_bytes()
+    addresses
+        .take(MAX_CANDIDATES)
+        .map(|addr| format!("{addr}\n"))
+        .collect::<String>()
+        .into_bytes()
 }
 
 /// Reads what [`Membership::candidates`](super::Membership::candidates) returned, for
@@ -30,7 +34,10 @@ mod tests {
 
     #[test]
     fn addresses_round_trip_and_damage_is_skipped() {
-        let addresses: Vec<SocketAddr> = vec!["192.0.2.1:8301".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap()];
+        let addresses: Vec<SocketAddr> = vec![
+            "192.0.2.1:8301".parse().unwrap(),
+            "[2001:db8::1]:1".parse().unwrap(),
+        ];
         let mut bytes = encode(addresses.iter().copied());
         assert_eq!(decode(&bytes), addresses);
         bytes.extend_from_slice(b"\xff\xfe\nnonsense\n\n192.0.2.3:1");

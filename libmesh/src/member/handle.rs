@@ -134,7 +134,9 @@ impl Membership {
     /// # Errors
     /// [`AnswerError`].
     pub async fn apply_push_pull(&self, state: &[u8]) -> Result<(), AnswerError> {
-        self.answer_sync(Bytes::copy_from_slice(state)).await.map(drop)
+        self.answer_sync(Bytes::copy_from_slice(state))
+            .await
+            .map(drop)
     }
 
     /// Addresses of present members as bytes for a file, to be given back as
@@ -154,10 +156,16 @@ impl Membership {
     }
 
     async fn send(&self, command: Command) -> Result<(), MembershipGone> {
-        self.commands.send(command).await.map_err(|_| MembershipGone)
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| MembershipGone)
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, MembershipGone> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, MembershipGone> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply)).await?;
         answer.await.map_err(|_| MembershipGone)

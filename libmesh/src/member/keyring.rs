@@ -84,7 +84,9 @@ impl fmt::Debug for KeyId {
 #[non_exhaustive]
 pub enum KeyringError {
     /// The persisted bytes are not a keyring.
-    #[error("the gossip keyring is malformed: {0}; restore it from a backup or join again with a new token")]
+    #[error(
+        "the gossip keyring is malformed: {0}; restore it from a backup or join again with a new token"
+    )]
     Malformed(&'static str),
     /// No such key is installed.
     #[error("gossip key {0} is not installed here; install it first")]
@@ -132,8 +134,13 @@ struct Entry {
 
 impl Entry {
     fn new(bytes: Zeroizing<[u8; KEY_LEN]>) -> Arc<Self> {
-        let unbound = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).expect("the key has the algorithm's length");
-        Arc::new(Self { id: KeyId::of(&bytes), bytes, aead: LessSafeKey::new(unbound) })
+        let unbound = UnboundKey::new(&AES_256_GCM, bytes.as_slice())
+            .expect("the key has the algorithm's length");
+        Arc::new(Self {
+            id: KeyId::of(&bytes),
+            bytes,
+            aead: LessSafeKey::new(unbound),
+        })
     }
 }
 
@@ -163,7 +170,9 @@ impl Keyring {
     }
 
     fn of(keys: Keys) -> Self {
-        Self { keys: Arc::new(RwLock::new(keys)) }
+        Self {
+            keys: Arc::new(RwLock::new(keys)),
+        }
     }
 
     /// Reads what [`to_bytes`](Self::to_bytes) wrote.
@@ -179,7 +188,9 @@ impl Keyring {
         }
         let count = usize::from(*count);
         if count == 0 || count > MAX_KEYS || keys.len() != count * KEY_LEN {
-            return Err(KeyringError::Malformed("its length does not match its number of keys"));
+            return Err(KeyringError::Malformed(
+                "its length does not match its number of keys",
+            ));
         }
         let mut entries: Keys = Vec::with_capacity(count);
         for chunk in keys.chunks_exact(KEY_LEN) {
@@ -239,7 +250,10 @@ impl Keyring {
     /// [`KeyringError::Unknown`].
     pub fn use_key(&self, id: KeyId) -> Result<(), KeyringError> {
         let mut keys = self.keys.write();
-        let at = keys.iter().position(|key| key.id == id).ok_or(KeyringError::Unknown(id))?;
+        let at = keys
+            .iter()
+            .position(|key| key.id == id)
+            .ok_or(KeyringError::Unknown(id))?;
         keys[..=at].rotate_right(1);
         Ok(())
     }
@@ -276,7 +290,9 @@ impl Keyring {
 
 fn random_key() -> Result<Zeroizing<[u8; KEY_LEN]>, KeyringError> {
     let mut key = Zeroizing::new([0; KEY_LEN]);
-    SystemRandom::new().fill(key.as_mut_slice()).map_err(|_| KeyringError::Random)?;
+    SystemRandom::new()
+        .fill(key.as_mut_slice())
+        .map_err(|_| KeyringError::Random)?;
     Ok(key)
 }
 
@@ -298,7 +314,12 @@ impl Sealer {
     /// # Errors
     /// [`KeyringError::Random`].
     pub fn new(keyring: Keyring, label: &[u8]) -> Result<Self, KeyringError> {
-        Ok(Self { keyring, label: label.into(), salt: random_salt()?, counter: 0 })
+        Ok(Self {
+            keyring,
+            label: label.into(),
+            salt: random_salt()?,
+            counter: 0,
+        })
     }
 
     /// Seals `payload` into `datagram`, whose former content is dropped.
@@ -327,7 +348,11 @@ impl Sealer {
         let (header, body) = datagram.split_at_mut(HEADER);
         let tag = key
             .aead
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), additional_data(header, &self.label), body)
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                additional_data(header, &self.label),
+                body,
+            )
             .map_err(|_| KeyringError::TooLarge(payload.len()))?;
         datagram.extend_from_slice(tag.as_ref());
         Ok(())
@@ -336,7 +361,9 @@ impl Sealer {
 
 fn random_salt() -> Result<[u8; 8], KeyringError> {
     let mut salt = [0; 8];
-    SystemRandom::new().fill(&mut salt).map_err(|_| KeyringError::Random)?;
+    SystemRandom::new()
+        .fill(&mut salt)
+        .map_err(|_| KeyringError::Random)?;
     Ok(salt)
 }
 
@@ -351,7 +378,12 @@ pub struct Opener {
 impl Opener {
     /// An opener for `keyring` and the cluster named `label`.
     pub fn new(keyring: Keyring, label: &[u8]) -> Self {
-        Self { keyring, label: label.into(), windows: HashMap::new(), opened: 0 }
+        Self {
+            keyring,
+            label: label.into(),
+            windows: HashMap::new(),
+            opened: 0,
+        }
     }
 
     /// Opens `datagram` in place and returns its payload. Never panics, allocates a few dozen bytes at most.
@@ -366,13 +398,19 @@ impl Opener {
             return Err(OpenError::Malformed);
         }
         let (header, body) = datagram.split_at_mut(HEADER);
-        let id = KeyId(u32::from_be_bytes([header[1], header[2], header[3], header[4]]));
+        let id = KeyId(u32::from_be_bytes([
+            header[1], header[2], header[3], header[4],
+        ]));
         let key = self.keyring.find(id).ok_or(OpenError::UnknownKey(id))?;
         let mut nonce = [0; 12];
         nonce.copy_from_slice(&header[5..]);
         let payload = key
             .aead
-            .open_in_place(Nonce::assume_unique_for_key(nonce), additional_data(header, &self.label), body)
+            .open_in_place(
+                Nonce::assume_unique_for_key(nonce),
+                additional_data(header, &self.label),
+                body,
+            )
             .map_err(|_| OpenError::NotAuthentic)?;
 
         let (salt, counter) = nonce.split_at(8);
@@ -387,7 +425,11 @@ impl Opener {
     fn window(&mut self, salt: [u8; 8]) -> &mut Window {
         self.opened += 1;
         if self.windows.len() >= MAX_WINDOWS && !self.windows.contains_key(&salt) {
-            let oldest = self.windows.iter().min_by_key(|(_, window)| window.used).map(|(salt, _)| *salt);
+            let oldest = self
+                .windows
+                .iter()
+                .min_by_key(|(_, window)| window.used)
+                .map(|(salt, _)| *salt);
             if let Some(oldest) = oldest {
                 self.windows.remove(&oldest);
             }

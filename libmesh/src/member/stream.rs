@@ -145,7 +145,11 @@ fn take_packets(input: &mut &[u8]) -> Result<Vec<Bytes>, WireError> {
 }
 
 fn take_version(input: &mut &[u8]) -> Result<(), WireError> {
-    if wire::take_u8(input)? == VERSION { Ok(()) } else { Err(WireError::Malformed("version")) }
+    if wire::take_u8(input)? == VERSION {
+        Ok(())
+    } else {
+        Err(WireError::Malformed("version"))
+    }
 }
 
 impl PingBody {
@@ -192,7 +196,13 @@ impl PingBody {
 impl PingAnswer {
     /// The wire form. Packets beyond the fourth are left out.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(64 + self.packets.iter().map(|packet| packet.len() + 2).sum::<usize>());
+        let mut out = Vec::with_capacity(
+            64 + self
+                .packets
+                .iter()
+                .map(|packet| packet.len() + 2)
+                .sum::<usize>(),
+        );
         out.put_u8(VERSION);
         out.put_u8(match self.seen {
             Seen::Acked => 1,
@@ -264,8 +274,13 @@ pub mod fuzz {
 
     /// A member list; what decodes must encode and decode to the same.
     pub fn state(bytes: &[u8]) -> bool {
-        let Ok(members) = super::decode_state(bytes) else { return false };
-        assert_eq!(super::decode_state(&super::encode_state(&members)).as_ref(), Ok(&members));
+        let Ok(members) = super::decode_state(bytes) else {
+            return false;
+        };
+        assert_eq!(
+            super::decode_state(&super::encode_state(&members)).as_ref(),
+            Ok(&members)
+        );
         true
     }
 
@@ -273,11 +288,17 @@ pub mod fuzz {
     pub fn ping(bytes: &[u8]) -> bool {
         let question = super::PingBody::decode(bytes);
         if let Ok(question) = &question {
-            assert_eq!(super::PingBody::decode(&question.encode()).as_ref(), Ok(question));
+            assert_eq!(
+                super::PingBody::decode(&question.encode()).as_ref(),
+                Ok(question)
+            );
         }
         let answer = super::PingAnswer::decode(bytes);
         if let Ok(answer) = &answer {
-            assert_eq!(super::PingAnswer::decode(&answer.encode()).as_ref(), Ok(answer));
+            assert_eq!(
+                super::PingAnswer::decode(&answer.encode()).as_ref(),
+                Ok(answer)
+            );
         }
         question.is_ok() || answer.is_ok()
     }

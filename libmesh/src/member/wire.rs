@@ -48,7 +48,11 @@ impl Identity {
     /// A member of which only the address is known: only good for announcing to it. The receiver's codec reads the
     /// nil id as its own.
     pub(crate) fn unknown(addr: SocketAddr) -> Self {
-        Self { node: NodeId([0; 16]), addr, generation: 0 }
+        Self {
+            node: NodeId([0; 16]),
+            addr,
+            generation: 0,
+        }
     }
 
     fn is_unknown(&self) -> bool {
@@ -87,7 +91,11 @@ impl Identity {
             _ => return Err(WireError::Malformed("address family")),
         };
         let port = take_u16(&mut body)?;
-        Ok(Self { node, addr: SocketAddr::new(ip, port), generation })
+        Ok(Self {
+            node,
+            addr: SocketAddr::new(ip, port),
+            generation,
+        })
     }
 }
 
@@ -101,7 +109,10 @@ impl foca::Identity for Identity {
     type Addr = NodeId;
 
     fn renew(&self) -> Option<Self> {
-        self.generation.checked_add(1).map(|generation| Self { generation, ..*self })
+        self.generation.checked_add(1).map(|generation| Self {
+            generation,
+            ..*self
+        })
     }
 
     fn addr(&self) -> NodeId {
@@ -194,10 +205,22 @@ fn parts(message: &Message<Identity>) -> (u8, u8, Option<&Identity>) {
     match message {
         Message::Ping(probe) => (1, *probe, None),
         Message::Ack(probe) => (2, *probe, None),
-        Message::PingReq { target, probe_number } => (3, *probe_number, Some(target)),
-        Message::IndirectPing { origin, probe_number } => (4, *probe_number, Some(origin)),
-        Message::IndirectAck { target, probe_number } => (5, *probe_number, Some(target)),
-        Message::ForwardedAck { origin, probe_number } => (6, *probe_number, Some(origin)),
+        Message::PingReq {
+            target,
+            probe_number,
+        } => (3, *probe_number, Some(target)),
+        Message::IndirectPing {
+            origin,
+            probe_number,
+        } => (4, *probe_number, Some(origin)),
+        Message::IndirectAck {
+            target,
+            probe_number,
+        } => (5, *probe_number, Some(target)),
+        Message::ForwardedAck {
+            origin,
+            probe_number,
+        } => (6, *probe_number, Some(origin)),
         Message::Announce => (7, 0, None),
         Message::Feed => (8, 0, None),
         Message::Gossip => (9, 0, None),
@@ -206,9 +229,15 @@ fn parts(message: &Message<Identity>) -> (u8, u8, Option<&Identity>) {
     }
 }
 
-pub(crate) fn encode_header(header: &Header<Identity>, out: &mut impl BufMut) -> Result<(), WireError> {
+pub(crate) fn encode_header(
+    header: &Header<Identity>,
+    out: &mut impl BufMut,
+) -> Result<(), WireError> {
     let (message, probe, third) = parts(&header.message);
-    let len = 5 + header.src.encoded_len() + header.dst.encoded_len() + third.map_or(0, Identity::encoded_len);
+    let len = 5
+        + header.src.encoded_len()
+        + header.dst.encoded_len()
+        + third.map_or(0, Identity::encoded_len);
     if out.remaining_mut() < len {
         return Err(WireError::NoRoom);
     }
@@ -239,10 +268,22 @@ pub(crate) fn decode_header(input: &mut &[u8]) -> Result<Header<Identity>, WireE
     let message = match message {
         1 => Message::Ping(probe_number),
         2 => Message::Ack(probe_number),
-        3 => Message::PingReq { target: Identity::decode(input)?, probe_number },
-        4 => Message::IndirectPing { origin: Identity::decode(input)?, probe_number },
-        5 => Message::IndirectAck { target: Identity::decode(input)?, probe_number },
-        6 => Message::ForwardedAck { origin: Identity::decode(input)?, probe_number },
+        3 => Message::PingReq {
+            target: Identity::decode(input)?,
+            probe_number,
+        },
+        4 => Message::IndirectPing {
+            origin: Identity::decode(input)?,
+            probe_number,
+        },
+        5 => Message::IndirectAck {
+            target: Identity::decode(input)?,
+            probe_number,
+        },
+        6 => Message::ForwardedAck {
+            origin: Identity::decode(input)?,
+            probe_number,
+        },
         7 => Message::Announce,
         8 => Message::Feed,
         9 => Message::Gossip,
@@ -250,7 +291,12 @@ pub(crate) fn decode_header(input: &mut &[u8]) -> Result<Header<Identity>, WireE
         11 => Message::TurnUndead,
         _ => return Err(WireError::Malformed("message")),
     };
-    Ok(Header { src, src_incarnation, dst, message })
+    Ok(Header {
+        src,
+        src_incarnation,
+        dst,
+        message,
+    })
 }
 
 /// A packet as the core looks at it before foca does.
@@ -270,7 +316,11 @@ pub(crate) fn decode_packet(mut input: &[u8]) -> Result<Packet, WireError> {
             updates.push(decode_member(&mut input)?);
         }
     }
-    if input.is_empty() { Ok(Packet { header, updates }) } else { Err(WireError::Malformed("trailing bytes")) }
+    if input.is_empty() {
+        Ok(Packet { header, updates })
+    } else {
+        Err(WireError::Malformed("trailing bytes"))
+    }
 }
 
 /// foca's codec for all of this. Knows its own node for two reasons: an announce to an unknown node is addressed to the
@@ -288,7 +338,10 @@ impl WireCodec {
 }
 
 /// Runs a slice reader over foca's buffer, which it guarantees to be contiguous.
-fn advancing<T>(buf: &mut impl Buf, read: impl FnOnce(&mut &[u8]) -> Result<T, WireError>) -> Result<T, WireError> {
+fn advancing<T>(
+    buf: &mut impl Buf,
+    read: impl FnOnce(&mut &[u8]) -> Result<T, WireError>,
+) -> Result<T, WireError> {
     let mut rest = buf.chunk();
     let before = rest.len();
     let value = read(&mut rest)?;
@@ -300,7 +353,11 @@ fn advancing<T>(buf: &mut impl Buf, read: impl FnOnce(&mut &[u8]) -> Result<T, W
 impl foca::Codec<Identity> for WireCodec {
     type Error = WireError;
 
-    fn encode_header(&mut self, header: &Header<Identity>, mut buf: impl BufMut) -> Result<(), WireError> {
+    fn encode_header(
+        &mut self,
+        header: &Header<Identity>,
+        mut buf: impl BufMut,
+    ) -> Result<(), WireError> {
         encode_header(header, &mut buf)
     }
 
@@ -312,7 +369,11 @@ impl foca::Codec<Identity> for WireCodec {
         Ok(header)
     }
 
-    fn encode_member(&mut self, member: &Member<Identity>, mut buf: impl BufMut) -> Result<(), WireError> {
+    fn encode_member(
+        &mut self,
+        member: &Member<Identity>,
+        mut buf: impl BufMut,
+    ) -> Result<(), WireError> {
         if buf.remaining_mut() < member_len(member) {
             return Err(WireError::NoRoom);
         }

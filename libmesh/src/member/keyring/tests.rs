@@ -22,7 +22,10 @@ fn a_sealed_datagram_opens_once() {
     let (_, mut sealer, mut opener) = pair();
     let datagram = seal(&mut sealer, b"hello");
     assert_eq!(datagram.len(), 5 + OVERHEAD);
-    assert!(!datagram.windows(5).any(|part| part == b"hello"), "the payload is visible");
+    assert!(
+        !datagram.windows(5).any(|part| part == b"hello"),
+        "the payload is visible"
+    );
     assert_eq!(opener.open(&mut datagram.clone()), Ok(&b"hello"[..]));
     assert_eq!(opener.open(&mut datagram.clone()), Err(OpenError::Replayed));
 }
@@ -32,8 +35,15 @@ fn reordered_datagrams_open_and_too_old_ones_do_not() {
     let (_, mut sealer, mut opener) = pair();
     let mut datagrams: Vec<_> = (0u8..200).map(|n| seal(&mut sealer, &[n])).collect();
     assert!(opener.open(&mut datagrams[199]).is_ok());
-    assert!(opener.open(&mut datagrams[72]).is_ok(), "127 behind the newest is inside the window");
-    assert_eq!(opener.open(&mut datagrams[71]), Err(OpenError::Replayed), "128 behind is outside");
+    assert!(
+        opener.open(&mut datagrams[72]).is_ok(),
+        "127 behind the newest is inside the window"
+    );
+    assert_eq!(
+        opener.open(&mut datagrams[71]),
+        Err(OpenError::Replayed),
+        "128 behind is outside"
+    );
     assert!(opener.open(&mut datagrams[100]).is_ok());
 }
 
@@ -44,7 +54,10 @@ fn each_sender_has_its_own_window() {
     for _ in 0..200 {
         assert!(opener.open(&mut seal(&mut first, b"x")).is_ok());
     }
-    assert!(opener.open(&mut seal(&mut second, b"x")).is_ok(), "a fresh sender starts at 1 again");
+    assert!(
+        opener.open(&mut seal(&mut second, b"x")).is_ok(),
+        "a fresh sender starts at 1 again"
+    );
 }
 
 #[test]
@@ -65,12 +78,24 @@ fn another_label_another_key_and_altered_bytes_do_not_open() {
     for at in 0..datagram.len() {
         let mut altered = datagram.clone();
         altered[at] ^= 1;
-        assert!(opener.open(&mut altered).is_err(), "byte {at} is not protected");
+        assert!(
+            opener.open(&mut altered).is_err(),
+            "byte {at} is not protected"
+        );
     }
-    assert_eq!(Opener::new(keyring, b"dc2").open(&mut datagram.clone()), Err(OpenError::NotAuthentic));
+    assert_eq!(
+        Opener::new(keyring, b"dc2").open(&mut datagram.clone()),
+        Err(OpenError::NotAuthentic)
+    );
     let (_, _, mut foreign) = pair();
-    assert!(matches!(foreign.open(&mut datagram.clone()), Err(OpenError::UnknownKey(_))));
-    assert!(opener.open(&mut datagram.clone()).is_ok(), "failures must not close the window");
+    assert!(matches!(
+        foreign.open(&mut datagram.clone()),
+        Err(OpenError::UnknownKey(_))
+    ));
+    assert!(
+        opener.open(&mut datagram.clone()).is_ok(),
+        "failures must not close the window"
+    );
 }
 
 #[test]
@@ -78,9 +103,18 @@ fn sizes_are_bounded_on_both_sides() {
     let (_, mut sealer, mut opener) = pair();
     let most = MAX_DATAGRAM - OVERHEAD;
     assert!(opener.open(&mut seal(&mut sealer, &vec![7; most])).is_ok());
-    assert_eq!(sealer.seal(&vec![7; most + 1], &mut Vec::new()), Err(KeyringError::TooLarge(most + 1)));
-    assert_eq!(opener.open(&mut vec![VERSION; MAX_DATAGRAM + 1]), Err(OpenError::Oversized));
-    assert_eq!(opener.open(&mut [VERSION; OVERHEAD - 1]), Err(OpenError::Malformed));
+    assert_eq!(
+        sealer.seal(&vec![7; most + 1], &mut Vec::new()),
+        Err(KeyringError::TooLarge(most + 1))
+    );
+    assert_eq!(
+        opener.open(&mut vec![VERSION; MAX_DATAGRAM + 1]),
+        Err(OpenError::Oversized)
+    );
+    assert_eq!(
+        opener.open(&mut [VERSION; OVERHEAD - 1]),
+        Err(OpenError::Malformed)
+    );
 }
 
 #[test]
@@ -94,7 +128,10 @@ fn a_key_is_rotated_by_install_use_remove() {
     assert_eq!(keyring.remove(old), Err(KeyringError::InUse(old)));
     keyring.use_key(new).unwrap();
     assert_eq!(keyring.ids(), [new, old]);
-    assert!(opener.open(&mut before).is_ok(), "the old key opens until it is removed");
+    assert!(
+        opener.open(&mut before).is_ok(),
+        "the old key opens until it is removed"
+    );
     assert!(opener.open(&mut seal(&mut sealer, b"after")).is_ok());
     keyring.remove(old).unwrap();
     assert_eq!(opener.open(&mut removed), Err(OpenError::UnknownKey(old)));
@@ -107,16 +144,26 @@ fn a_keyring_is_bounded_and_survives_its_bytes() {
     while keyring.ids().len() < MAX_KEYS {
         keyring.install(&Keyring::new_key().unwrap()).unwrap();
     }
-    assert_eq!(keyring.install(&Keyring::new_key().unwrap()), Err(KeyringError::Full));
+    assert_eq!(
+        keyring.install(&Keyring::new_key().unwrap()),
+        Err(KeyringError::Full)
+    );
     let bytes = keyring.to_bytes();
     let restored = Keyring::from_bytes(&bytes).unwrap();
     assert_eq!(restored.ids(), keyring.ids());
-    assert!(Opener::new(restored, LABEL).open(&mut seal(&mut sealer, b"x")).is_ok());
+    assert!(
+        Opener::new(restored, LABEL)
+            .open(&mut seal(&mut sealer, b"x"))
+            .is_ok()
+    );
     assert!(Keyring::from_bytes(&bytes[..bytes.len() - 1]).is_err());
     assert!(Keyring::from_bytes(&[]).is_err());
     let twice = [&bytes[..2 + KEY_LEN], &bytes[2..2 + KEY_LEN]].concat();
     let twice = [&[FILE_VERSION, 2], &twice[2..]].concat();
-    assert_eq!(Keyring::from_bytes(&twice).unwrap_err(), KeyringError::Malformed("a key is in it twice"));
+    assert_eq!(
+        Keyring::from_bytes(&twice).unwrap_err(),
+        KeyringError::Malformed("a key is in it twice")
+    );
 }
 
 #[test]
@@ -132,7 +179,10 @@ fn the_number_of_windows_is_bounded() {
         opener.window(sender.to_be_bytes());
     }
     assert_eq!(opener.windows.len(), MAX_WINDOWS);
-    assert!(!opener.windows.contains_key(&0u64.to_be_bytes()), "the oldest goes first");
+    assert!(
+        !opener.windows.contains_key(&0u64.to_be_bytes()),
+        "the oldest goes first"
+    );
 }
 
 proptest! {

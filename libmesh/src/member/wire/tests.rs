@@ -4,33 +4,61 @@ use proptest::prelude::*;
 use super::*;
 
 pub(crate) fn identity() -> impl Strategy<Value = Identity> {
-    let ip = prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
-    let node = any::<[u8; 16]>().prop_filter("nil", |id| *id != [0; 16]).prop_map(NodeId);
-    (node, ip, any::<u16>(), any::<u64>())
-        .prop_map(|(node, ip, port, generation)| Identity { node, addr: SocketAddr::new(ip, port), generation })
+    let ip = prop_oneof![
+        any::<[u8; 4]>().prop_map(IpAddr::from),
+        any::<[u8; 16]>().prop_map(IpAddr::from)
+    ];
+    let node = any::<[u8; 16]>()
+        .prop_filter("nil", |id| *id != [0; 16])
+        .prop_map(NodeId);
+    (node, ip, any::<u16>(), any::<u64>()).prop_map(|(node, ip, port, generation)| Identity {
+        node,
+        addr: SocketAddr::new(ip, port),
+        generation,
+    })
 }
 
 pub(crate) fn member() -> impl Strategy<Value = Member<Identity>> {
     let state = prop_oneof![Just(State::Alive), Just(State::Suspect), Just(State::Down)];
-    (identity(), any::<u16>(), state).prop_map(|(id, incarnation, state)| Member::new(id, incarnation, state))
+    (identity(), any::<u16>(), state)
+        .prop_map(|(id, incarnation, state)| Member::new(id, incarnation, state))
 }
 
 fn header() -> impl Strategy<Value = Header<Identity>> {
-    let message = (identity(), any::<u8>(), 0..11usize).prop_map(|(third, probe_number, kind)| match kind {
-        0 => Message::Ping(probe_number),
-        1 => Message::Ack(probe_number),
-        2 => Message::PingReq { target: third, probe_number },
-        3 => Message::IndirectPing { origin: third, probe_number },
-        4 => Message::IndirectAck { target: third, probe_number },
-        5 => Message::ForwardedAck { origin: third, probe_number },
-        6 => Message::Announce,
-        7 => Message::Feed,
-        8 => Message::Gossip,
-        9 => Message::Broadcast,
-        _ => Message::TurnUndead,
-    });
-    (identity(), any::<u16>(), identity(), message)
-        .prop_map(|(src, src_incarnation, dst, message)| Header { src, src_incarnation, dst, message })
+    let message =
+        (identity(), any::<u8>(), 0..11usize).prop_map(|(third, probe_number, kind)| match kind {
+            0 => Message::Ping(probe_number),
+            1 => Message::Ack(probe_number),
+            2 => Message::PingReq {
+                target: third,
+                probe_number,
+            },
+            3 => Message::IndirectPing {
+                origin: third,
+                probe_number,
+            },
+            4 => Message::IndirectAck {
+                target: third,
+                probe_number,
+            },
+            5 => Message::ForwardedAck {
+                origin: third,
+                probe_number,
+            },
+            6 => Message::Announce,
+            7 => Message::Feed,
+            8 => Message::Gossip,
+            9 => Message::Broadcast,
+            _ => Message::TurnUndead,
+        });
+    (identity(), any::<u16>(), identity(), message).prop_map(
+        |(src, src_incarnation, dst, message)| Header {
+            src,
+            src_incarnation,
+            dst,
+            message,
+        },
+    )
 }
 
 fn codec(own: NodeId) -> WireCodec {
@@ -38,7 +66,11 @@ fn codec(own: NodeId) -> WireCodec {
 }
 
 fn some_identity() -> Identity {
-    Identity { node: NodeId([7; 16]), addr: "192.0.2.1:8301".parse().unwrap(), generation: 9 }
+    Identity {
+        node: NodeId([7; 16]),
+        addr: "192.0.2.1:8301".parse().unwrap(),
+        generation: 9,
+    }
 }
 
 #[test]
@@ -75,10 +107,17 @@ fn an_announce_to_the_nil_id_is_read_as_ones_own() {
     codec(own).encode_header(&header, &mut bytes).unwrap();
     assert_eq!(codec(own).decode_header(&bytes[..]).unwrap().dst.node, own);
 
-    let ping = Header { message: Message::Ping(1), ..header };
+    let ping = Header {
+        message: Message::Ping(1),
+        ..header
+    };
     let mut bytes = Vec::new();
     codec(own).encode_header(&ping, &mut bytes).unwrap();
-    assert_ne!(codec(own).decode_header(&bytes[..]).unwrap().dst.node, own, "only announces go to nobody in particular");
+    assert_ne!(
+        codec(own).decode_header(&bytes[..]).unwrap().dst.node,
+        own,
+        "only announces go to nobody in particular"
+    );
 }
 
 #[test]
@@ -86,20 +125,33 @@ fn a_goodbye_is_told_from_a_failure() {
     let leaving = Arc::new(AtomicBool::new(true));
     let mut codec = WireCodec::new(some_identity().node, Arc::clone(&leaving));
     let mut bytes = Vec::new();
-    codec.encode_member(&Member::down(some_identity()), &mut bytes).unwrap();
-    assert_eq!(codec.decode_member(&bytes[..]).unwrap(), Member::new(some_identity(), LEFT, State::Down));
+    codec
+        .encode_member(&Member::down(some_identity()), &mut bytes)
+        .unwrap();
+    assert_eq!(
+        codec.decode_member(&bytes[..]).unwrap(),
+        Member::new(some_identity(), LEFT, State::Down)
+    );
 
     leaving.store(false, Ordering::Relaxed);
     let mut bytes = Vec::new();
-    codec.encode_member(&Member::down(some_identity()), &mut bytes).unwrap();
-    assert_eq!(codec.decode_member(&bytes[..]).unwrap(), Member::down(some_identity()));
+    codec
+        .encode_member(&Member::down(some_identity()), &mut bytes)
+        .unwrap();
+    assert_eq!(
+        codec.decode_member(&bytes[..]).unwrap(),
+        Member::down(some_identity())
+    );
 }
 
 #[test]
 fn a_full_buffer_stays_clean() {
     let member = Member::alive(some_identity());
     let mut buf = Vec::new().limit(member_len(&member) - 1);
-    assert_eq!(codec(NodeId([1; 16])).encode_member(&member, &mut buf), Err(WireError::NoRoom));
+    assert_eq!(
+        codec(NodeId([1; 16])).encode_member(&member, &mut buf),
+        Err(WireError::NoRoom)
+    );
     assert!(buf.get_ref().is_empty());
 }
 
