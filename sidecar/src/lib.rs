@@ -4,4 +4,5 @@
 //! belongs in one of them; what is here is what needs more than one of them, or what only a process
 //! (rather than an embedding program) needs: files, signals, listeners, exit codes.
 
+pub mod http;
 pub mod proxy;

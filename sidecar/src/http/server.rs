@@ -1,0 +1,348 @@
+//! The accept loop.
+//!
+//! Each connection is one task. A request's body is collected within [`Limits::body`] before the handler
+//! runs; when the client goes away, hyper drops the handler's future, which is what ends long polls.
+//! Shutdown is a [`CancellationToken`]: accepting stops, running requests get [`Limits::drain`], and
+//! long polls see [`ConnInfo::shutdown`] and answer at once.
+
+use std::{
+    convert::Infallible,
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::{Reply, text};
+
+/// A bound socket to serve on.
+pub enum Listener {
+    /// Clear TCP.
+    Tcp(TcpListener),
+    /// TLS over TCP. Client certificates are asked for or not as the configuration says.
+    Tls(TcpListener, Arc<ServerConfig>),
+    /// A Unix socket; the path is removed when serving ends.
+    Unix(UnixListener, PathBuf),
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remote {
+    /// A TCP peer.
+    Tcp(SocketAddr),
+    /// A local process; the kernel vouches for uid and gid, the pid may be unknown.
+    Unix {
+        /// Effective user id at connect time.
+        uid: u32,
+        /// Effective group id at connect time.
+        gid: u32,
+        /// Process id, where the platform tells.
+        pid: Option<i32>,
+    },
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub struct ConnInfo {
+    /// Who is at the other end.
+    pub remote: Remote,
+    /// The client's TLS leaf certificate (DER), if one was asked for and given.
+    pub certificate: Option<Vec<u8>>,
+    /// Cancelled when the listener drains: long polls answer what they have.
+    pub shutdown: CancellationToken,
+}
+
+impl ConnInfo {
+    /// A clear connection from `remote` that is never told to shut down.
+    pub fn new(remote: Remote) -> ConnInfo {
+        ConnInfo {
+            remote,
+            certificate: None,
+            shutdown: CancellationToken::new(),
+        }
+    }
+}
+
+/// Bounds of one listener.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Time for a request's head, and how long an idle connection is kept. Default 60 s.
+    pub header_timeout: Duration,
+    /// Time for a request's body. Default 60 s.
+    pub body_timeout: Duration,
+    /// Largest request body in bytes; more is 413. Default 1 MiB.
+    pub body: usize,
+    /// Open connections; further ones get 429 and are closed. Default 4096.
+    pub connections: usize,
+    /// How long running requests may go on after shutdown began. Default 5 s.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            body: 1 << 20,
+            connections: 4096,
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Binds a TCP listener. The error names the address.
+pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}")))
+}
+
+/// Binds a Unix socket that only this user may open, replacing a socket nobody listens on.
+///
+/// `mode` is the socket file's permission bits; the peer's uid is known to handlers whatever they are.
+pub fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
+    let wrap = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {}: {error}", path.display()),
+        )
+    };
+    if let Ok(meta) = fs::symlink_metadata(path)
+        && meta.file_type().is_socket()
+    {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(wrap(io::ErrorKind::AddrInUse.into()));
+        }
+        fs::remove_file(path).map_err(wrap)?;
+    }
+    let listener = UnixListener::bind(path).map_err(wrap)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(wrap)?;
+    Ok(Listener::Unix(listener, path.to_owned()))
+}
+
+/// Serves until `shutdown`, then drains and returns.
+pub async fn serve<H, F>(
+    listener: Listener,
+    limits: Limits,
+    shutdown: CancellationToken,
+    handler: H,
+) where
+    H: Fn(Request<Bytes>, Arc<ConnInfo>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let tasks = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(limits.connections));
+    let worker = Worker {
+        limits,
+        handler,
+        shutdown: shutdown.clone(),
+    };
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener) => accepted,
+        };
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of file descriptors, mostly: a short pause lets some be closed.
+                warn!(%error, "cannot accept a connection");
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let permit = Arc::clone(&room).try_acquire_owned().ok();
+        tasks.spawn(worker.clone().connection(stream, permit));
+    }
+    let path = match &listener {
+        Listener::Unix(_, path) => Some(path.clone()),
+        _ => None,
+    };
+    drop(listener);
+    if let Some(path) = path {
+        // Somebody else may have cleaned up the directory already.
+        let _ = fs::remove_file(path);
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+enum Stream {
+    Tcp(TcpStream, SocketAddr),
+    Tls(TcpStream, SocketAddr, TlsAcceptor),
+    Unix(UnixStream),
+}
+
+async fn accept(listener: &Listener) -> io::Result<Stream> {
+    match listener {
+        Listener::Tcp(tcp) => {
+            let (stream, addr) = tcp.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp(stream, addr))
+        }
+        Listener::Tls(tcp, config) => {
+            let (stream, addr) = tcp.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tls(stream, addr, Arc::clone(config).into()))
+        }
+        Listener::Unix(unix, _) => Ok(Stream::Unix(unix.accept().await?.0)),
+    }
+}
+
+#[derive(Clone)]
+struct Worker<H> {
+    limits: Limits,
+    handler: H,
+    shutdown: CancellationToken,
+}
+
+impl<H, F> Worker<H>
+where
+    H: Fn(Request<Bytes>, Arc<ConnInfo>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    async fn connection(self, stream: Stream, permit: Option<OwnedSemaphorePermit>) {
+        match stream {
+            Stream::Tcp(stream, addr) => self.run(stream, Remote::Tcp(addr), None, permit).await,
+            Stream::Tls(stream, addr, acceptor) => {
+                let handshake = timeout(self.limits.header_timeout, acceptor.accept(stream));
+                let stream = tokio::select! {
+                    () = self.shutdown.cancelled() => return,
+                    done = handshake => match done {
+                        Ok(Ok(stream)) => stream,
+                        Ok(Err(error)) => return debug!(%addr, %error, "TLS handshake failed"),
+                        Err(_) => return debug!(%addr, "TLS handshake timed out"),
+                    },
+                };
+                let certificate = stream.get_ref().1.peer_certificates();
+                let certificate = certificate.and_then(|chain| Some(chain.first()?.to_vec()));
+                self.run(stream, Remote::Tcp(addr), certificate, permit)
+                    .await;
+            }
+            Stream::Unix(stream) => match stream.peer_cred() {
+                Ok(peer) => {
+                    let remote = Remote::Unix {
+                        uid: peer.uid(),
+                        gid: peer.gid(),
+                        pid: peer.pid(),
+                    };
+                    self.run(stream, remote, None, permit).await;
+                }
+                Err(error) => warn!(%error, "a Unix socket peer without credentials was refused"),
+            },
+        }
+    }
+
+    async fn run<S>(
+        self,
+        mut stream: S,
+        remote: Remote,
+        certificate: Option<Vec<u8>>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if permit.is_none() {
+            // The client may be gone already; there is nobody else to tell.
+            let _ = stream.write_all(TOO_MANY).await;
+            return;
+        }
+        let conn = Arc::new(ConnInfo {
+            remote,
+            certificate,
+            shutdown: self.shutdown.clone(),
+        });
+        let service = service_fn(|request| {
+            let (worker, conn) = (self.clone(), Arc::clone(&conn));
+            async move { Ok::<_, Infallible>(worker.answer(request, conn).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_timeout)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => Some(ended),
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(self.limits.drain, connection).await.ok()
+            }
+        };
+        match ended {
+            Some(Err(error)) => debug!(remote = ?conn.remote, %error, "connection ended"),
+            None => debug!(remote = ?conn.remote, "connection cut: drain time is over"),
+            Some(Ok(())) => {}
+        }
+    }
+
+    async fn answer(self, request: Request<Incoming>, conn: Arc<ConnInfo>) -> Reply {
+        let limit = self.limits.body;
+        let (head, body) = request.into_parts();
+        let declared = head
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if declared.is_some_and(|length| length > limit as u64) {
+            return too_large(limit);
+        }
+        let collected = timeout(self.limits.body_timeout, Limited::new(body, limit).collect());
+        let body = match collected.await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return too_large(limit),
+            Ok(Err(error)) => {
+                return closing(text(
+                    StatusCode::BAD_REQUEST,
+                    format!("the request's body could not be read: {error}"),
+                ));
+            }
+            Err(_) => {
+                return closing(text(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the request's body did not arrive in time",
+                ));
+            }
+        };
+        (self.handler)(Request::from_parts(head, body), conn).await
+    }
+}
+
+const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: text/plain\r\n\
+    content-length: 51\r\nconnection: close\r\n\r\ntoo many open connections; close some or try later\n";
+
+fn too_large(limit: usize) -> Reply {
+    closing(text(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("request body too large, max size: {limit} bytes"),
+    ))
+}
+
+/// Part of the body may still be in flight, so the connection cannot carry another request.
+fn closing(mut reply: Reply) -> Reply {
+    let close = header::HeaderValue::from_static("close");
+    reply.headers_mut().insert(header::CONNECTION, close);
+    reply
+}
+
+#[cfg(test)]
+mod tests;
