@@ -72,7 +72,9 @@ impl fmt::Display for Target {
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// The address is not one of the forms [`Target::parse`] takes.
-    #[error("address {0:?} is not understood: use http://HOST:PORT, https://HOST:PORT or unix:///PATH")]
+    #[error(
+        "address {0:?} is not understood: use http://HOST:PORT, https://HOST:PORT or unix:///PATH"
+    )]
     Address(String),
     /// Certificate authorities could not be read.
     #[error("cannot read certificate authorities from {path}: {reason}")]
@@ -127,15 +129,17 @@ impl Target {
             Some(_) => return Err(bad()),
             None => (false, address),
         };
-        let authority: http::uri::Authority = rest
-            .trim_end_matches('/')
-            .parse()
-            .map_err(|_| bad())?;
+        let authority: http::uri::Authority =
+            rest.trim_end_matches('/').parse().map_err(|_| bad())?;
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         if host.is_empty() || authority.as_str().contains('@') {
             return Err(bad());
         }
-        let tls = if tls { Some(tls_config(ca_file)?) } else { None };
+        let tls = if tls {
+            Some(tls_config(ca_file)?)
+        } else {
+            None
+        };
         let port = authority.port_u16().unwrap_or(default_port);
         Ok(Target::Tcp { host, port, tls })
     }
@@ -208,7 +212,9 @@ impl Target {
             .map_err(|error| failed(error.to_string()))?;
         let exchange = async {
             let answer = sender.send_request(request).await;
-            let (head, body) = answer.map_err(|error| failed(error.to_string()))?.into_parts();
+            let (head, body) = answer
+                .map_err(|error| failed(error.to_string()))?
+                .into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await;
             let body = body.map_err(|error| failed(error.to_string()))?.to_bytes();
             Ok(Response::from_parts(head, body))
@@ -267,7 +273,10 @@ mod tests {
         assert_eq!(show("127.0.0.1:8500").unwrap(), "http://127.0.0.1:8500");
         assert_eq!(show("http://host/").unwrap(), "http://host:8500");
         assert_eq!(show("http://[::1]:1").unwrap(), "http://[::1]:1");
-        assert_eq!(show("unix:///run/mesh.sock").unwrap(), "unix:///run/mesh.sock");
+        assert_eq!(
+            show("unix:///run/mesh.sock").unwrap(),
+            "unix:///run/mesh.sock"
+        );
         for bad in ["ftp://x", "", "http://", "http://user@host"] {
             assert!(show(bad).is_err(), "{bad:?} was taken");
         }

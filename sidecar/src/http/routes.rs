@@ -169,10 +169,7 @@ impl Node {
         let mut node = self;
         for segment in pattern.trim_start_matches('/').split('/') {
             if let Some(name) = segment.strip_prefix('*') {
-                return &mut node
-                    .rest
-                    .get_or_insert_with(|| (name.into(), Vec::new()))
-                    .1;
+                return &mut node.rest.get_or_insert_with(|| (name.into(), Vec::new())).1;
             }
             node = match segment.strip_prefix(':') {
                 Some(name) => {

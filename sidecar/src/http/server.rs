@@ -306,7 +306,10 @@ where
         if declared.is_some_and(|length| length > limit as u64) {
             return too_large(limit);
         }
-        let collected = timeout(self.limits.body_timeout, Limited::new(body, limit).collect());
+        let collected = timeout(
+            self.limits.body_timeout,
+            Limited::new(body, limit).collect(),
+        );
         let body = match collected.await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => return too_large(limit),

@@ -55,14 +55,13 @@ async fn body_over_the_limit_is_413_declared_or_not() {
     assert_eq!(post(running.addr, b"1234").await.body(), "1234");
     let refused = post(running.addr, b"12345").await;
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
-    assert_eq!(
-        refused.body(),
-        "request body too large, max size: 4 bytes"
-    );
+    assert_eq!(refused.body(), "request body too large, max size: 4 bytes");
     let mut raw = TcpStream::connect(running.addr).await.unwrap();
-    raw.write_all(b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n")
-        .await
-        .unwrap();
+    raw.write_all(
+        b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n",
+    )
+    .await
+    .unwrap();
     let mut answer = String::new();
     timeout(SOON, raw.read_to_string(&mut answer))
         .await
@@ -107,17 +106,20 @@ async fn shutdown_lets_a_running_request_finish_and_cuts_a_stuck_one() {
         drain: Duration::from_millis(200),
         ..Limits::default()
     };
-    let running = start(limits, move |request: Request<Bytes>, conn: Arc<ConnInfo>| {
-        let tx = tx.clone();
-        async move {
-            tx.send(()).unwrap();
-            if request.uri().path() == "/stuck" {
-                std::future::pending::<()>().await;
+    let running = start(
+        limits,
+        move |request: Request<Bytes>, conn: Arc<ConnInfo>| {
+            let tx = tx.clone();
+            async move {
+                tx.send(()).unwrap();
+                if request.uri().path() == "/stuck" {
+                    std::future::pending::<()>().await;
+                }
+                conn.shutdown.cancelled().await;
+                text(StatusCode::OK, "finished")
             }
-            conn.shutdown.cancelled().await;
-            text(StatusCode::OK, "finished")
-        }
-    })
+        },
+    )
     .await;
     let ask = |path: &'static str| {
         let target = Target::parse(&running.addr.to_string(), 0, None).unwrap();
