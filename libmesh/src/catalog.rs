@@ -21,6 +21,7 @@ use crate::model::{InstanceId, InvalidField, Liveness, NodeId, ServiceName};
 mod facts;
 mod index;
 mod local;
+pub mod log;
 mod state;
 mod view;
 mod watch;

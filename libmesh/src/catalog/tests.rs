@@ -1,3 +1,4 @@
+mod log;
 mod read;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,0 +1,484 @@
+//! The algebra of node logs: how one writer's map reaches everybody, whatever the network does to the messages.
+//!
+//! A node's records are a map of opaque keys to opaque bodies. Its owner numbers every change ([`NodeLog`]): `head` is
+//! the number of the last one, and each key remembers the number of its last change. A [`Delta`] `(from, to]` holds
+//! every key whose last change has a number in that range. From this follows the one rule of a [`Replica`]: *what the
+//! owner last changed at or before `head` is exactly so in its map*. A delta with `from <= head` keeps the rule (what
+//! is numbered up to `head` is known already and skipped); one with a gap before it does not, and is answered by a
+//! pull. So messages may be lost, repeated and reordered, and a replica needs no tombstones. (A key that the owner
+//! changed twice may be missing at the number of its first change, when that came in one of several messages made
+//! after the second.)
+//!
+//! The owner keeps tombstones, so that a delta can say what went. When it drops old ones, `gc` rises to the newest
+//! dropped number; who is behind `gc` gets the whole map: a *snapshot*, the message with `from = 0`, which replaces
+//! what the replica has. A large snapshot comes in parts that are staged until all are there.
+//!
+//! Versions count within an *epoch*. An owner that lost its numbers (its disk, or the last seconds before a crash)
+//! takes a greater epoch; the old epoch's view stays until the new one's snapshot is complete.
+//!
+//! A replica keeps the signed messages that made it, and so can pass them on. `base` bounds that: when the owner has
+//! sent deltas worth more than its whole map, everybody gets a snapshot next, and forgets the deltas.
+//!
+//! Costs: `put`, `remove` O(log n); `since` O(changes); `apply` O(items · log n); a snapshot O(n).
+//! No clock, no signatures, no records here.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ring::digest;
+
+use crate::model::NodeId;
+
+/// Deltas worth this much may pile up before the first snapshot.
+const REBASE_BYTES_MIN: usize = 64 * 1024;
+
+/// A change of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Opaque here.
+    pub key: Bytes,
+    /// Number of this change.
+    pub version: u64,
+    /// Opaque here; `None` = the key is gone.
+    pub body: Option<Bytes>,
+}
+
+impl Item {
+    fn size(&self) -> usize {
+        // Two lengths and the version, as varints.
+        self.key.len() + self.body.as_ref().map_or(0, Bytes::len) + 8
+    }
+}
+
+/// What a message carries: see the module's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta {
+    /// Whose records.
+    pub node: NodeId,
+    /// Which numbering.
+    pub epoch: u64,
+    /// Everything after this number; 0 = everything there is, replacing what was.
+    pub from: u64,
+    /// Up to this number.
+    pub to: u64,
+    /// Which part of a snapshot, from 0.
+    pub part: u32,
+    /// How many parts the snapshot has; 1 for a delta.
+    pub parts: u32,
+    /// The changes.
+    pub items: Vec<Item>,
+}
+
+/// Where a log stands. Orders by epoch, then head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Head {
+    /// Which numbering.
+    pub epoch: u64,
+    /// Number of the last change.
+    pub head: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    version: u64,
+    /// `None` = tombstone.
+    body: Option<Bytes>,
+    /// When it changed: unix µs.
+    at: u64,
+}
+
+/// The owner's side.
+#[derive(Debug, Clone)]
+pub struct NodeLog {
+    node: NodeId,
+    at: Head,
+    gc: u64,
+    base: u64,
+    entries: BTreeMap<Bytes, Entry>,
+    versions: BTreeMap<u64, Bytes>,
+    content: Content,
+    live_bytes: usize,
+    since_base: usize,
+}
+
+impl NodeLog {
+    /// An empty log.
+    pub fn new(node: NodeId, epoch: u64) -> Self {
+        Self {
+            node,
+            at: Head { epoch, head: 0 },
+            gc: 0,
+            base: 0,
+            entries: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            content: Content::default(),
+            live_bytes: 0,
+            since_base: 0,
+        }
+    }
+
+    /// Where it stands.
+    pub fn head(&self) -> Head {
+        self.at
+    }
+
+    /// Numbers up to this one may be missing deletions.
+    pub fn gc(&self) -> u64 {
+        self.gc
+    }
+
+    /// Hash of the live records; equal to a replica's at the same [`Head`].
+    pub fn content(&self) -> u128 {
+        self.content.0
+    }
+
+    /// The live records, by key.
+    pub fn live(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        self.entries.iter().filter_map(|(key, entry)| Some((key, entry.body.as_ref()?)))
+    }
+
+    /// Sets a record; the number of the change, or `None` when it was there already.
+    pub fn put(&mut self, key: Bytes, body: Bytes, now: u64) -> Option<u64> {
+        if self.entries.get(&key).is_some_and(|known| known.body.as_ref() == Some(&body)) {
+            return None;
+        }
+        Some(self.write(key, Some(body), now))
+    }
+
+    /// Takes a record away; the number of the change, or `None` when there was none.
+    pub fn remove(&mut self, key: &Bytes, now: u64) -> Option<u64> {
+        self.entries.get(key)?.body.as_ref()?;
+        Some(self.write(key.clone(), None, now))
+    }
+
+    fn write(&mut self, key: Bytes, body: Option<Bytes>, now: u64) -> u64 {
+        self.at.head += 1;
+        let version = self.at.head;
+        let item = Item { key: key.clone(), version, body: body.clone() };
+        let size = item.size();
+        self.since_base += size;
+        if body.is_some() {
+            self.content.add(&item);
+            self.live_bytes += size;
+        }
+        if let Some(old) = self.entries.insert(key.clone(), Entry { version, body, at: now }) {
+            self.versions.remove(&old.version);
+            if old.body.is_some() {
+                let old = Item { key: key.clone(), version: old.version, body: old.body };
+                self.content.remove(&old);
+                self.live_bytes -= old.size();
+            }
+        }
+        self.versions.insert(version, key);
+        if self.since_base > REBASE_BYTES_MIN.max(self.live_bytes) {
+            self.base = version;
+            self.since_base = 0;
+        }
+        version
+    }
+
+    /// Drops tombstones from before `before` (unix µs); `gc` rises over them.
+    pub fn collect(&mut self, before: u64) {
+        let old: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.body.is_none() && entry.at < before)
+            .map(|(key, entry)| (key.clone(), entry.version))
+            .collect();
+        for (key, version) in old {
+            self.entries.remove(&key);
+            self.versions.remove(&version);
+            self.gc = self.gc.max(version);
+        }
+    }
+
+    /// Goes on in a greater epoch: everybody takes the whole map anew.
+    pub fn renew(&mut self, epoch: u64) {
+        debug_assert!(epoch > self.at.epoch, "epochs only grow");
+        self.at.epoch = epoch;
+    }
+
+    /// What someone at `have` lacks, in messages whose items are worth about `part_bytes` each. Empty when nothing.
+    pub fn since(&self, have: Head, part_bytes: usize) -> Vec<Delta> {
+        if have >= self.at || self.at.head == 0 {
+            return Vec::new();
+        }
+        let complete = have.epoch != self.at.epoch || have.head < self.gc.max(self.base).max(1);
+        if complete { self.snapshot(part_bytes) } else { self.deltas(have.head, part_bytes) }
+    }
+
+    fn snapshot(&self, part_bytes: usize) -> Vec<Delta> {
+        let live = self.entries.iter().filter_map(|(key, entry)| {
+            Some(Item { key: key.clone(), version: entry.version, body: Some(entry.body.clone()?) })
+        });
+        let groups = in_groups(live, part_bytes);
+        let parts = groups.len() as u32;
+        let message = |(part, items)| Delta {
+            node: self.node,
+            epoch: self.at.epoch,
+            from: 0,
+            to: self.at.head,
+            part: part as u32,
+            parts,
+            items,
+        };
+        groups.into_iter().enumerate().map(message).collect()
+    }
+
+    fn deltas(&self, mut from: u64, part_bytes: usize) -> Vec<Delta> {
+        let changes = self.versions.range(from + 1..).map(|(version, key)| Item {
+            key: key.clone(),
+            version: *version,
+            body: self.entries.get(key).and_then(|entry| entry.body.clone()),
+        });
+        let mut messages = Vec::new();
+        for items in in_groups(changes, part_bytes) {
+            let to = items.last().map_or(self.at.head, |last| last.version);
+            messages.push(Delta { node: self.node, epoch: self.at.epoch, from, to, part: 0, parts: 1, items });
+            from = to;
+        }
+        // The last change is always the last item, so the chain ends at the head.
+        debug_assert_eq!(from, self.at.head);
+        messages
+    }
+
+    /// All there is to remember, tombstones too: for [`restore`](Self::restore).
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Item, u64)> {
+        self.entries.iter().map(|(key, entry)| {
+            (Item { key: key.clone(), version: entry.version, body: entry.body.clone() }, entry.at)
+        })
+    }
+
+    /// A log as it was; who is behind its head gets a snapshot first.
+    pub(super) fn restore(node: NodeId, at: Head, entries: impl Iterator<Item = (Item, u64)>) -> Self {
+        let mut log = Self::new(node, at.epoch);
+        for (item, changed) in entries {
+            if item.body.is_some() {
+                log.content.add(&item);
+                log.live_bytes += item.size();
+            }
+            log.at.head = log.at.head.max(item.version);
+            log.versions.insert(item.version, item.key.clone());
+            log.entries.insert(item.key, Entry { version: item.version, body: item.body, at: changed });
+        }
+        log.at.head = log.at.head.max(at.head);
+        (log.gc, log.base) = (log.at.head, log.at.head);
+        log
+    }
+}
+
+/// Cuts items into groups worth about `bytes` each; one empty group when there are none.
+fn in_groups(items: impl Iterator<Item = Item>, bytes: usize) -> Vec<Vec<Item>> {
+    let mut groups = vec![Vec::new()];
+    let mut size = 0;
+    for item in items {
+        if size > 0 && size + item.size() > bytes {
+            groups.push(Vec::new());
+            size = 0;
+        }
+        size += item.size();
+        groups.last_mut().expect("starts with one group and only grows").push(item);
+    }
+    groups
+}
+
+/// Everybody else's side of one node's log.
+#[derive(Debug, Default)]
+pub struct Replica {
+    at: Head,
+    entries: BTreeMap<Bytes, (u64, Bytes)>,
+    content: Content,
+    messages: Vec<Message>,
+    staged: Option<Staged>,
+    suspicious: bool,
+}
+
+/// A message as it came, kept to be passed on.
+#[derive(Debug, Clone)]
+struct Message {
+    at: Head,
+    from: u64,
+    raw: Bytes,
+}
+
+#[derive(Debug)]
+struct Staged {
+    at: Head,
+    parts: Vec<Option<(Vec<Item>, Bytes)>>,
+}
+
+/// What a message did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing: its content is known, or older than what is known.
+    Known,
+    /// A part of a snapshot is kept until the others are there.
+    Staged,
+    /// There is a gap before it: ask for what comes after this.
+    Pull(Head),
+    /// The map changed: these keys have new bodies (`None` = gone). May be empty.
+    Applied(Vec<(Bytes, Option<Bytes>)>),
+}
+
+impl Replica {
+    /// Where it stands.
+    pub fn head(&self) -> Head {
+        self.at
+    }
+
+    /// What to ask others for: what comes after this.
+    pub fn wanted_after(&self) -> Head {
+        if self.suspicious { Head::default() } else { self.at }
+    }
+
+    /// Hash of the records; equal to the owner's at the same [`Head`].
+    pub fn content(&self) -> u128 {
+        self.content.0
+    }
+
+    /// The records, by key.
+    pub fn live(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        self.entries.iter().map(|(key, (_, body))| (key, body))
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Bytes of the messages kept.
+    pub fn kept_bytes(&self) -> usize {
+        let staged = self.staged.iter().flat_map(|staged| staged.parts.iter().flatten()).map(|(_, raw)| raw.len());
+        self.messages.iter().map(|message| message.raw.len()).chain(staged).sum()
+    }
+
+    /// Its content is not what it should be: the next snapshot replaces it, whatever its number.
+    pub fn distrust(&mut self) {
+        self.suspicious = true;
+    }
+
+    /// Whether `delta` would change anything; cheap, so that what is known need not be verified.
+    pub fn is_news(&self, delta: &Delta) -> bool {
+        let to = Head { epoch: delta.epoch, head: delta.to };
+        to > self.at || (self.suspicious && delta.from == 0 && to == self.at)
+    }
+
+    /// Takes a message in. `raw` is the message as it came.
+    pub fn apply(&mut self, delta: Delta, raw: Bytes) -> Effect {
+        if !self.is_news(&delta) {
+            return Effect::Known;
+        }
+        if delta.from == 0 {
+            return self.stage(delta, raw);
+        }
+        if delta.epoch != self.at.epoch || delta.from > self.at.head || self.suspicious {
+            return Effect::Pull(self.wanted_after());
+        }
+        let known = self.at.head;
+        self.at.head = delta.to;
+        self.messages.push(Message { at: self.at, from: delta.from, raw });
+        let mut changes = Vec::new();
+        for item in delta.items {
+            if item.version <= known {
+                continue;
+            }
+            let old = match &item.body {
+                Some(body) => self.entries.insert(item.key.clone(), (item.version, body.clone())),
+                None => self.entries.remove(&item.key),
+            };
+            if item.body.is_some() {
+                self.content.add(&item);
+            }
+            let changed = old.as_ref().map(|(_, body)| body) != item.body.as_ref();
+            if let Some((version, body)) = old {
+                self.content.remove(&Item { key: item.key.clone(), version, body: Some(body) });
+            }
+            if changed {
+                changes.push((item.key, item.body));
+            }
+        }
+        Effect::Applied(changes)
+    }
+
+    fn stage(&mut self, delta: Delta, raw: Bytes) -> Effect {
+        let at = Head { epoch: delta.epoch, head: delta.to };
+        let parts = delta.parts as usize;
+        let fits = |staged: &Staged| staged.at == at && staged.parts.len() == parts;
+        if self.staged.as_ref().is_some_and(|staged| staged.at > at) {
+            return Effect::Known;
+        }
+        if !self.staged.as_ref().is_some_and(fits) {
+            self.staged = Some(Staged { at, parts: (0..parts).map(|_| None).collect() });
+        }
+        let Some(staged) = &mut self.staged else { return Effect::Known };
+        let Some(part) = staged.parts.get_mut(delta.part as usize) else { return Effect::Known };
+        *part = Some((delta.items, raw));
+        if staged.parts.iter().any(Option::is_none) {
+            return Effect::Staged;
+        }
+        let parts = self.staged.take().map(|staged| staged.parts).unwrap_or_default();
+        Effect::Applied(self.replace(at, parts.into_iter().flatten()))
+    }
+
+    fn replace(&mut self, at: Head, parts: impl Iterator<Item = (Vec<Item>, Bytes)>) -> Vec<(Bytes, Option<Bytes>)> {
+        let mut old = std::mem::take(&mut self.entries);
+        (self.at, self.suspicious) = (at, false);
+        self.messages.clear();
+        self.content = Content::default();
+        let mut changes = Vec::new();
+        for (items, raw) in parts {
+            self.messages.push(Message { at, from: 0, raw });
+            for item in items {
+                let Some(body) = item.body.clone() else { continue };
+                self.content.add(&item);
+                if old.remove(&item.key).is_none_or(|(_, known)| known != body) {
+                    changes.push((item.key.clone(), Some(body.clone())));
+                }
+                if let Some((version, twin)) = self.entries.insert(item.key.clone(), (item.version, body)) {
+                    // A key twice in one snapshot: the later one counts.
+                    self.content.remove(&Item { key: item.key, version, body: Some(twin) });
+                }
+            }
+        }
+        changes.extend(old.into_keys().map(|key| (key, None)));
+        changes
+    }
+
+    /// The kept messages that bring someone at `have` here. Empty when nothing is lacking, or this replica is not
+    /// fit to tell.
+    pub fn messages_since(&self, have: Head) -> Vec<Bytes> {
+        if have >= self.at || self.suspicious {
+            return Vec::new();
+        }
+        let reaches = |message: &Message| message.from != 0 && have.epoch == self.at.epoch && message.from <= have.head;
+        let chained = self.messages.iter().any(|message| reaches(message) && message.at.head > have.head);
+        let lacking = |message: &&Message| !chained || message.at.head > have.head;
+        self.messages.iter().filter(lacking).map(|message| message.raw.clone()).collect()
+    }
+}
+
+/// Hash of a set of items that does not depend on their order: the sum of the items' hashes. It finds a replica that
+/// silently differs; it is no protection from its owner, who signs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Content(u128);
+
+impl Content {
+    fn add(&mut self, item: &Item) {
+        self.0 = self.0.wrapping_add(Self::hash(item));
+    }
+
+    fn remove(&mut self, item: &Item) {
+        self.0 = self.0.wrapping_sub(Self::hash(item));
+    }
+
+    fn hash(item: &Item) -> u128 {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        hash.update(&(item.key.len() as u64).to_le_bytes());
+        hash.update(&item.key);
+        hash.update(&item.version.to_le_bytes());
+        hash.update(item.body.as_deref().unwrap_or_default());
+        let hash = hash.finish();
+        let (first, _) = hash.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
+        u128::from_le_bytes(*first)
+    }
+}
