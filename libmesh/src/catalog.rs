@@ -11,6 +11,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -18,20 +19,35 @@ use tokio::sync::watch as tokio_watch;
 
 use crate::model::{InstanceId, InvalidField, Liveness, NodeId, ServiceName};
 
+mod apply;
 mod facts;
 mod index;
 mod local;
 pub mod log;
+mod mass;
+mod record;
+mod saved;
 mod state;
+#[cfg(any(test, feature = "sim"))]
+pub mod testing;
+mod verify;
 mod view;
 mod watch;
+pub mod wire;
 
-pub use local::LocalLog;
+#[doc(hidden)]
+pub use apply::fuzz_message;
+pub use apply::{LogHead, Outcome, Quarantined, Rejection};
+pub use local::{LocalLog, OwnHead};
+pub use saved::SavedError;
+pub use verify::{Signer, VerifiedNode, Verifier};
 pub use view::{InstanceView, NodeView, ServiceView};
 pub use watch::ServiceWatch;
 
 use facts::{Facts, Touched};
 use index::Index;
+use local::OwnWrite;
+use log::NodeLog;
 use state::State;
 
 /// The records of all nodes, as one node sees them. Cheap to clone; all clones are the same catalog.
@@ -43,12 +59,48 @@ pub struct Catalog {
 struct Inner {
     own: NodeId,
     clock: Clock,
+    verifier: Option<Arc<dyn Verifier>>,
+    signer: Option<Arc<dyn Signer>>,
     index: Arc<Index>,
     state: Mutex<State>,
+    own_head: tokio_watch::Sender<OwnHead>,
+    rejected: AtomicU64,
+}
+
+impl Inner {
+    /// Tells those who wait for the own log.
+    fn announce(&self, log: &NodeLog, urgent: bool) {
+        self.own_head.send_if_modified(|known| {
+            let changed = known.at != log.head();
+            known.at = log.head();
+            if changed && urgent {
+                known.urgent = known.at.head;
+            }
+            changed
+        });
+    }
 }
 
 /// Unix time in µs.
-type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// What a [`Catalog`] needs from outside.
+#[derive(Clone)]
+pub struct Options {
+    /// Reads the certificates of other nodes; without one, nothing they say is believed.
+    pub verifier: Option<Arc<dyn Verifier>>,
+    /// Signs what this node says; without one, nothing is told to others.
+    pub signer: Option<Arc<dyn Signer>>,
+    /// The time in unix µs.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    /// Alone in the world, by the system's clock.
+    fn default() -> Self {
+        Self { verifier: None, signer: None, clock: Arc::new(unix_micros) }
+    }
+}
 
 /// Why a write to the own log was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +108,15 @@ pub enum LocalError {
     /// A field is not well formed.
     #[error(transparent)]
     Invalid(#[from] InvalidField),
+    /// The own certificate is not valid, or not this node's.
+    #[error("this node's certificate cannot be published: {0}")]
+    Certificate(String),
+    /// The own certificate does not allow it; `mesh join-token create --publish` says what a node may publish.
+    #[error("this node's certificate does not allow it to publish service {service}")]
+    NotPermitted {
+        /// The service.
+        service: ServiceName,
+    },
     /// A check names an instance that this node does not have.
     #[error("instance {:?} is not registered on this node", id.as_str())]
     UnknownInstance {
@@ -73,19 +134,29 @@ pub enum LocalError {
 }
 
 impl Catalog {
-    /// An empty catalog of the node `own`.
+    /// An empty catalog of the node `own` that believes nobody else and tells nobody: for use alone and in tests.
     pub fn new(own: NodeId) -> Self {
-        Self::with_clock(own, unix_micros)
+        Self::open(own, Options::default())
     }
 
-    /// An empty catalog that takes the time (unix µs) from `clock`.
-    pub fn with_clock(own: NodeId, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+    /// An empty catalog of the node `own`. Its log begins a new epoch; see [`restore`](Self::restore) for going on.
+    pub fn open(own: NodeId, options: Options) -> Self {
+        let now = (options.clock)();
+        Self::with_log(NodeLog::new(own, now.max(1)), own, options, now)
+    }
+
+    fn with_log(log: NodeLog, own: NodeId, options: Options, now: u64) -> Self {
+        let own_head = tokio_watch::Sender::new(OwnHead { at: log.head(), urgent: 0 });
         Self {
             inner: Arc::new(Inner {
                 own,
-                clock: Box::new(clock),
+                clock: options.clock,
+                verifier: options.verifier,
+                signer: options.signer,
                 index: Arc::new(Index::new()),
-                state: Mutex::new(State::new(own)),
+                state: Mutex::new(State::new(own, log, now)),
+                own_head,
+                rejected: AtomicU64::new(0),
             }),
         }
     }
@@ -161,32 +232,45 @@ impl Catalog {
     /// Takes what membership says about a node. A node that is down or left is hidden at once; its records are kept
     /// for its return.
     pub fn set_liveness(&self, node: NodeId, liveness: Liveness) {
-        let mut state = self.inner.state.lock();
-        let known = state.nodes.entry(node).or_default();
-        if known.liveness == liveness {
-            return;
-        }
-        known.liveness = liveness;
-        state.publish(
-            &self.inner.index,
-            node,
-            Touched::whole_node(),
-            (self.inner.clock)(),
-        );
+        self.inner.state.lock().set_liveness(&self.inner.index, node, liveness, (self.inner.clock)());
     }
 
-    fn write_own(&self, write: impl FnOnce(&mut Facts, &mut Touched, u64)) {
+    /// Lets time pass: drops tombstones after 10 min, records of absent nodes after 72 h, ends mass events after an
+    /// hour. To be called every second or so.
+    pub fn tick(&self) {
+        self.inner.state.lock().tick(&self.inner.index, self.inner.own, (self.inner.clock)());
+    }
+
+    fn write_own<T>(&self, write: impl FnOnce(&mut OwnWrite<'_>) -> T) -> T {
         let now = (self.inner.clock)();
-        let mut touched = Touched::default();
         let mut state = self.inner.state.lock();
-        let own = state.nodes.entry(self.inner.own).or_default();
-        write(&mut own.facts, &mut touched, now);
+        let State { nodes, own_log: log, .. } = &mut *state;
+        let own = nodes.get_mut(&self.inner.own).expect("the own node is never removed");
+        let touched = Touched::default();
+        let mut write_to =
+            OwnWrite { facts: &mut own.facts, verified: &mut own.verified, log, touched, urgent: false, now };
+        let result = write(&mut write_to);
+        let OwnWrite { touched, urgent, .. } = write_to;
         state.publish(&self.inner.index, self.inner.own, touched, now);
+        self.inner.announce(&state.own_log, urgent);
+        result
     }
 
     fn read_own<T>(&self, read: impl FnOnce(&Facts) -> T) -> T {
-        let mut state = self.inner.state.lock();
-        read(&state.nodes.entry(self.inner.own).or_default().facts)
+        read(&self.inner.state.lock().nodes[&self.inner.own].facts)
+    }
+
+    fn watch_own(&self) -> tokio_watch::Receiver<OwnHead> {
+        self.inner.own_head.subscribe()
+    }
+
+    fn verify_own(&self, chain: &[Vec<u8>]) -> Result<Option<VerifiedNode>, LocalError> {
+        let Some(verifier) = &self.inner.verifier else { return Ok(None) };
+        let verified = verifier.verify(chain).map_err(LocalError::Certificate)?;
+        if verified.id != self.inner.own {
+            return Err(LocalError::Certificate(format!("it is node {}'s, this is {}", verified.id, self.inner.own)));
+        }
+        Ok(Some(verified))
     }
 }
 

@@ -2,8 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::sync::watch as tokio_watch;
+
+use super::facts::{Facts, Touched};
+use super::log::{Head, NodeLog};
+use super::record::{self, Key};
+use super::verify::VerifiedNode;
+use super::wire::RECORD_MAX;
 use super::{Catalog, LocalError};
-use crate::model::{CheckRecord, Instance, InstanceId, NodeRecord};
+use crate::model::{CheckRecord, Instance, InstanceId, InvalidField, NodeRecord};
 
 /// Write access to this node's own log: the only one a node may write.
 ///
@@ -19,6 +27,20 @@ impl LocalLog {
         Self { catalog }
     }
 
+    /// Publishes this node's certificate chain (DER, leaf first). Peers believe nothing else of this node before.
+    ///
+    /// # Errors
+    /// [`LocalError::Certificate`] when it does not verify, or is another node's.
+    pub fn set_certificate(&self, chain: &[Vec<u8>]) -> Result<(), LocalError> {
+        let verified = self.catalog.verify_own(chain)?;
+        let body = fitting("certificate", record::encode(&chain))?;
+        self.catalog.write_own(|own| {
+            *own.verified = verified;
+            own.put(&Key::Certificate, body);
+        });
+        Ok(())
+    }
+
     /// Publishes what this node says about itself. Nothing of the node is shown before this was called once.
     ///
     /// # Errors
@@ -26,52 +48,56 @@ impl LocalLog {
     pub fn put_node(&self, record: NodeRecord) -> Result<(), LocalError> {
         record.validate()?;
         if record.id != self.catalog.own() {
-            return Err(LocalError::ForeignNode {
-                given: record.id,
-                own: self.catalog.own(),
-            });
+            return Err(LocalError::ForeignNode { given: record.id, own: self.catalog.own() });
         }
-        self.catalog
-            .write_own(|facts, touched, _now| facts.set_record(Some(record), touched));
+        let body = fitting("node", record::encode(&record))?;
+        self.catalog.write_own(|own| {
+            own.put(&Key::Node, body);
+            own.facts.set_record(Some(record), &mut own.touched);
+        });
         Ok(())
     }
 
     /// Registers an instance, or changes the one with its id. The stamps are set here.
     ///
     /// # Errors
-    /// [`LocalError::Invalid`].
+    /// [`LocalError::Invalid`]; [`LocalError::NotPermitted`] when this node's certificate does not allow the service
+    /// (peers would not believe it).
     pub fn put_service(&self, mut instance: Instance) -> Result<(), LocalError> {
         instance.validate()?;
         let id = instance.id.clone();
-        self.catalog.write_own(|facts, touched, now| {
-            (instance.create_stamp, instance.modify_stamp) = (now, now);
-            if let Some(old) = facts.instance(&id) {
+        self.catalog.write_own(|own| {
+            if let Some(verified) = own.verified
+                && !(verified.may_publish)(&instance.service)
+            {
+                return Err(LocalError::NotPermitted { service: instance.service });
+            }
+            (instance.create_stamp, instance.modify_stamp) = (own.now, own.now);
+            if let Some(old) = own.facts.instance(&id) {
                 if old.same_as(&instance) {
-                    return;
+                    return Ok(());
                 }
                 instance.create_stamp = old.create_stamp;
-                instance.modify_stamp = now.max(old.modify_stamp + 1);
+                instance.modify_stamp = own.now.max(old.modify_stamp + 1);
             }
-            facts.set_instance(&id, Some(instance), touched);
-        });
-        Ok(())
+            own.put(&Key::Instance(id.clone()), fitting("instance", record::encode(&instance))?);
+            own.facts.set_instance(&id, Some(instance), &mut own.touched);
+            Ok(())
+        })
     }
 
     /// Takes an instance and its checks away; whether there was one.
     pub fn remove_service(&self, id: &InstanceId) -> bool {
-        let mut found = false;
-        self.catalog.write_own(|facts, touched, _now| {
-            found = facts.instance(id).is_some();
-            let checks: Vec<_> = facts
-                .checks_of(Some(id))
-                .map(|check| Arc::clone(&check.id))
-                .collect();
+        self.catalog.write_own(|own| {
+            let checks: Vec<_> = own.facts.checks_of(Some(id)).map(|check| Arc::clone(&check.id)).collect();
             for check in checks {
-                facts.set_check(&check, None, touched);
+                own.remove_check(&check);
             }
-            facts.set_instance(id, None, touched);
-        });
-        found
+            let found = own.facts.instance(id).is_some();
+            own.remove(&Key::Instance(id.clone()));
+            own.facts.set_instance(id, None, &mut own.touched);
+            found
+        })
     }
 
     /// Publishes a check, or its new status. The stamps are set here.
@@ -81,40 +107,39 @@ impl LocalLog {
     pub fn put_check(&self, mut check: CheckRecord) -> Result<(), LocalError> {
         check.validate()?;
         let id = Arc::clone(&check.id);
-        let mut result = Ok(());
-        self.catalog.write_own(|facts, touched, now| {
+        self.catalog.write_own(|own| {
             if let Some(instance) = &check.service
-                && facts.instance(instance).is_none()
+                && own.facts.instance(instance).is_none()
             {
-                result = Err(LocalError::UnknownInstance {
-                    id: instance.clone(),
-                });
-                return;
+                return Err(LocalError::UnknownInstance { id: instance.clone() });
             }
-            (check.create_stamp, check.modify_stamp) = (now, now);
-            if let Some(old) = facts.check(&id) {
+            (check.create_stamp, check.modify_stamp) = (own.now, own.now);
+            if let Some(old) = own.facts.check(&id) {
                 if old.same_as(&check) {
-                    return;
+                    return Ok(());
                 }
                 check.create_stamp = old.create_stamp;
-                check.modify_stamp = now.max(old.modify_stamp + 1);
+                check.modify_stamp = own.now.max(old.modify_stamp + 1);
+                own.urgent |= old.status < check.status && !check.status.is_usable();
             }
-            facts.set_check(&id, Some(check), touched);
-        });
-        result
+            own.put(&Key::Check(Arc::clone(&id)), fitting("check", record::encode(&check))?);
+            own.facts.set_check(&id, Some(check), &mut own.touched);
+            Ok(())
+        })
     }
 
     /// Takes a check away; whether there was one.
     pub fn remove_check(&self, id: &str) -> bool {
-        let mut found = false;
-        self.catalog.write_own(|facts, touched, _now: u64| {
-            let known = facts.check(id).map(|check| Arc::clone(&check.id));
-            found = known.is_some();
-            if let Some(id) = known {
-                facts.set_check(&id, None, touched);
-            }
-        });
-        found
+        self.catalog.write_own(|own| {
+            let Some(id) = own.facts.check(id).map(|check| Arc::clone(&check.id)) else { return false };
+            own.remove_check(&id);
+            true
+        })
+    }
+
+    /// Where this node's log stands, told of every change.
+    pub fn watch(&self) -> tokio_watch::Receiver<OwnHead> {
+        self.catalog.watch_own()
     }
 
     /// One of this node's instances, whether or not the node is shown.
@@ -138,4 +163,46 @@ impl LocalLog {
         self.catalog
             .read_own(|facts| facts.checks().cloned().collect())
     }
+}
+
+/// Where the own log stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnHead {
+    /// How far it is.
+    pub at: Head,
+    /// Number of the last change that must not wait: something turned critical, or went.
+    pub urgent: u64,
+}
+
+/// One write to the own log, while the lock is held.
+pub(super) struct OwnWrite<'a> {
+    pub(super) facts: &'a mut Facts,
+    pub(super) verified: &'a mut Option<VerifiedNode>,
+    pub(super) log: &'a mut NodeLog,
+    pub(super) touched: Touched,
+    pub(super) urgent: bool,
+    pub(super) now: u64,
+}
+
+impl OwnWrite<'_> {
+    fn put(&mut self, key: &Key, body: Bytes) {
+        self.log.put(key.encode(), body, self.now);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.urgent |= self.log.remove(&key.encode(), self.now).is_some();
+    }
+
+    fn remove_check(&mut self, id: &Arc<str>) {
+        self.remove(&Key::Check(Arc::clone(id)));
+        self.facts.set_check(id, None, &mut self.touched);
+    }
+}
+
+/// A record's body, unless it is longer than peers take.
+fn fitting(field: &'static str, body: Bytes) -> Result<Bytes, InvalidField> {
+    if body.len() > RECORD_MAX {
+        return Err(InvalidField::new(field, format!("has {} bytes, the most is {RECORD_MAX}", body.len())));
+    }
+    Ok(body)
 }

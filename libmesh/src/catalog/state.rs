@@ -3,33 +3,66 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::facts::{Facts, Touched, aggregate};
 use super::index::{Index, NodeCell};
+use super::log::{NodeLog, Replica};
+use super::mass::MassEvents;
+use super::verify::VerifiedNode;
 use super::view::{InstanceView, NodeView, Place, ServiceView};
 use crate::model::{InstanceId, Liveness, NodeId, ServiceName};
 
+/// How long the owner keeps tombstones: 10 min in µs.
+const TOMBSTONES: u64 = 600_000_000;
+/// How long records of absent nodes and revisions of extinct services are kept: 72 h in µs.
+const REAP: u64 = 72 * 3_600_000_000;
+
 pub(super) struct State {
     pub(super) nodes: HashMap<NodeId, NodeState>,
+    pub(super) own_log: NodeLog,
+    pub(super) events: MassEvents,
     revision: u64,
 }
 
 pub(super) struct NodeState {
     pub(super) facts: Facts,
     pub(super) liveness: Liveness,
-}
-
-impl Default for NodeState {
-    fn default() -> Self {
-        Self {
-            facts: Facts::default(),
-            liveness: Liveness::Down,
-        }
-    }
+    /// When membership last changed its mind, or the node was first heard of: unix µs.
+    pub(super) since: u64,
+    /// Shown although it is down: see [`MassEvents`].
+    pub(super) stale: bool,
+    /// Down or away for so long that its records were dropped; they are not asked for again until it is back.
+    pub(super) reaped: bool,
+    /// Its log, as far as known; unused for the own node.
+    pub(super) replica: Replica,
+    pub(super) verified: Option<VerifiedNode>,
+    /// The record that `verified` comes from.
+    pub(super) certificate: Bytes,
+    /// `verified` has changed since the records were read.
+    pub(super) rights_changed: bool,
+    /// Records that are shown to nobody, with the reason; by key.
+    pub(super) poison: BTreeMap<Bytes, String>,
 }
 
 impl NodeState {
+    pub(super) fn new(liveness: Liveness, now: u64) -> Self {
+        Self {
+            facts: Facts::default(),
+            liveness,
+            since: now,
+            stale: false,
+            reaped: false,
+            replica: Replica::default(),
+            verified: None,
+            certificate: Bytes::new(),
+            rights_changed: false,
+            poison: BTreeMap::new(),
+        }
+    }
+
     fn is_shown(&self) -> bool {
-        self.facts.record().is_some() && self.liveness.is_present()
+        self.facts.record().is_some() && (self.liveness.is_present() || self.stale)
     }
 }
 
@@ -37,15 +70,86 @@ impl NodeState {
 type ServiceChanges = HashMap<ServiceName, BTreeMap<Place, Option<Arc<InstanceView>>>>;
 
 impl State {
-    pub(super) fn new(own: NodeId) -> Self {
-        let own_state = NodeState {
-            facts: Facts::default(),
-            liveness: Liveness::Alive,
-        };
-        Self {
-            nodes: HashMap::from([(own, own_state)]),
-            revision: 0,
+    pub(super) fn new(own: NodeId, own_log: NodeLog, now: u64) -> Self {
+        let nodes = HashMap::from([(own, NodeState::new(Liveness::Alive, now))]);
+        Self { nodes, own_log, events: MassEvents::default(), revision: 0 }
+    }
+
+    /// A node's state; one that was never heard of counts as down.
+    pub(super) fn node(&mut self, id: NodeId, now: u64) -> &mut NodeState {
+        self.nodes.entry(id).or_insert_with(|| NodeState::new(Liveness::Down, now))
+    }
+
+    /// Takes what membership says, and shows what follows from it.
+    pub(super) fn set_liveness(&mut self, index: &Index, id: NodeId, liveness: Liveness, now: u64) {
+        let node = self.node(id, now);
+        let was = node.liveness;
+        if was == liveness {
+            return;
         }
+        (node.liveness, node.since) = (liveness, now);
+        if liveness.is_present() {
+            node.reaped = false;
+        }
+        let mut changed = vec![id];
+        if let Some(zone) = node.facts.record().map(|record| record.zone().to_owned()) {
+            let present = self.present_in(&zone);
+            if was.is_present() && liveness == Liveness::Down {
+                let stale = self.events.down(&zone, id, present, now);
+                if !stale.is_empty() {
+                    tracing::warn!(zone, down = stale.len(), present, "many nodes down at once: keeping them as stale");
+                }
+                changed.extend(self.mark(&stale, true));
+            } else if !was.is_present() {
+                let ended = self.events.resolved(&zone, id, present);
+                changed.extend(self.mark(&ended, false));
+                self.mark(&[id], false);
+            }
+        }
+        for node in changed {
+            self.publish(index, node, Touched::whole_node(), now);
+        }
+    }
+
+    fn mark(&mut self, nodes: &[NodeId], stale: bool) -> Vec<NodeId> {
+        let mut marked = Vec::new();
+        for id in nodes {
+            if let Some(node) = self.nodes.get_mut(id)
+                && node.stale != stale
+            {
+                node.stale = stale;
+                marked.push(*id);
+            }
+        }
+        marked
+    }
+
+    fn present_in(&self, zone: &str) -> usize {
+        let counts = |node: &&NodeState| {
+            node.liveness.is_present() && node.facts.record().is_some_and(|record| record.zone() == zone)
+        };
+        self.nodes.values().filter(counts).count()
+    }
+
+    /// What time alone brings: ends mass events, drops old tombstones and the records of nodes gone for long.
+    pub(super) fn tick(&mut self, index: &Index, own: NodeId, now: u64) {
+        self.own_log.collect(now.saturating_sub(TOMBSTONES));
+        let ended = self.events.expire(now);
+        for node in self.mark(&ended, false) {
+            self.publish(index, node, Touched::whole_node(), now);
+        }
+        let gone = |(id, node): (&NodeId, &NodeState)| {
+            let expired = *id != own && !node.liveness.is_present() && now.saturating_sub(node.since) > REAP;
+            (expired && !node.reaped).then_some(*id)
+        };
+        for id in self.nodes.iter().filter_map(gone).collect::<Vec<_>>() {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                *node = NodeState { reaped: true, ..NodeState::new(node.liveness, node.since) };
+            }
+            self.publish(index, id, Touched::whole_node(), now);
+            index.remove_node(&id);
+        }
+        index.prune(now.saturating_sub(REAP));
     }
 
     /// Shows what changed of the facts of `node`. Costs O(touched instances · log) plus one pointer copy for each
@@ -145,7 +249,7 @@ fn instance_view(
         instance,
         checks,
         health,
-        stale: false,
+        stale: state.stale,
         revision,
     }))
 }

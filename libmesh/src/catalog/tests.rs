@@ -1,11 +1,12 @@
 mod log;
 mod read;
+mod replicate;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Catalog;
+use super::{Catalog, Options};
 use crate::model::{
     CheckRecord, Datacenter, Health, Instance, InstanceId, NodeId, NodeName, NodeRecord, Roles,
     ServiceName,
@@ -28,9 +29,13 @@ impl TestClock {
         self.0.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn catalog(&self, own: u8) -> Catalog {
+    pub(crate) fn options(&self) -> Options {
         let clock = self.clone();
-        Catalog::with_clock(NodeId([own; 16]), move || clock.now())
+        Options { clock: Arc::new(move || clock.now()), ..Options::default() }
+    }
+
+    pub(crate) fn catalog(&self, own: u8) -> Catalog {
+        Catalog::open(NodeId([own; 16]), self.options())
     }
 }
 
