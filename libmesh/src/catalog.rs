@@ -98,7 +98,11 @@ pub struct Options {
 impl Default for Options {
     /// Alone in the world, by the system's clock.
     fn default() -> Self {
-        Self { verifier: None, signer: None, clock: Arc::new(unix_micros) }
+        Self {
+            verifier: None,
+            signer: None,
+            clock: Arc::new(unix_micros),
+        }
     }
 }
 
@@ -146,7 +150,10 @@ impl Catalog {
     }
 
     fn with_log(log: NodeLog, own: NodeId, options: Options, now: u64) -> Self {
-        let own_head = tokio_watch::Sender::new(OwnHead { at: log.head(), urgent: 0 });
+        let own_head = tokio_watch::Sender::new(OwnHead {
+            at: log.head(),
+            urgent: 0,
+        });
         Self {
             inner: Arc::new(Inner {
                 own,
@@ -232,25 +239,47 @@ impl Catalog {
     /// Takes what membership says about a node. A node that is down or left is hidden at once; its records are kept
     /// for its return.
     pub fn set_liveness(&self, node: NodeId, liveness: Liveness) {
-        self.inner.state.lock().set_liveness(&self.inner.index, node, liveness, (self.inner.clock)());
+        self.inner.state.lock().set_liveness(
+            &self.inner.index,
+            node,
+            liveness,
+            (self.inner.clock)(),
+        );
     }
 
     /// Lets time pass: drops tombstones after 10 min, records of absent nodes after 72 h, ends mass events after an
     /// hour. To be called every second or so.
     pub fn tick(&self) {
-        self.inner.state.lock().tick(&self.inner.index, self.inner.own, (self.inner.clock)());
+        self.inner
+            .state
+            .lock()
+            .tick(&self.inner.index, self.inner.own, (self.inner.clock)());
     }
 
     fn write_own<T>(&self, write: impl FnOnce(&mut OwnWrite<'_>) -> T) -> T {
         let now = (self.inner.clock)();
         let mut state = self.inner.state.lock();
-        let State { nodes, own_log: log, .. } = &mut *state;
-        let own = nodes.get_mut(&self.inner.own).expect("the own node is never removed");
+        let State {
+            nodes,
+            own_log: log,
+            ..
+        } = &mut *state;
+        let own = nodes
+            .get_mut(&self.inner.own)
+            .expect("the own node is never removed");
         let touched = Touched::default();
-        let mut write_to =
-            OwnWrite { facts: &mut own.facts, verified: &mut own.verified, log, touched, urgent: false, now };
+        let mut write_to = OwnWrite {
+            facts: &mut own.facts,
+            verified: &mut own.verified,
+            log,
+            touched,
+            urgent: false,
+            now,
+        };
         let result = write(&mut write_to);
-        let OwnWrite { touched, urgent, .. } = write_to;
+        let OwnWrite {
+            touched, urgent, ..
+        } = write_to;
         state.publish(&self.inner.index, self.inner.own, touched, now);
         self.inner.announce(&state.own_log, urgent);
         result
@@ -265,10 +294,15 @@ impl Catalog {
     }
 
     fn verify_own(&self, chain: &[Vec<u8>]) -> Result<Option<VerifiedNode>, LocalError> {
-        let Some(verifier) = &self.inner.verifier else { return Ok(None) };
+        let Some(verifier) = &self.inner.verifier else {
+            return Ok(None);
+        };
         let verified = verifier.verify(chain).map_err(LocalError::Certificate)?;
         if verified.id != self.inner.own {
-            return Err(LocalError::Certificate(format!("it is node {}'s, this is {}", verified.id, self.inner.own)));
+            return Err(LocalError::Certificate(format!(
+                "it is node {}'s, this is {}",
+                verified.id, self.inner.own
+            )));
         }
         Ok(Some(verified))
     }

@@ -105,7 +105,9 @@ impl Catalog {
     }
 
     fn rejected(&self, rejection: Rejection) -> Outcome {
-        self.inner.rejected.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.inner
+            .rejected
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         tracing::warn!(error = %rejection, "catalog message rejected");
         Outcome::Rejected(rejection)
     }
@@ -118,14 +120,19 @@ impl Catalog {
             // Nothing is kept of a node before something that it signed is here.
             let known = state.nodes.get(&node);
             let is_news = if node == self.inner.own {
-                Head { epoch: message.delta.epoch, head: message.delta.to } > state.own_log.head()
+                Head {
+                    epoch: message.delta.epoch,
+                    head: message.delta.to,
+                } > state.own_log.head()
             } else {
                 known.is_none_or(|known| !known.reaped && known.replica.is_news(&message.delta))
             };
             if !is_news {
                 return Ok(Outcome::Known);
             }
-            known.map_or_else(Default::default, |known| (known.verified.clone(), known.certificate.clone()))
+            known.map_or_else(Default::default, |known| {
+                (known.verified.clone(), known.certificate.clone())
+            })
         };
         let (verified, certificate) = match certificate_in(&message.delta) {
             Some(body) if body != certificate => (self.verify(node, &body)?, body),
@@ -149,8 +156,14 @@ impl Catalog {
 
     fn verify(&self, node: NodeId, body: &[u8]) -> Result<VerifiedNode, Rejection> {
         let wrong = |reason| Rejection::Certificate { node, reason };
-        let verifier = self.inner.verifier.as_ref().ok_or_else(|| wrong("this catalog verifies nobody".to_owned()))?;
-        let verified = verifier.verify(&record::decode_chain(body).map_err(wrong)?).map_err(wrong)?;
+        let verifier = self
+            .inner
+            .verifier
+            .as_ref()
+            .ok_or_else(|| wrong("this catalog verifies nobody".to_owned()))?;
+        let verified = verifier
+            .verify(&record::decode_chain(body).map_err(wrong)?)
+            .map_err(wrong)?;
         if verified.id != node {
             return Err(wrong(format!("it is node {}'s", verified.id)));
         }
@@ -161,7 +174,10 @@ impl Catalog {
     fn outrank(&self, epoch: u64, now: u64) {
         let mut state = self.inner.state.lock();
         if state.own_log.head().epoch <= epoch {
-            tracing::info!(epoch, "peers know a later log of this node; publishing everything anew");
+            tracing::info!(
+                epoch,
+                "peers know a later log of this node; publishing everything anew"
+            );
             state.own_log.renew(now.max(epoch.saturating_add(1)));
             self.inner.announce(&state.own_log, true);
         }
@@ -193,7 +209,12 @@ impl Catalog {
             Effect::Applied(changes) => changes,
         };
         if std::mem::take(&mut known.rights_changed) {
-            changes.extend(known.replica.live().map(|(key, body)| (key.clone(), Some(body.clone()))));
+            changes.extend(
+                known
+                    .replica
+                    .live()
+                    .map(|(key, body)| (key.clone(), Some(body.clone()))),
+            );
         }
         let touched = read_records(known, node, changes);
         state.publish(&self.inner.index, node, touched, now);
@@ -204,23 +225,48 @@ impl Catalog {
     /// signed now. Empty when there is nothing to tell.
     pub fn messages_since(&self, node: NodeId, have: Head) -> Vec<Bytes> {
         if node != self.inner.own {
-            return self.inner.state.lock().nodes.get(&node).map_or_else(Vec::new, |n| n.replica.messages_since(have));
+            return self
+                .inner
+                .state
+                .lock()
+                .nodes
+                .get(&node)
+                .map_or_else(Vec::new, |n| n.replica.messages_since(have));
         }
-        let Some(signer) = &self.inner.signer else { return Vec::new() };
+        let Some(signer) = &self.inner.signer else {
+            return Vec::new();
+        };
         let deltas = self.inner.state.lock().own_log.since(have, PART_BYTES);
-        deltas.iter().map(|delta| wire::encode(delta, &**signer)).collect()
+        deltas
+            .iter()
+            .map(|delta| wire::encode(delta, &**signer))
+            .collect()
     }
 
     /// How far this catalog is with each node's log, itself included. Leaves out nodes it wants nothing of.
     pub fn heads(&self) -> Vec<LogHead> {
         let state = self.inner.state.lock();
-        let own =
-            LogHead { node: self.inner.own, at: state.own_log.head(), content: state.own_log.content() };
-        let others = state.nodes.iter().filter(|(id, _)| **id != self.inner.own).filter_map(|(id, node)| {
-            let at = node.replica.wanted_after();
-            wanted(node).then(|| LogHead { node: *id, at, content: node.replica.content() })
-        });
-        std::iter::once(own).chain(others).filter(|log| log.at.head > 0).collect()
+        let own = LogHead {
+            node: self.inner.own,
+            at: state.own_log.head(),
+            content: state.own_log.content(),
+        };
+        let others = state
+            .nodes
+            .iter()
+            .filter(|(id, _)| **id != self.inner.own)
+            .filter_map(|(id, node)| {
+                let at = node.replica.wanted_after();
+                wanted(node).then(|| LogHead {
+                    node: *id,
+                    at,
+                    content: node.replica.content(),
+                })
+            });
+        std::iter::once(own)
+            .chain(others)
+            .filter(|log| log.at.head > 0)
+            .collect()
     }
 
     /// What to ask others for of `node`'s log, given that they are at `theirs`; `None` = nothing.
@@ -250,14 +296,23 @@ impl Catalog {
         let state = self.inner.state.lock();
         let of = |(node, state): (&NodeId, &NodeState)| {
             let node = *node;
-            state.poison.values().map(move |reason| Quarantined { node, reason: reason.clone() }).collect::<Vec<_>>()
+            state
+                .poison
+                .values()
+                .map(move |reason| Quarantined {
+                    node,
+                    reason: reason.clone(),
+                })
+                .collect::<Vec<_>>()
         };
         state.nodes.iter().flat_map(of).collect()
     }
 
     /// How many messages were not believed since the start.
     pub fn rejected_messages(&self) -> u64 {
-        self.inner.rejected.load(std::sync::atomic::Ordering::Relaxed)
+        self.inner
+            .rejected
+            .load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 
@@ -267,15 +322,28 @@ fn wanted(node: &NodeState) -> bool {
 
 fn certificate_in(delta: &Delta) -> Option<Bytes> {
     let key = Key::Certificate.encode();
-    delta.items.iter().find(|item| item.key == key)?.body.clone()
+    delta
+        .items
+        .iter()
+        .find(|item| item.key == key)?
+        .body
+        .clone()
 }
 
 /// Reads changed records into the node's facts; the poison among them is noted and otherwise passed over.
 fn read_records(node: &mut NodeState, id: NodeId, changes: Vec<(Bytes, Option<Bytes>)>) -> Touched {
     let mut touched = Touched::default();
-    let Some(verified) = &node.verified else { return touched };
+    let Some(verified) = &node.verified else {
+        return touched;
+    };
     for (key, body) in changes {
-        match record::take(&mut node.facts, &mut touched, Some(verified), &key, body.as_deref()) {
+        match record::take(
+            &mut node.facts,
+            &mut touched,
+            Some(verified),
+            &key,
+            body.as_deref(),
+        ) {
             Err(reason) if body.is_some() => {
                 tracing::warn!(node = %id, reason, "record quarantined");
                 node.poison.insert(key, reason);
@@ -289,7 +357,9 @@ fn read_records(node: &mut NodeState, id: NodeId, changes: Vec<(Bytes, Option<By
 /// Feeds arbitrary bytes to the decoders of messages and records; for fuzzing.
 #[doc(hidden)]
 pub fn fuzz_message(bytes: &[u8]) {
-    let Ok(message) = Message::decode(Bytes::copy_from_slice(bytes)) else { return };
+    let Ok(message) = Message::decode(Bytes::copy_from_slice(bytes)) else {
+        return;
+    };
     let verified = VerifiedNode {
         id: message.delta.node,
         name: crate::model::NodeName::parse("node").expect("well formed"),
@@ -299,7 +369,12 @@ pub fn fuzz_message(bytes: &[u8]) {
     };
     let mut node = NodeState::new(Liveness::Alive, 0);
     node.verified = Some(verified);
-    let changes = message.delta.items.iter().map(|item| (item.key.clone(), item.body.clone())).collect();
+    let changes = message
+        .delta
+        .items
+        .iter()
+        .map(|item| (item.key.clone(), item.body.clone()))
+        .collect();
     read_records(&mut node, message.delta.node, changes);
     if let Some(body) = certificate_in(&message.delta) {
         let _ = record::decode_chain(&body);

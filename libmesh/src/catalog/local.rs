@@ -48,7 +48,10 @@ impl LocalLog {
     pub fn put_node(&self, record: NodeRecord) -> Result<(), LocalError> {
         record.validate()?;
         if record.id != self.catalog.own() {
-            return Err(LocalError::ForeignNode { given: record.id, own: self.catalog.own() });
+            return Err(LocalError::ForeignNode {
+                given: record.id,
+                own: self.catalog.own(),
+            });
         }
         let body = fitting("node", record::encode(&record))?;
         self.catalog.write_own(|own| {
@@ -70,7 +73,9 @@ impl LocalLog {
             if let Some(verified) = own.verified
                 && !(verified.may_publish)(&instance.service)
             {
-                return Err(LocalError::NotPermitted { service: instance.service });
+                return Err(LocalError::NotPermitted {
+                    service: instance.service,
+                });
             }
             (instance.create_stamp, instance.modify_stamp) = (own.now, own.now);
             if let Some(old) = own.facts.instance(&id) {
@@ -80,8 +85,12 @@ impl LocalLog {
                 instance.create_stamp = old.create_stamp;
                 instance.modify_stamp = own.now.max(old.modify_stamp + 1);
             }
-            own.put(&Key::Instance(id.clone()), fitting("instance", record::encode(&instance))?);
-            own.facts.set_instance(&id, Some(instance), &mut own.touched);
+            own.put(
+                &Key::Instance(id.clone()),
+                fitting("instance", record::encode(&instance))?,
+            );
+            own.facts
+                .set_instance(&id, Some(instance), &mut own.touched);
             Ok(())
         })
     }
@@ -89,7 +98,11 @@ impl LocalLog {
     /// Takes an instance and its checks away; whether there was one.
     pub fn remove_service(&self, id: &InstanceId) -> bool {
         self.catalog.write_own(|own| {
-            let checks: Vec<_> = own.facts.checks_of(Some(id)).map(|check| Arc::clone(&check.id)).collect();
+            let checks: Vec<_> = own
+                .facts
+                .checks_of(Some(id))
+                .map(|check| Arc::clone(&check.id))
+                .collect();
             for check in checks {
                 own.remove_check(&check);
             }
@@ -111,7 +124,9 @@ impl LocalLog {
             if let Some(instance) = &check.service
                 && own.facts.instance(instance).is_none()
             {
-                return Err(LocalError::UnknownInstance { id: instance.clone() });
+                return Err(LocalError::UnknownInstance {
+                    id: instance.clone(),
+                });
             }
             (check.create_stamp, check.modify_stamp) = (own.now, own.now);
             if let Some(old) = own.facts.check(&id) {
@@ -122,7 +137,10 @@ impl LocalLog {
                 check.modify_stamp = own.now.max(old.modify_stamp + 1);
                 own.urgent |= old.status < check.status && !check.status.is_usable();
             }
-            own.put(&Key::Check(Arc::clone(&id)), fitting("check", record::encode(&check))?);
+            own.put(
+                &Key::Check(Arc::clone(&id)),
+                fitting("check", record::encode(&check))?,
+            );
             own.facts.set_check(&id, Some(check), &mut own.touched);
             Ok(())
         })
@@ -131,7 +149,9 @@ impl LocalLog {
     /// Takes a check away; whether there was one.
     pub fn remove_check(&self, id: &str) -> bool {
         self.catalog.write_own(|own| {
-            let Some(id) = own.facts.check(id).map(|check| Arc::clone(&check.id)) else { return false };
+            let Some(id) = own.facts.check(id).map(|check| Arc::clone(&check.id)) else {
+                return false;
+            };
             own.remove_check(&id);
             true
         })
@@ -202,7 +222,10 @@ impl OwnWrite<'_> {
 /// A record's body, unless it is longer than peers take.
 fn fitting(field: &'static str, body: Bytes) -> Result<Bytes, InvalidField> {
     if body.len() > RECORD_MAX {
-        return Err(InvalidField::new(field, format!("has {} bytes, the most is {RECORD_MAX}", body.len())));
+        return Err(InvalidField::new(
+            field,
+            format!("has {} bytes, the most is {RECORD_MAX}", body.len()),
+        ));
     }
     Ok(body)
 }

@@ -70,7 +70,19 @@ pub struct Delta {
 }
 
 /// Where a log stands. Orders by epoch, then head.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Head {
     /// Which numbering.
     pub epoch: u64,
@@ -134,12 +146,18 @@ impl NodeLog {
 
     /// The live records, by key.
     pub fn live(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
-        self.entries.iter().filter_map(|(key, entry)| Some((key, entry.body.as_ref()?)))
+        self.entries
+            .iter()
+            .filter_map(|(key, entry)| Some((key, entry.body.as_ref()?)))
     }
 
     /// Sets a record; the number of the change, or `None` when it was there already.
     pub fn put(&mut self, key: Bytes, body: Bytes, now: u64) -> Option<u64> {
-        if self.entries.get(&key).is_some_and(|known| known.body.as_ref() == Some(&body)) {
+        if self
+            .entries
+            .get(&key)
+            .is_some_and(|known| known.body.as_ref() == Some(&body))
+        {
             return None;
         }
         Some(self.write(key, Some(body), now))
@@ -154,17 +172,32 @@ impl NodeLog {
     fn write(&mut self, key: Bytes, body: Option<Bytes>, now: u64) -> u64 {
         self.at.head += 1;
         let version = self.at.head;
-        let item = Item { key: key.clone(), version, body: body.clone() };
+        let item = Item {
+            key: key.clone(),
+            version,
+            body: body.clone(),
+        };
         let size = item.size();
         self.since_base += size;
         if body.is_some() {
             self.content.add(&item);
             self.live_bytes += size;
         }
-        if let Some(old) = self.entries.insert(key.clone(), Entry { version, body, at: now }) {
+        if let Some(old) = self.entries.insert(
+            key.clone(),
+            Entry {
+                version,
+                body,
+                at: now,
+            },
+        ) {
             self.versions.remove(&old.version);
             if old.body.is_some() {
-                let old = Item { key: key.clone(), version: old.version, body: old.body };
+                let old = Item {
+                    key: key.clone(),
+                    version: old.version,
+                    body: old.body,
+                };
                 self.content.remove(&old);
                 self.live_bytes -= old.size();
             }
@@ -204,12 +237,20 @@ impl NodeLog {
             return Vec::new();
         }
         let complete = have.epoch != self.at.epoch || have.head < self.gc.max(self.base).max(1);
-        if complete { self.snapshot(part_bytes) } else { self.deltas(have.head, part_bytes) }
+        if complete {
+            self.snapshot(part_bytes)
+        } else {
+            self.deltas(have.head, part_bytes)
+        }
     }
 
     fn snapshot(&self, part_bytes: usize) -> Vec<Delta> {
         let live = self.entries.iter().filter_map(|(key, entry)| {
-            Some(Item { key: key.clone(), version: entry.version, body: Some(entry.body.clone()?) })
+            Some(Item {
+                key: key.clone(),
+                version: entry.version,
+                body: Some(entry.body.clone()?),
+            })
         });
         let groups = in_groups(live, part_bytes);
         let parts = groups.len() as u32;
@@ -234,7 +275,15 @@ impl NodeLog {
         let mut messages = Vec::new();
         for items in in_groups(changes, part_bytes) {
             let to = items.last().map_or(self.at.head, |last| last.version);
-            messages.push(Delta { node: self.node, epoch: self.at.epoch, from, to, part: 0, parts: 1, items });
+            messages.push(Delta {
+                node: self.node,
+                epoch: self.at.epoch,
+                from,
+                to,
+                part: 0,
+                parts: 1,
+                items,
+            });
             from = to;
         }
         // The last change is always the last item, so the chain ends at the head.
@@ -245,12 +294,23 @@ impl NodeLog {
     /// All there is to remember, tombstones too: for [`restore`](Self::restore).
     pub(super) fn entries(&self) -> impl Iterator<Item = (Item, u64)> {
         self.entries.iter().map(|(key, entry)| {
-            (Item { key: key.clone(), version: entry.version, body: entry.body.clone() }, entry.at)
+            (
+                Item {
+                    key: key.clone(),
+                    version: entry.version,
+                    body: entry.body.clone(),
+                },
+                entry.at,
+            )
         })
     }
 
     /// A log as it was; who is behind its head gets a snapshot first.
-    pub(super) fn restore(node: NodeId, at: Head, entries: impl Iterator<Item = (Item, u64)>) -> Self {
+    pub(super) fn restore(
+        node: NodeId,
+        at: Head,
+        entries: impl Iterator<Item = (Item, u64)>,
+    ) -> Self {
         let mut log = Self::new(node, at.epoch);
         for (item, changed) in entries {
             if item.body.is_some() {
@@ -259,7 +319,14 @@ impl NodeLog {
             }
             log.at.head = log.at.head.max(item.version);
             log.versions.insert(item.version, item.key.clone());
-            log.entries.insert(item.key, Entry { version: item.version, body: item.body, at: changed });
+            log.entries.insert(
+                item.key,
+                Entry {
+                    version: item.version,
+                    body: item.body,
+                    at: changed,
+                },
+            );
         }
         log.at.head = log.at.head.max(at.head);
         (log.gc, log.base) = (log.at.head, log.at.head);
@@ -277,7 +344,10 @@ fn in_groups(items: impl Iterator<Item = Item>, bytes: usize) -> Vec<Vec<Item>> 
             size = 0;
         }
         size += item.size();
-        groups.last_mut().expect("starts with one group and only grows").push(item);
+        groups
+            .last_mut()
+            .expect("starts with one group and only grows")
+            .push(item);
     }
     groups
 }
@@ -328,7 +398,11 @@ impl Replica {
 
     /// What to ask others for: what comes after this.
     pub fn wanted_after(&self) -> Head {
-        if self.suspicious { Head::default() } else { self.at }
+        if self.suspicious {
+            Head::default()
+        } else {
+            self.at
+        }
     }
 
     /// Hash of the records; equal to the owner's at the same [`Head`].
@@ -348,8 +422,16 @@ impl Replica {
 
     /// Bytes of the messages kept.
     pub fn kept_bytes(&self) -> usize {
-        let staged = self.staged.iter().flat_map(|staged| staged.parts.iter().flatten()).map(|(_, raw)| raw.len());
-        self.messages.iter().map(|message| message.raw.len()).chain(staged).sum()
+        let staged = self
+            .staged
+            .iter()
+            .flat_map(|staged| staged.parts.iter().flatten())
+            .map(|(_, raw)| raw.len());
+        self.messages
+            .iter()
+            .map(|message| message.raw.len())
+            .chain(staged)
+            .sum()
     }
 
     /// Its content is not what it should be: the next snapshot replaces it, whatever its number.
@@ -359,7 +441,10 @@ impl Replica {
 
     /// Whether `delta` would change anything; cheap, so that what is known need not be verified.
     pub fn is_news(&self, delta: &Delta) -> bool {
-        let to = Head { epoch: delta.epoch, head: delta.to };
+        let to = Head {
+            epoch: delta.epoch,
+            head: delta.to,
+        };
         to > self.at || (self.suspicious && delta.from == 0 && to == self.at)
     }
 
@@ -376,14 +461,20 @@ impl Replica {
         }
         let known = self.at.head;
         self.at.head = delta.to;
-        self.messages.push(Message { at: self.at, from: delta.from, raw });
+        self.messages.push(Message {
+            at: self.at,
+            from: delta.from,
+            raw,
+        });
         let mut changes = Vec::new();
         for item in delta.items {
             if item.version <= known {
                 continue;
             }
             let old = match &item.body {
-                Some(body) => self.entries.insert(item.key.clone(), (item.version, body.clone())),
+                Some(body) => self
+                    .entries
+                    .insert(item.key.clone(), (item.version, body.clone())),
                 None => self.entries.remove(&item.key),
             };
             if item.body.is_some() {
@@ -391,7 +482,11 @@ impl Replica {
             }
             let changed = old.as_ref().map(|(_, body)| body) != item.body.as_ref();
             if let Some((version, body)) = old {
-                self.content.remove(&Item { key: item.key.clone(), version, body: Some(body) });
+                self.content.remove(&Item {
+                    key: item.key.clone(),
+                    version,
+                    body: Some(body),
+                });
             }
             if changed {
                 changes.push((item.key, item.body));
@@ -401,26 +496,44 @@ impl Replica {
     }
 
     fn stage(&mut self, delta: Delta, raw: Bytes) -> Effect {
-        let at = Head { epoch: delta.epoch, head: delta.to };
+        let at = Head {
+            epoch: delta.epoch,
+            head: delta.to,
+        };
         let parts = delta.parts as usize;
         let fits = |staged: &Staged| staged.at == at && staged.parts.len() == parts;
         if self.staged.as_ref().is_some_and(|staged| staged.at > at) {
             return Effect::Known;
         }
         if !self.staged.as_ref().is_some_and(fits) {
-            self.staged = Some(Staged { at, parts: (0..parts).map(|_| None).collect() });
+            self.staged = Some(Staged {
+                at,
+                parts: (0..parts).map(|_| None).collect(),
+            });
         }
-        let Some(staged) = &mut self.staged else { return Effect::Known };
-        let Some(part) = staged.parts.get_mut(delta.part as usize) else { return Effect::Known };
+        let Some(staged) = &mut self.staged else {
+            return Effect::Known;
+        };
+        let Some(part) = staged.parts.get_mut(delta.part as usize) else {
+            return Effect::Known;
+        };
         *part = Some((delta.items, raw));
         if staged.parts.iter().any(Option::is_none) {
             return Effect::Staged;
         }
-        let parts = self.staged.take().map(|staged| staged.parts).unwrap_or_default();
+        let parts = self
+            .staged
+            .take()
+            .map(|staged| staged.parts)
+            .unwrap_or_default();
         Effect::Applied(self.replace(at, parts.into_iter().flatten()))
     }
 
-    fn replace(&mut self, at: Head, parts: impl Iterator<Item = (Vec<Item>, Bytes)>) -> Vec<(Bytes, Option<Bytes>)> {
+    fn replace(
+        &mut self,
+        at: Head,
+        parts: impl Iterator<Item = (Vec<Item>, Bytes)>,
+    ) -> Vec<(Bytes, Option<Bytes>)> {
         let mut old = std::mem::take(&mut self.entries);
         (self.at, self.suspicious) = (at, false);
         self.messages.clear();
@@ -429,14 +542,22 @@ impl Replica {
         for (items, raw) in parts {
             self.messages.push(Message { at, from: 0, raw });
             for item in items {
-                let Some(body) = item.body.clone() else { continue };
+                let Some(body) = item.body.clone() else {
+                    continue;
+                };
                 self.content.add(&item);
                 if old.remove(&item.key).is_none_or(|(_, known)| known != body) {
                     changes.push((item.key.clone(), Some(body.clone())));
                 }
-                if let Some((version, twin)) = self.entries.insert(item.key.clone(), (item.version, body)) {
+                if let Some((version, twin)) =
+                    self.entries.insert(item.key.clone(), (item.version, body))
+                {
                     // A key twice in one snapshot: the later one counts.
-                    self.content.remove(&Item { key: item.key, version, body: Some(twin) });
+                    self.content.remove(&Item {
+                        key: item.key,
+                        version,
+                        body: Some(twin),
+                    });
                 }
             }
         }
@@ -450,10 +571,19 @@ impl Replica {
         if have >= self.at || self.suspicious {
             return Vec::new();
         }
-        let reaches = |message: &Message| message.from != 0 && have.epoch == self.at.epoch && message.from <= have.head;
-        let chained = self.messages.iter().any(|message| reaches(message) && message.at.head > have.head);
+        let reaches = |message: &Message| {
+            message.from != 0 && have.epoch == self.at.epoch && message.from <= have.head
+        };
+        let chained = self
+            .messages
+            .iter()
+            .any(|message| reaches(message) && message.at.head > have.head);
         let lacking = |message: &&Message| !chained || message.at.head > have.head;
-        self.messages.iter().filter(lacking).map(|message| message.raw.clone()).collect()
+        self.messages
+            .iter()
+            .filter(lacking)
+            .map(|message| message.raw.clone())
+            .collect()
     }
 }
 
@@ -478,7 +608,10 @@ impl Content {
         hash.update(&item.version.to_le_bytes());
         hash.update(item.body.as_deref().unwrap_or_default());
         let hash = hash.finish();
-        let (first, _) = hash.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
+        let (first, _) = hash
+            .as_ref()
+            .split_first_chunk()
+            .expect("SHA-256 has 32 bytes");
         u128::from_le_bytes(*first)
     }
 }

@@ -34,7 +34,11 @@ struct Zone {
 
 impl Zone {
     fn down(&self) -> BTreeSet<NodeId> {
-        self.recent.keys().chain(self.stale.keys()).copied().collect()
+        self.recent
+            .keys()
+            .chain(self.stale.keys())
+            .copied()
+            .collect()
     }
 }
 
@@ -44,14 +48,26 @@ fn is_event(down: usize, present: usize) -> bool {
 
 impl MassEvents {
     /// `node` went down; `present` nodes of its zone are left. Returns the nodes to mark stale.
-    pub(super) fn down(&mut self, zone: &str, node: NodeId, present: usize, now: u64) -> Vec<NodeId> {
+    pub(super) fn down(
+        &mut self,
+        zone: &str,
+        node: NodeId,
+        present: usize,
+        now: u64,
+    ) -> Vec<NodeId> {
         let zone = self.zones.entry(zone.to_owned()).or_default();
-        zone.recent.retain(|_, at| now.saturating_sub(*at) <= WINDOW);
+        zone.recent
+            .retain(|_, at| now.saturating_sub(*at) <= WINDOW);
         zone.recent.insert(node, now);
         if !is_event(zone.down().len(), present) {
             return Vec::new();
         }
-        let marked: Vec<_> = zone.recent.keys().copied().filter(|node| !zone.stale.contains_key(node)).collect();
+        let marked: Vec<_> = zone
+            .recent
+            .keys()
+            .copied()
+            .filter(|node| !zone.stale.contains_key(node))
+            .collect();
         zone.stale.append(&mut zone.recent);
         marked
     }
@@ -59,10 +75,16 @@ impl MassEvents {
     /// `node` is back, or is no longer expected; `present` nodes of its zone are there now. Returns the nodes that are
     /// stale no longer (never `node` itself).
     pub(super) fn resolved(&mut self, zone: &str, node: NodeId, present: usize) -> Vec<NodeId> {
-        let Some(found) = self.zones.get_mut(zone) else { return Vec::new() };
+        let Some(found) = self.zones.get_mut(zone) else {
+            return Vec::new();
+        };
         found.recent.remove(&node);
         found.stale.remove(&node);
-        let ended = if is_event(found.stale.len(), present) { BTreeMap::new() } else { std::mem::take(&mut found.stale) };
+        let ended = if is_event(found.stale.len(), present) {
+            BTreeMap::new()
+        } else {
+            std::mem::take(&mut found.stale)
+        };
         if found.recent.is_empty() && found.stale.is_empty() {
             self.zones.remove(zone);
         }
@@ -73,7 +95,8 @@ impl MassEvents {
     pub(super) fn expire(&mut self, now: u64) -> Vec<NodeId> {
         let mut ended = Vec::new();
         self.zones.retain(|_, zone| {
-            zone.recent.retain(|_, at| now.saturating_sub(*at) <= WINDOW);
+            zone.recent
+                .retain(|_, at| now.saturating_sub(*at) <= WINDOW);
             zone.stale.retain(|node, at| {
                 let keep = now.saturating_sub(*at) <= HOLD;
                 if !keep {
@@ -102,8 +125,14 @@ mod tests {
         let mut events = MassEvents::default();
         assert!(events.down("a", id(1), 9, 0).is_empty());
         assert!(events.down("a", id(2), 8, 10 * SECOND).is_empty());
-        assert!(events.down("b", id(9), 0, 10 * SECOND).is_empty(), "another zone is another matter");
-        assert_eq!(events.down("a", id(3), 7, 30 * SECOND), [id(1), id(2), id(3)]);
+        assert!(
+            events.down("b", id(9), 0, 10 * SECOND).is_empty(),
+            "another zone is another matter"
+        );
+        assert_eq!(
+            events.down("a", id(3), 7, 30 * SECOND),
+            [id(1), id(2), id(3)]
+        );
         assert_eq!(events.down("a", id(4), 6, 31 * SECOND), [id(4)]);
     }
 
@@ -111,10 +140,19 @@ mod tests {
     fn slow_deaths_and_small_shares_are_no_event() {
         let mut events = MassEvents::default();
         for n in 0..8 {
-            assert!(events.down("slow", id(n), 5, u64::from(n) * 16 * SECOND).is_empty());
+            assert!(
+                events
+                    .down("slow", id(n), 5, u64::from(n) * 16 * SECOND)
+                    .is_empty()
+            );
         }
         for n in 0..15 {
-            assert!(events.down("large", id(n), 85 + (14 - n as usize), SECOND).is_empty(), "15 of 100 is not more");
+            assert!(
+                events
+                    .down("large", id(n), 85 + (14 - n as usize), SECOND)
+                    .is_empty(),
+                "15 of 100 is not more"
+            );
         }
         assert_eq!(events.down("large", id(15), 84, SECOND).len(), 16);
     }

@@ -36,7 +36,9 @@ impl Key {
 }
 
 pub(super) fn encode(value: &impl Serialize) -> Bytes {
-    postcard::to_stdvec(value).expect("plain data always encodes").into()
+    postcard::to_stdvec(value)
+        .expect("plain data always encodes")
+        .into()
 }
 
 fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, String> {
@@ -51,7 +53,10 @@ fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, String> {
 pub(super) fn decode_chain(body: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     let chain: Vec<Vec<u8>> = decode("certificate record", body)?;
     if chain.is_empty() || chain.len() > CHAIN_MAX {
-        return Err(format!("a chain of {} certificates, allowed are 1 to {CHAIN_MAX}", chain.len()));
+        return Err(format!(
+            "a chain of {} certificates, allowed are 1 to {CHAIN_MAX}",
+            chain.len()
+        ));
     }
     Ok(chain)
 }
@@ -122,7 +127,10 @@ fn instance(node: Option<&VerifiedNode>, id: &InstanceId, body: &[u8]) -> Result
     if let Some(node) = node
         && !(node.may_publish)(&instance.service)
     {
-        return Err(format!("node {} has no right to publish service {}", node.name, instance.service));
+        return Err(format!(
+            "node {} has no right to publish service {}",
+            node.name, instance.service
+        ));
     }
     Ok(instance)
 }

@@ -68,21 +68,35 @@ impl Catalog {
     /// # Errors
     /// [`SavedError`].
     pub fn restore(own: NodeId, options: Options, saved: &[u8]) -> Result<Self, SavedError> {
-        let Some((&FORMAT, body)) = saved.split_first() else { return Err(SavedError::Unreadable) };
-        let Ok((saved, [])) = postcard::take_from_bytes::<Saved>(body) else { return Err(SavedError::Unreadable) };
+        let Some((&FORMAT, body)) = saved.split_first() else {
+            return Err(SavedError::Unreadable);
+        };
+        let Ok((saved, [])) = postcard::take_from_bytes::<Saved>(body) else {
+            return Err(SavedError::Unreadable);
+        };
         if saved.node != own {
             return Err(SavedError::ForeignNode(saved.node));
         }
         let now = (options.clock)();
         let entries = saved.entries.into_iter().map(|entry| {
             let body = entry.body.map(Bytes::from);
-            (Item { key: entry.key.into(), version: entry.version, body }, entry.at)
+            (
+                Item {
+                    key: entry.key.into(),
+                    version: entry.version,
+                    body,
+                },
+                entry.at,
+            )
         });
         let mut log = NodeLog::restore(own, saved.at, entries);
         if !saved.clean {
             log.renew(now.max(saved.at.epoch.saturating_add(1)));
         }
-        let records: Vec<_> = log.live().map(|(key, body)| (key.clone(), body.clone())).collect();
+        let records: Vec<_> = log
+            .live()
+            .map(|(key, body)| (key.clone(), body.clone()))
+            .collect();
         let catalog = Self::with_log(log, own, options, now);
         catalog.write_own(|own| {
             for (key, body) in records {

@@ -72,12 +72,19 @@ type ServiceChanges = HashMap<ServiceName, BTreeMap<Place, Option<Arc<InstanceVi
 impl State {
     pub(super) fn new(own: NodeId, own_log: NodeLog, now: u64) -> Self {
         let nodes = HashMap::from([(own, NodeState::new(Liveness::Alive, now))]);
-        Self { nodes, own_log, events: MassEvents::default(), revision: 0 }
+        Self {
+            nodes,
+            own_log,
+            events: MassEvents::default(),
+            revision: 0,
+        }
     }
 
     /// A node's state; one that was never heard of counts as down.
     pub(super) fn node(&mut self, id: NodeId, now: u64) -> &mut NodeState {
-        self.nodes.entry(id).or_insert_with(|| NodeState::new(Liveness::Down, now))
+        self.nodes
+            .entry(id)
+            .or_insert_with(|| NodeState::new(Liveness::Down, now))
     }
 
     /// Takes what membership says, and shows what follows from it.
@@ -97,7 +104,12 @@ impl State {
             if was.is_present() && liveness == Liveness::Down {
                 let stale = self.events.down(&zone, id, present, now);
                 if !stale.is_empty() {
-                    tracing::warn!(zone, down = stale.len(), present, "many nodes down at once: keeping them as stale");
+                    tracing::warn!(
+                        zone,
+                        down = stale.len(),
+                        present,
+                        "many nodes down at once: keeping them as stale"
+                    );
                 }
                 changed.extend(self.mark(&stale, true));
             } else if !was.is_present() {
@@ -126,7 +138,11 @@ impl State {
 
     fn present_in(&self, zone: &str) -> usize {
         let counts = |node: &&NodeState| {
-            node.liveness.is_present() && node.facts.record().is_some_and(|record| record.zone() == zone)
+            node.liveness.is_present()
+                && node
+                    .facts
+                    .record()
+                    .is_some_and(|record| record.zone() == zone)
         };
         self.nodes.values().filter(counts).count()
     }
@@ -139,12 +155,16 @@ impl State {
             self.publish(index, node, Touched::whole_node(), now);
         }
         let gone = |(id, node): (&NodeId, &NodeState)| {
-            let expired = *id != own && !node.liveness.is_present() && now.saturating_sub(node.since) > REAP;
+            let expired =
+                *id != own && !node.liveness.is_present() && now.saturating_sub(node.since) > REAP;
             (expired && !node.reaped).then_some(*id)
         };
         for id in self.nodes.iter().filter_map(gone).collect::<Vec<_>>() {
             if let Some(node) = self.nodes.get_mut(&id) {
-                *node = NodeState { reaped: true, ..NodeState::new(node.liveness, node.since) };
+                *node = NodeState {
+                    reaped: true,
+                    ..NodeState::new(node.liveness, node.since)
+                };
             }
             self.publish(index, id, Touched::whole_node(), now);
             index.remove_node(&id);

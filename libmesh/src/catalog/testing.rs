@@ -40,7 +40,8 @@ pub struct TestVerifier;
 
 impl Verifier for TestVerifier {
     fn verify(&self, chain: &[Vec<u8>]) -> Result<VerifiedNode, String> {
-        let certificate: TestCertificate = postcard::from_bytes(&chain[0]).map_err(|error| error.to_string())?;
+        let certificate: TestCertificate =
+            postcard::from_bytes(&chain[0]).map_err(|error| error.to_string())?;
         let publish = certificate.publish;
         Ok(VerifiedNode {
             id: NodeId::from_public_key(&certificate.public_key),
@@ -48,7 +49,9 @@ impl Verifier for TestVerifier {
             public_key: certificate.public_key,
             not_after: certificate.not_after,
             may_publish: Arc::new(move |service: &ServiceName| {
-                publish.iter().any(|pattern| pattern == "*" || service == pattern.as_str())
+                publish
+                    .iter()
+                    .any(|pattern| pattern == "*" || service == pattern.as_str())
             }),
         })
     }
@@ -80,7 +83,8 @@ impl TestNode {
     /// When `name` is no node name.
     pub fn with_clock(name: &str, address: IpAddr, clock: Clock) -> Self {
         let name = NodeName::parse(name).expect("a node name");
-        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("the system has random numbers");
+        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
+            .expect("the system has random numbers");
         let key = Ed25519KeyPair::from_pkcs8(key.as_ref()).expect("just made");
         let mut public_key = [0; 32];
         public_key.copy_from_slice(key.public_key().as_ref());
@@ -91,7 +95,11 @@ impl TestNode {
             publish: vec!["*".to_owned()],
             not_after: u64::MAX,
         };
-        let options = Options { verifier: Some(Arc::new(TestVerifier)), signer: Some(Arc::new(key)), clock };
+        let options = Options {
+            verifier: Some(Arc::new(TestVerifier)),
+            signer: Some(Arc::new(key)),
+            clock,
+        };
         let catalog = Catalog::open(id, options);
         let record = NodeRecord {
             id,
@@ -103,7 +111,11 @@ impl TestNode {
             meta: Default::default(),
             version: Arc::from("0.0.0"),
         };
-        let node = Self { catalog, certificate, record };
+        let node = Self {
+            catalog,
+            certificate,
+            record,
+        };
         node.publish().expect("well formed");
         node
     }
@@ -133,7 +145,11 @@ impl TestNode {
     /// When `other` does not believe it.
     pub fn send_to(&self, other: &Catalog) {
         other.set_liveness(self.id(), Liveness::Alive);
-        let mut have = other.heads().iter().find(|log| log.node == self.id()).map_or(Head::default(), |log| log.at);
+        let mut have = other
+            .heads()
+            .iter()
+            .find(|log| log.node == self.id())
+            .map_or(Head::default(), |log| log.at);
         for _ in 0..2 {
             for message in self.catalog.messages_since(self.id(), have) {
                 match other.apply(message) {

@@ -31,7 +31,10 @@ impl TestClock {
 
     pub(crate) fn options(&self) -> Options {
         let clock = self.clone();
-        Options { clock: Arc::new(move || clock.now()), ..Options::default() }
+        Options {
+            clock: Arc::new(move || clock.now()),
+            ..Options::default()
+        }
     }
 
     pub(crate) fn catalog(&self, own: u8) -> Catalog {

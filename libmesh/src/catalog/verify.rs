@@ -52,7 +52,9 @@ pub struct VerifiedNode {
 
 impl VerifiedNode {
     pub(super) fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
-        signature::UnparsedPublicKey::new(&signature::ED25519, &self.public_key).verify(message, signature).is_ok()
+        signature::UnparsedPublicKey::new(&signature::ED25519, &self.public_key)
+            .verify(message, signature)
+            .is_ok()
     }
 }
 

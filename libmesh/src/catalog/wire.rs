@@ -82,15 +82,19 @@ impl Message {
         if raw[0] != FORMAT {
             return Err(WireError::Format(raw[0]));
         }
-        let (wire, rest) =
-            postcard::take_from_bytes::<WireDelta<'_>>(&raw[1 + SIGNATURE..]).map_err(|_| WireError::Body)?;
+        let (wire, rest) = postcard::take_from_bytes::<WireDelta<'_>>(&raw[1 + SIGNATURE..])
+            .map_err(|_| WireError::Body)?;
         if !rest.is_empty() {
             return Err(WireError::Body);
         }
         if wire.items.len() > ITEMS_MAX {
             return Err(WireError::Bounds("items"));
         }
-        if wire.from >= wire.to || wire.part >= wire.parts || wire.parts > PARTS_MAX || wire.epoch == 0 {
+        if wire.from >= wire.to
+            || wire.part >= wire.parts
+            || wire.parts > PARTS_MAX
+            || wire.epoch == 0
+        {
             return Err(WireError::Range);
         }
         if wire.from != 0 && wire.parts != 1 {
@@ -114,12 +118,33 @@ impl Message {
                 body: item.body.map(|body| raw.slice_ref(body)),
             });
         }
-        let WireDelta { node, epoch, from, to, part, parts, .. } = wire;
-        Ok(Self { delta: Delta { node, epoch, from, to, part, parts, items }, raw })
+        let WireDelta {
+            node,
+            epoch,
+            from,
+            to,
+            part,
+            parts,
+            ..
+        } = wire;
+        Ok(Self {
+            delta: Delta {
+                node,
+                epoch,
+                from,
+                to,
+                part,
+                parts,
+                items,
+            },
+            raw,
+        })
     }
 
     pub(super) fn is_signed_by(&self, node: &VerifiedNode) -> bool {
-        let (signature, body) = self.raw[1..].split_first_chunk().expect("decode checked the length");
+        let (signature, body) = self.raw[1..]
+            .split_first_chunk()
+            .expect("decode checked the length");
         node.has_signed(&signed_bytes(body), signature)
     }
 }
@@ -129,10 +154,30 @@ pub(super) fn encode(delta: &Delta, signer: &dyn Signer) -> Bytes {
     let items = delta
         .items
         .iter()
-        .map(|item| WireItem { key: &item.key, version: item.version, body: item.body.as_deref() })
+        .map(|item| WireItem {
+            key: &item.key,
+            version: item.version,
+            body: item.body.as_deref(),
+        })
         .collect();
-    let Delta { node, epoch, from, to, part, parts, .. } = *delta;
-    let wire = WireDelta { node, epoch, from, to, part, parts, items };
+    let Delta {
+        node,
+        epoch,
+        from,
+        to,
+        part,
+        parts,
+        ..
+    } = *delta;
+    let wire = WireDelta {
+        node,
+        epoch,
+        from,
+        to,
+        part,
+        parts,
+        items,
+    };
     let body = postcard::to_stdvec(&wire).expect("plain data always encodes");
     let mut raw = Vec::with_capacity(1 + SIGNATURE + body.len());
     raw.push(FORMAT);

@@ -68,7 +68,16 @@ impl World {
         let owner = NodeLog::new(NodeId([1; 16]), 1);
         let history = HashMap::from([(Head::default(), Map::new()), (owner.head(), Map::new())]);
         let replicas = (0..3).map(|_| (Replica::default(), Map::new())).collect();
-        Self { owner, now: 0, history, heads: vec![Head::default()], changed: HashMap::new(), under_way: vec![], raw: vec![], replicas }
+        Self {
+            owner,
+            now: 0,
+            history,
+            heads: vec![Head::default()],
+            changed: HashMap::new(),
+            under_way: vec![],
+            raw: vec![],
+            replicas,
+        }
     }
 
     fn note(&mut self) {
@@ -76,7 +85,11 @@ impl World {
         for (item, _) in self.owner.entries() {
             self.changed.insert((epoch, item.key), item.version);
         }
-        let map = self.owner.live().map(|(key, body)| (key.clone(), body.clone())).collect();
+        let map = self
+            .owner
+            .live()
+            .map(|(key, body)| (key.clone(), body.clone()))
+            .collect();
         self.history.insert(self.owner.head(), map);
         self.heads.push(self.owner.head());
     }
@@ -85,7 +98,8 @@ impl World {
         let first = self.under_way.len();
         for delta in self.owner.since(have, PART) {
             assert!(delta.to > delta.from && (delta.from == 0 || delta.parts == 1));
-            self.raw.push(Bytes::copy_from_slice(&self.under_way.len().to_le_bytes()));
+            self.raw
+                .push(Bytes::copy_from_slice(&self.under_way.len().to_le_bytes()));
             self.under_way.push(delta);
         }
         (first..self.under_way.len()).collect()
@@ -110,12 +124,21 @@ impl World {
             Effect::Known | Effect::Staged => {}
         }
         assert!(replica.head() >= before, "a replica never goes back");
-        let map: Map = replica.live().map(|(key, body)| (key.clone(), body.clone())).collect();
+        let map: Map = replica
+            .live()
+            .map(|(key, body)| (key.clone(), body.clone()))
+            .collect();
         assert_eq!(&map, shown, "the changes are what changed");
         let (at, then) = (replica.head(), &self.history[&replica.head()]);
         for key in map.keys().chain(then.keys()) {
-            let changed_since = self.changed.get(&(at.epoch, key.clone())).is_some_and(|last| *last > at.head);
-            assert!(map.get(key) == then.get(key) || changed_since, "{key:?} is not what it was at {at:?}");
+            let changed_since = self
+                .changed
+                .get(&(at.epoch, key.clone()))
+                .is_some_and(|last| *last > at.head);
+            assert!(
+                map.get(key) == then.get(key) || changed_since,
+                "{key:?} is not what it was at {at:?}"
+            );
         }
         moved
     }
@@ -154,13 +177,18 @@ impl World {
             Step::Distrust(at) => self.replicas[at as usize].0.distrust(),
             Step::Lose => {
                 self.owner = NodeLog::new(NodeId([1; 16]), self.owner.head().epoch + 1);
-                self.owner.put(Bytes::from_static(b"first"), Bytes::from_static(b"record"), self.now);
+                self.owner.put(
+                    Bytes::from_static(b"first"),
+                    Bytes::from_static(b"record"),
+                    self.now,
+                );
                 self.note();
             }
             Step::Restart => {
                 let entries: Vec<_> = self.owner.entries().collect();
                 let content = self.owner.content();
-                self.owner = NodeLog::restore(NodeId([1; 16]), self.owner.head(), entries.into_iter());
+                self.owner =
+                    NodeLog::restore(NodeId([1; 16]), self.owner.head(), entries.into_iter());
                 assert_eq!(self.owner.content(), content);
             }
         }
@@ -220,7 +248,10 @@ fn a_deleted_record_does_not_come_back_from_a_peer_behind_gc() {
     for delta in messages {
         assert_eq!(
             peer.apply(delta, Bytes::new()),
-            Effect::Applied(vec![(key(3), Some(Bytes::from_static(b"c"))), (key(1), None)])
+            Effect::Applied(vec![
+                (key(3), Some(Bytes::from_static(b"c"))),
+                (key(1), None)
+            ])
         );
     }
 }
@@ -237,12 +268,23 @@ fn a_new_epoch_replaces_the_old_view_only_when_complete() {
     }
     let parts = new.since(Head::default(), 1);
     assert_eq!(parts.len(), 3);
-    assert_eq!(replica.apply(parts[2].clone(), Bytes::new()), Effect::Staged);
-    assert_eq!(replica.apply(parts[0].clone(), Bytes::new()), Effect::Staged);
+    assert_eq!(
+        replica.apply(parts[2].clone(), Bytes::new()),
+        Effect::Staged
+    );
+    assert_eq!(
+        replica.apply(parts[0].clone(), Bytes::new()),
+        Effect::Staged
+    );
     assert_eq!(replica.head(), Head { epoch: 1, head: 1 });
-    assert!(matches!(replica.apply(parts[1].clone(), Bytes::new()), Effect::Applied(changes) if changes.len() == 3));
+    assert!(
+        matches!(replica.apply(parts[1].clone(), Bytes::new()), Effect::Applied(changes) if changes.len() == 3)
+    );
     assert_eq!(replica.head(), Head { epoch: 2, head: 3 });
-    assert_eq!(replica.apply(old.since(Head::default(), 1 << 20).remove(0), Bytes::new()), Effect::Known);
+    assert_eq!(
+        replica.apply(old.since(Head::default(), 1 << 20).remove(0), Bytes::new()),
+        Effect::Known
+    );
 }
 
 #[test]
@@ -251,7 +293,11 @@ fn kept_messages_stay_bounded_under_churn() {
     let mut replica = Replica::default();
     let mut most = 0;
     for n in 0..20_000u32 {
-        owner.put(key(n % 10), Bytes::from(n.to_le_bytes().repeat(10)), u64::from(n));
+        owner.put(
+            key(n % 10),
+            Bytes::from(n.to_le_bytes().repeat(10)),
+            u64::from(n),
+        );
         for delta in owner.since(replica.head(), 1 << 20) {
             let raw = Bytes::from(vec![0; delta.items.len() * 50]);
             replica.apply(delta, raw);

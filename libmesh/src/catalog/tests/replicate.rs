@@ -15,7 +15,11 @@ use crate::model::Liveness;
 
 fn test_node(n: u8, clock: &TestClock) -> TestNode {
     let clock = clock.options().clock;
-    TestNode::with_clock(&format!("node{n}"), IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)), clock)
+    TestNode::with_clock(
+        &format!("node{n}"),
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)),
+        clock,
+    )
 }
 
 fn pair() -> (TestClock, TestNode, TestNode) {
@@ -48,18 +52,34 @@ fn forged(node: &TestNode, key: &[u8], body: Option<&[u8]>) -> Bytes {
 fn what_one_node_registers_the_other_finds() {
     let (_, a, b) = pair();
     a.local().put_service(instance("web", 80)).unwrap();
-    a.local().put_check(check("c", Some(&instance("web", 80)), Health::Warning)).unwrap();
+    a.local()
+        .put_check(check("c", Some(&instance("web", 80)), Health::Warning))
+        .unwrap();
     assert!(b.catalog.service("web").is_none());
     a.send_to(&b.catalog);
     let web = b.catalog.service("web").unwrap();
-    assert_eq!((web.instances[0].node.record.name.as_str(), web.instances[0].health), ("node1", Health::Warning));
+    assert_eq!(
+        (
+            web.instances[0].node.record.name.as_str(),
+            web.instances[0].health
+        ),
+        ("node1", Health::Warning)
+    );
     assert_eq!(b.catalog.nodes().len(), 2);
 
     a.local().remove_service(&instance("web", 80).id);
     a.local().put_service(instance("db", 1)).unwrap();
     a.send_to(&b.catalog);
     assert!(b.catalog.service("web").is_none() && b.catalog.service("db").is_some());
-    assert_eq!(a.catalog.heads()[0].content, b.catalog.heads().iter().find(|l| l.node == a.id()).unwrap().content);
+    assert_eq!(
+        a.catalog.heads()[0].content,
+        b.catalog
+            .heads()
+            .iter()
+            .find(|l| l.node == a.id())
+            .unwrap()
+            .content
+    );
 }
 
 #[test]
@@ -99,10 +119,20 @@ fn a_changed_byte_is_rejected_and_changes_nothing() {
         let mut bad = good.to_vec();
         bad[at] ^= 1;
         let outcome = b.catalog.apply(Bytes::from(bad));
-        assert!(matches!(outcome, Outcome::Rejected(_) | Outcome::Pull(_) | Outcome::Staged), "byte {at}: {outcome:?}");
+        assert!(
+            matches!(
+                outcome,
+                Outcome::Rejected(_) | Outcome::Pull(_) | Outcome::Staged
+            ),
+            "byte {at}: {outcome:?}"
+        );
     }
     assert!(b.catalog.services().is_empty() && b.catalog.rejected_messages() > 0);
-    assert_eq!(b.catalog.inner.state.lock().nodes.len(), 2, "nothing is kept of what nobody signed");
+    assert_eq!(
+        b.catalog.inner.state.lock().nodes.len(),
+        2,
+        "nothing is kept of what nobody signed"
+    );
 }
 
 #[test]
@@ -111,16 +141,40 @@ fn nobody_speaks_for_another() {
     let log = b.catalog.inner.state.lock().own_log.head();
     let key = Key::Certificate.encode();
     let certificate = crate::catalog::record::encode(&b.certificate.chain());
-    let item = Item { key, version: 1, body: Some(certificate) };
-    let delta = Delta { node: b.id(), epoch: log.epoch, from: 0, to: 9, part: 0, parts: 1, items: vec![item] };
+    let item = Item {
+        key,
+        version: 1,
+        body: Some(certificate),
+    };
+    let delta = Delta {
+        node: b.id(),
+        epoch: log.epoch,
+        from: 0,
+        to: 9,
+        part: 0,
+        parts: 1,
+        items: vec![item],
+    };
     let signed_by_a = wire::encode(&delta, &**a.catalog.inner.signer.as_ref().unwrap());
     let c = test_node(3, &TestClock::at(1));
-    assert_eq!(c.catalog.apply(signed_by_a), Outcome::Rejected(Rejection::Signature { node: b.id() }));
+    assert_eq!(
+        c.catalog.apply(signed_by_a),
+        Outcome::Rejected(Rejection::Signature { node: b.id() })
+    );
 
-    let with_own_certificate = Item { body: Some(crate::catalog::record::encode(&a.certificate.chain())), ..delta.items[0].clone() };
-    let delta = Delta { items: vec![with_own_certificate], ..delta };
+    let with_own_certificate = Item {
+        body: Some(crate::catalog::record::encode(&a.certificate.chain())),
+        ..delta.items[0].clone()
+    };
+    let delta = Delta {
+        items: vec![with_own_certificate],
+        ..delta
+    };
     let message = wire::encode(&delta, &**a.catalog.inner.signer.as_ref().unwrap());
-    assert!(matches!(c.catalog.apply(message), Outcome::Rejected(Rejection::Certificate { .. })));
+    assert!(matches!(
+        c.catalog.apply(message),
+        Outcome::Rejected(Rejection::Certificate { .. })
+    ));
 }
 
 #[test]
@@ -131,7 +185,10 @@ fn an_expired_certificate_is_not_believed() {
     a.send_to(&b.catalog);
     clock.advance(Duration::from_secs(1_001));
     let late = forged(&a, b"x", None);
-    assert_eq!(b.catalog.apply(late), Outcome::Rejected(Rejection::Expired { node: a.id() }));
+    assert_eq!(
+        b.catalog.apply(late),
+        Outcome::Rejected(Rejection::Expired { node: a.id() })
+    );
     a.certificate.not_after = 9_000;
     a.publish().unwrap();
     a.send_to(&b.catalog);
@@ -149,11 +206,20 @@ fn publish_rights_are_checked_at_apply_and_again_with_a_new_certificate() {
     a.certificate.publish = vec!["web".to_owned()];
     a.publish().unwrap();
     let refused = a.local().put_service(instance("db", 2)).unwrap_err();
-    assert_eq!(refused, crate::catalog::LocalError::NotPermitted { service: service("db") });
+    assert_eq!(
+        refused,
+        crate::catalog::LocalError::NotPermitted {
+            service: service("db")
+        }
+    );
     a.send_to(&b.catalog);
     assert!(b.catalog.service("db").is_none() && b.catalog.service("web").is_some());
     assert_eq!(b.catalog.quarantined().len(), 1);
-    assert!(b.catalog.quarantined()[0].reason.contains("no right to publish service db"));
+    assert!(
+        b.catalog.quarantined()[0]
+            .reason
+            .contains("no right to publish service db")
+    );
 
     // More rights: what was quarantined is shown.
     a.certificate.publish = vec!["web".to_owned(), "db".to_owned()];
@@ -164,7 +230,10 @@ fn publish_rights_are_checked_at_apply_and_again_with_a_new_certificate() {
     // A node that does not check itself is not believed either.
     let key = Key::Instance(instance("pay", 1).id).encode();
     let body = crate::catalog::record::encode(&instance("pay", 1));
-    assert_eq!(b.catalog.apply(forged(&a, &key, Some(&body))), Outcome::Applied);
+    assert_eq!(
+        b.catalog.apply(forged(&a, &key, Some(&body))),
+        Outcome::Applied
+    );
     assert!(b.catalog.service("pay").is_none());
     assert_eq!(b.catalog.quarantined().len(), 1);
 }
@@ -176,7 +245,10 @@ fn one_poison_record_stops_nobody() {
     a.send_to(&b.catalog);
     let poison: [(&[u8], &[u8]); 4] = [
         (&[9, 9, 9], b"an unknown kind of record"),
-        (&Key::Instance(instance("x", 1).id).encode(), b"\xff\xff\xff\xff"),
+        (
+            &Key::Instance(instance("x", 1).id).encode(),
+            b"\xff\xff\xff\xff",
+        ),
         (&Key::Check(Arc::from("x")).encode(), b""),
         (&Key::Instance(instance("web", 80).id).encode(), b"bad"),
     ];
@@ -195,12 +267,25 @@ fn one_poison_record_stops_nobody() {
             body: Some(crate::catalog::record::encode(&instance("good", 1))),
         }))
         .collect();
-    let delta =
-        Delta { node: a.id(), epoch: head.epoch, from: head.head, to: head.head + 5, part: 0, parts: 1, items };
+    let delta = Delta {
+        node: a.id(),
+        epoch: head.epoch,
+        from: head.head,
+        to: head.head + 5,
+        part: 0,
+        parts: 1,
+        items,
+    };
     let message = wire::encode(&delta, &**a.catalog.inner.signer.as_ref().unwrap());
     assert_eq!(b.catalog.apply(message.clone()), Outcome::Applied);
-    assert!(b.catalog.service("good").is_some(), "what comes with poison is read");
-    assert!(b.catalog.service("web").is_none(), "its owner no longer says what it said before");
+    assert!(
+        b.catalog.service("good").is_some(),
+        "what comes with poison is read"
+    );
+    assert!(
+        b.catalog.service("web").is_none(),
+        "its owner no longer says what it said before"
+    );
     assert_eq!(b.catalog.quarantined().len(), 4);
     // It is passed on like everything else, so that all replicas are equal.
     let (_, _, c) = pair();
@@ -217,7 +302,11 @@ fn node_names_are_bound_to_their_certificate() {
     a.publish().unwrap();
     a.send_to(&b.catalog);
     assert!(b.catalog.node_by_id(&a.id()).is_none());
-    assert!(b.catalog.quarantined()[0].reason.contains("describes itself as node2"));
+    assert!(
+        b.catalog.quarantined()[0]
+            .reason
+            .contains("describes itself as node2")
+    );
 }
 
 #[test]
@@ -237,7 +326,11 @@ fn an_unchanged_snapshot_wakes_nobody() {
 
 fn options_of(node: &TestNode) -> Options {
     let inner = &node.catalog.inner;
-    Options { verifier: inner.verifier.clone(), signer: inner.signer.clone(), clock: Arc::clone(&inner.clock) }
+    Options {
+        verifier: inner.verifier.clone(),
+        signer: inner.signer.clone(),
+        clock: Arc::clone(&inner.clock),
+    }
 }
 
 #[test]
@@ -259,13 +352,18 @@ fn a_clean_stop_keeps_the_epoch_and_a_lost_state_outranks_it() {
     // All lost, and the clock is wrong: the peers' copy tells, and a greater epoch follows.
     clock.0.store(5, Ordering::SeqCst);
     let lost = Catalog::open(a.id(), options_of(&a));
-    lost.local().set_certificate(&a.certificate.chain()).unwrap();
+    lost.local()
+        .set_certificate(&a.certificate.chain())
+        .unwrap();
     lost.local().put_node(a.record.clone()).unwrap();
     lost.local().put_service(instance("web", 80)).unwrap();
     assert!(lost.heads()[0].at < at);
     let mut own_head = lost.local().watch();
     own_head.mark_unchanged();
-    for message in b.catalog.messages_since(a.id(), lost.lacks(&a.id(), at).unwrap()) {
+    for message in b
+        .catalog
+        .messages_since(a.id(), lost.lacks(&a.id(), at).unwrap())
+    {
         lost.apply(message);
     }
     assert!(lost.heads()[0].at > at && own_head.has_changed().unwrap());
@@ -291,9 +389,16 @@ fn a_down_node_is_hidden_returns_at_once_and_is_reaped_after_72_h() {
     clock.advance(Duration::from_secs(72 * 3600 + 1));
     b.catalog.tick();
     assert!(b.catalog.node("node1").is_none());
-    assert_eq!(b.catalog.lacks(&a.id(), a.catalog.heads()[0].at), None, "not asked for while it is away");
+    assert_eq!(
+        b.catalog.lacks(&a.id(), a.catalog.heads()[0].at),
+        None,
+        "not asked for while it is away"
+    );
     b.catalog.set_liveness(a.id(), Liveness::Alive);
-    assert_eq!(b.catalog.lacks(&a.id(), a.catalog.heads()[0].at), Some(Head::default()));
+    assert_eq!(
+        b.catalog.lacks(&a.id(), a.catalog.heads()[0].at),
+        Some(Head::default())
+    );
     a.send_to(&b.catalog);
     assert!(b.catalog.service("web").is_some());
 }
@@ -314,7 +419,13 @@ fn many_down_at_once_are_kept_as_stale() {
     b.catalog.set_liveness(others[2].id(), Liveness::Down);
     let web = b.catalog.service("web").unwrap();
     assert_eq!(web.instances.len(), 9);
-    assert_eq!(web.instances.iter().filter(|instance| instance.stale).count(), 3);
+    assert_eq!(
+        web.instances
+            .iter()
+            .filter(|instance| instance.stale)
+            .count(),
+        3
+    );
     assert_eq!(web.usable().count(), 6);
 
     // Most are back: the one that is really gone is hidden.
