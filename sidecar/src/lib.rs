@@ -4,5 +4,6 @@
 //! belongs in one of them; what is here is what needs more than one of them, or what only a process
 //! (rather than an embedding program) needs: files, signals, listeners, exit codes.
 
+pub mod attach;
 pub mod http;
 pub mod proxy;
