@@ -67,5 +67,9 @@ pub trait AttachHost: Send + Sync + 'static {
     fn bundle_after(&self, index: u64) -> BoxFuture<'_, ()>;
 
     /// Answers a request of the Vault API in the name of `identity`.
-    fn vault(&self, request: http::Request<Bytes>, identity: SpiffeId) -> BoxFuture<'_, http::Response<Bytes>>;
+    fn vault(
+        &self,
+        request: http::Request<Bytes>,
+        identity: SpiffeId,
+    ) -> BoxFuture<'_, http::Response<Bytes>>;
 }

@@ -26,8 +26,8 @@ use super::host::AttachHost;
 use super::leases::{Attachment, Granted, Leases};
 use super::pem;
 use super::wire::{
-    AttachReply, AttachRequest, BundleReply, EndpointWire, EndpointsReply, LEASE, SERVICE_HEADER, SignReply,
-    SignRequest, TOKEN_HEADER,
+    AttachReply, AttachRequest, BundleReply, EndpointWire, EndpointsReply, LEASE, SERVICE_HEADER,
+    SignReply, SignRequest, TOKEN_HEADER,
 };
 use crate::http::{Call, Reply, Routes, empty, json};
 
@@ -49,7 +49,9 @@ struct Inner<H> {
 
 impl<H> Clone for AttachServer<H> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
 }
 
@@ -62,26 +64,42 @@ struct Problem {
 impl<H: AttachHost> AttachServer<H> {
     /// Serves for `host`. [`AttachServer::expire_leases`] has to run beside it.
     pub fn new(host: Arc<H>) -> Self {
-        let inner = Inner { host, leases: Mutex::default(), changed: Notify::new() };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            host,
+            leases: Mutex::default(),
+            changed: Notify::new(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The routes, for the agent's Unix socket.
     pub fn routes(&self) -> Routes {
         let vault = ["GET", "POST", "PUT", "DELETE", "PATCH", "LIST"];
         let routes = Routes::new()
-            .put("/v1/mesh/attach", self.handler(|server, call| async move { server.attach(&call) }))
+            .put(
+                "/v1/mesh/attach",
+                self.handler(|server, call| async move { server.attach(&call) }),
+            )
             .on(
                 Method::DELETE,
                 "/v1/mesh/attach/:instance",
                 self.handler(|server, call| async move { server.detach(&call) }),
             )
-            .on(Method::POST, "/v1/mesh/sign", self.handler(|server, call| async move { server.sign(&call).await }))
+            .on(
+                Method::POST,
+                "/v1/mesh/sign",
+                self.handler(|server, call| async move { server.sign(&call).await }),
+            )
             .get(
                 "/v1/mesh/endpoints/:service",
                 self.handler(|server, call| async move { server.endpoints(&call).await }),
             )
-            .get("/v1/mesh/bundle", self.handler(|server, call| async move { server.bundle(&call).await }));
+            .get(
+                "/v1/mesh/bundle",
+                self.handler(|server, call| async move { server.bundle(&call).await }),
+            );
         vault.into_iter().fold(routes, |routes, method| {
             let method = Method::from_bytes(method.as_bytes()).expect("the names are tokens");
             let forward = self.handler(|server, call| async move { server.vault(call).await });
@@ -147,7 +165,10 @@ impl<H: AttachHost> AttachServer<H> {
         let mut leases = self.inner.leases.lock();
         let granted = leases
             .attach(Instant::now(), id.clone(), service, request.clone())
-            .map_err(|busy| Problem { status: StatusCode::CONFLICT, detail: busy.to_string() })?;
+            .map_err(|busy| Problem {
+                status: StatusCode::CONFLICT,
+                detail: busy.to_string(),
+            })?;
         let published = self.publish(&mut leases, granted, instance, &request);
         if let Err(problem) = published {
             leases.detach(&id, &request.holder);
@@ -187,23 +208,41 @@ impl<H: AttachHost> AttachServer<H> {
         if let Some(found) = &registered
             && found.service != instance.service
         {
-            let detail = format!("instance {} belongs to service {}", instance.id, found.service);
-            return Err(Problem { status: StatusCode::CONFLICT, detail });
+            let detail = format!(
+                "instance {} belongs to service {}",
+                instance.id, found.service
+            );
+            return Err(Problem {
+                status: StatusCode::CONFLICT,
+                detail,
+            });
         }
         if granted == Granted::New && registered.is_some() {
             leases.adopt(&instance.id);
         }
-        let adopted = leases.get(&instance.id).is_some_and(|attachment| attachment.adopted);
+        let adopted = leases
+            .get(&instance.id)
+            .is_some_and(|attachment| attachment.adopted);
         match registered {
             Some(found) if adopted => {
                 if found.mesh_port == request.mesh_port {
                     return Ok(());
                 }
-                instance = Instance { mesh_port: request.mesh_port, ..Instance::clone(&found) };
+                instance = Instance {
+                    mesh_port: request.mesh_port,
+                    ..Instance::clone(&found)
+                };
                 host.catalog().local().put_service(instance).map_err(bad)
             }
-            Some(found) if granted == Granted::Same && found.mesh_port == request.mesh_port => Ok(()),
-            _ => host.register(instance, &request.checks).map_err(|detail| Problem { status: StatusCode::FORBIDDEN, detail }),
+            Some(found) if granted == Granted::Same && found.mesh_port == request.mesh_port => {
+                Ok(())
+            }
+            _ => host
+                .register(instance, &request.checks)
+                .map_err(|detail| Problem {
+                    status: StatusCode::FORBIDDEN,
+                    detail,
+                }),
         }
     }
 
@@ -229,7 +268,10 @@ impl<H: AttachHost> AttachServer<H> {
         }
         let local = host.catalog().local();
         if let Some(found) = local.service(id) {
-            let without = Instance { mesh_port: None, ..Instance::clone(&found) };
+            let without = Instance {
+                mesh_port: None,
+                ..Instance::clone(&found)
+            };
             if let Err(error) = local.put_service(without) {
                 tracing::warn!(instance = %id, error = &error as &dyn std::error::Error, "mesh port not withdrawn");
             }
@@ -242,21 +284,34 @@ impl<H: AttachHost> AttachServer<H> {
         let service = ServiceName::parse(&request.service).map_err(bad)?;
         caller.require(&service).map_err(denied)?;
         let csr = pem::read_request(&request.csr_pem).map_err(bad)?;
-        let ttl = request.ttl.as_deref().map(humantime::parse_duration).transpose();
+        let ttl = request
+            .ttl
+            .as_deref()
+            .map(humantime::parse_duration)
+            .transpose();
         let ttl = ttl.map_err(|error| bad(format!("ttl: {error}")))?;
-        let issued = self.inner.host.sign_service(service, csr, ttl).await.map_err(|error| Problem {
-            status: match error {
-                SourceError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-                SourceError::Refused(_) => StatusCode::FORBIDDEN,
-            },
-            detail: error.to_string(),
-        })?;
+        let issued = self
+            .inner
+            .host
+            .sign_service(service, csr, ttl)
+            .await
+            .map_err(|error| Problem {
+                status: match error {
+                    SourceError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+                    SourceError::Refused(_) => StatusCode::FORBIDDEN,
+                },
+                detail: error.to_string(),
+            })?;
         Ok(json(
             StatusCode::OK,
             &SignReply {
                 chain_pem: pem::certificates(&issued.chain),
                 bundle_pem: pem::certificates(&issued.bundle.roots),
-                not_after: issued.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+                not_after: issued
+                    .not_after
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default()
+                    .as_secs(),
             },
         ))
     }
@@ -279,7 +334,10 @@ impl<H: AttachHost> AttachServer<H> {
         if let Some(view) = view {
             endpoints.extend(view.usable().filter_map(|instance| endpoint(instance)));
             if endpoints.is_empty() {
-                let stale = view.instances.iter().filter(|i| i.stale && i.health.is_usable());
+                let stale = view
+                    .instances
+                    .iter()
+                    .filter(|i| i.stale && i.health.is_usable());
                 endpoints.extend(stale.filter_map(|instance| endpoint(instance)));
             }
         }
@@ -296,26 +354,49 @@ impl<H: AttachHost> AttachServer<H> {
             }
         }
         let reply = match self.inner.host.bundle() {
-            Some(bundle) => BundleReply { index: bundle.index, bundle: Some(STANDARD.encode(&bundle.signed)) },
-            None => BundleReply { index: 0, bundle: None },
+            Some(bundle) => BundleReply {
+                index: bundle.index,
+                bundle: Some(STANDARD.encode(&bundle.signed)),
+            },
+            None => BundleReply {
+                index: 0,
+                bundle: None,
+            },
         };
         Ok(json(StatusCode::OK, &reply))
     }
 
     async fn vault(&self, call: Call) -> Result<Reply, Problem> {
         let caller = self.caller(&call)?;
-        let named = call.header(SERVICE_HEADER).map(ServiceName::parse).transpose().map_err(bad)?;
+        let named = call
+            .header(SERVICE_HEADER)
+            .map(ServiceName::parse)
+            .transpose()
+            .map_err(bad)?;
         let service = caller.one(named.as_ref()).map_err(denied)?;
-        let identity = SpiffeId::service(self.inner.host.trust().domain(), &self.inner.host.about().datacenter, &service);
+        let identity = SpiffeId::service(
+            self.inner.host.trust().domain(),
+            &self.inner.host.about().datacenter,
+            &service,
+        );
         let (mut head, body) = call.request.into_parts();
         let path = head.uri.path_and_query().map_or("", |p| p.as_str());
         let inner = path.strip_prefix("/v1/mesh/vault/").unwrap_or_default();
         let inner = inner.strip_prefix("v1/").unwrap_or(inner);
         head.uri = format!("/v1/{inner}").parse::<Uri>().map_err(bad)?;
-        for own in [TOKEN_HEADER, SERVICE_HEADER, header::HOST.as_str(), header::CONNECTION.as_str()] {
+        for own in [
+            TOKEN_HEADER,
+            SERVICE_HEADER,
+            header::HOST.as_str(),
+            header::CONNECTION.as_str(),
+        ] {
             head.headers.remove(own);
         }
-        let answer = self.inner.host.vault(http::Request::from_parts(head, body), identity).await;
+        let answer = self
+            .inner
+            .host
+            .vault(http::Request::from_parts(head, body), identity)
+            .await;
         Ok(answer.map(Full::<Bytes>::new))
     }
 
@@ -325,7 +406,11 @@ impl<H: AttachHost> AttachServer<H> {
             Some(shown) => Some(shown.to_str().unwrap_or_default()),
             None => None,
         };
-        self.inner.host.callers().identify(&call.conn.remote, token).map_err(denied)
+        self.inner
+            .host
+            .callers()
+            .identify(&call.conn.remote, token)
+            .map_err(denied)
     }
 }
 
@@ -338,7 +423,11 @@ impl Problem {
             detail: &'a str,
         }
         let title = self.status.canonical_reason().unwrap_or_default();
-        let details = Details { title, status: self.status.as_u16(), detail: &self.detail };
+        let details = Details {
+            title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+        };
         let mut reply = json(self.status, &details);
         let kind = header::HeaderValue::from_static("application/problem+json");
         reply.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -347,27 +436,46 @@ impl Problem {
 }
 
 fn bad(detail: impl fmt::Display) -> Problem {
-    Problem { status: StatusCode::BAD_REQUEST, detail: detail.to_string() }
+    Problem {
+        status: StatusCode::BAD_REQUEST,
+        detail: detail.to_string(),
+    }
 }
 
 fn denied(detail: impl fmt::Display) -> Problem {
-    Problem { status: StatusCode::FORBIDDEN, detail: detail.to_string() }
+    Problem {
+        status: StatusCode::FORBIDDEN,
+        detail: detail.to_string(),
+    }
 }
 
 fn body<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
-    serde_json::from_slice(call.body()).map_err(|error| bad(format!("the body is not what {} takes: {error}", call.request.uri().path())))
+    serde_json::from_slice(call.body()).map_err(|error| {
+        bad(format!(
+            "the body is not what {} takes: {error}",
+            call.request.uri().path()
+        ))
+    })
 }
 
 /// `?index=` and `?wait=` of a long poll; without an index it does not wait.
 fn poll(call: &Call) -> Result<(Option<u64>, Duration), Problem> {
     let index = call.query.filled("index").map(str::parse).transpose();
     let index = index.map_err(|_| bad("index: a number is expected"))?;
-    let wait = call.query.filled("wait").map(humantime::parse_duration).transpose();
+    let wait = call
+        .query
+        .filled("wait")
+        .map(humantime::parse_duration)
+        .transpose();
     let wait = wait.map_err(|error| bad(format!("wait: {error}")))?;
     Ok((index, wait.unwrap_or(WAIT).min(WAIT_MAX)))
 }
 
-fn instance(id: &InstanceId, service: &ServiceName, request: &AttachRequest) -> Result<Instance, Problem> {
+fn instance(
+    id: &InstanceId,
+    service: &ServiceName,
+    request: &AttachRequest,
+) -> Result<Instance, Problem> {
     let mut instance = Instance::new(service.clone(), request.port).map_err(bad)?;
     instance.id = id.clone();
     instance.tags = request.tags.clone();
