@@ -1,0 +1,218 @@
+//! Answers: Vault's envelope, bare bodies, and errors.
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use crate::request::body::wipe;
+
+/// What a handler found or did; turned into bytes at the very end.
+#[derive(Default)]
+pub(crate) struct Answer {
+    /// `data` of the envelope.
+    pub data: Option<Value>,
+    /// `auth` of the envelope.
+    pub auth: Option<AuthInfo>,
+    pub warnings: Vec<String>,
+    pub lease_duration: u64,
+    /// A status other than 200/204.
+    pub status: Option<StatusCode>,
+    /// Where the fields go besides `data`.
+    pub shape: Shape,
+}
+
+/// How `data` is laid out.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Under `data` only.
+    #[default]
+    Envelope,
+    /// Under `data` and again at top level, for clients from before Vault 0.10.
+    TopLevel,
+    /// `data` is the whole body (`sys/health` and its like).
+    Bare,
+    /// The status alone, no body.
+    Empty,
+}
+
+impl Answer {
+    /// 204 (200 with an envelope as soon as there is a warning).
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    pub fn data(data: impl Into<Value>) -> Self {
+        let mut answer = Self::default();
+        answer.data = Some(data.into());
+        answer
+    }
+
+    pub fn bare(status: u16, data: Value) -> Self {
+        let mut answer = Self::data(data);
+        answer.status = StatusCode::from_u16(status).ok();
+        answer.shape = Shape::Bare;
+        answer
+    }
+
+    /// `{"keys": […]}`, or 404 when there are none.
+    pub fn keys(keys: Vec<String>) -> Result<Self, ApiError> {
+        if keys.is_empty() { Err(ApiError::NotFound) } else { Ok(Self::data(json!({ "keys": keys }))) }
+    }
+
+    pub fn auth(auth: AuthInfo) -> Self {
+        let mut answer = Self::default();
+        answer.auth = Some(auth);
+        answer
+    }
+
+    pub fn top_level(mut self) -> Self {
+        self.shape = Shape::TopLevel;
+        self
+    }
+
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    pub fn warn(mut self, text: impl Into<String>) -> Self {
+        self.warnings.push(text.into());
+        self
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(data) = &mut self.data {
+            wipe(data);
+        }
+    }
+}
+
+/// The `auth` block of a login, a token creation or a renewal.
+#[derive(Serialize, Clone)]
+pub(crate) struct AuthInfo {
+    pub client_token: String,
+    pub accessor: String,
+    pub policies: Vec<String>,
+    pub token_policies: Vec<String>,
+    pub metadata: Option<std::collections::BTreeMap<String, String>>,
+    pub lease_duration: u64,
+    pub renewable: bool,
+    pub entity_id: String,
+    pub token_type: &'static str,
+    pub orphan: bool,
+    pub mfa_requirement: Option<()>,
+    pub num_uses: i64,
+}
+
+impl Drop for AuthInfo {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.client_token);
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    request_id: &'a str,
+    lease_id: &'a str,
+    renewable: bool,
+    lease_duration: u64,
+    data: Option<&'a Value>,
+    wrap_info: Option<()>,
+    warnings: Option<&'a [String]>,
+    auth: Option<&'a AuthInfo>,
+}
+
+/// Write a handler's result as an HTTP response.
+pub(crate) fn render(result: &Result<Answer, ApiError>, request_id: &str, head: bool) -> http::Response<Bytes> {
+    match result {
+        Ok(answer) => render_answer(answer, request_id, head),
+        Err(error) => render_error(error, head),
+    }
+}
+
+fn render_answer(answer: &Answer, request_id: &str, head: bool) -> http::Response<Bytes> {
+    if answer.shape == Shape::Empty {
+        return respond(answer.status.unwrap_or(StatusCode::NO_CONTENT), Bytes::new());
+    }
+    if answer.shape == Shape::Bare {
+        let body = answer.data.as_ref().map(to_bytes).unwrap_or_default();
+        return respond(answer.status.unwrap_or(StatusCode::OK), if head { Bytes::new() } else { body });
+    }
+    if answer.data.is_none() && answer.auth.is_none() && answer.warnings.is_empty() {
+        return respond(answer.status.unwrap_or(StatusCode::NO_CONTENT), Bytes::new());
+    }
+    let envelope = Envelope {
+        request_id,
+        lease_id: "",
+        renewable: false,
+        lease_duration: answer.lease_duration,
+        data: answer.data.as_ref(),
+        wrap_info: None,
+        warnings: (!answer.warnings.is_empty()).then_some(&answer.warnings[..]),
+        auth: answer.auth.as_ref(),
+    };
+    let body = match (&answer.data, answer.shape) {
+        (Some(Value::Object(data)), Shape::TopLevel) => to_bytes(&Injected { data, envelope }),
+        _ => to_bytes(&envelope),
+    };
+    respond(answer.status.unwrap_or(StatusCode::OK), if head { Bytes::new() } else { body })
+}
+
+/// The envelope with the data's keys beside its own; the envelope's keys win.
+struct Injected<'a> {
+    data: &'a Map<String, Value>,
+    envelope: Envelope<'a>,
+}
+
+impl Serialize for Injected<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap as _;
+        const OWN: [&str; 8] = ["request_id", "lease_id", "renewable", "lease_duration", "data", "wrap_info", "warnings", "auth"];
+        let e = &self.envelope;
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in self.data.iter().filter(|(name, _)| !OWN.contains(&name.as_str())) {
+            map.serialize_entry(name, value)?;
+        }
+        map.serialize_entry("request_id", e.request_id)?;
+        map.serialize_entry("lease_id", e.lease_id)?;
+        map.serialize_entry("renewable", &e.renewable)?;
+        map.serialize_entry("lease_duration", &e.lease_duration)?;
+        map.serialize_entry("data", &e.data)?;
+        map.serialize_entry("wrap_info", &e.wrap_info)?;
+        map.serialize_entry("warnings", &e.warnings)?;
+        map.serialize_entry("auth", &e.auth)?;
+        map.end()
+    }
+}
+
+fn render_error(error: &ApiError, head: bool) -> http::Response<Bytes> {
+    let body = to_bytes(&json!({ "errors": error.texts() }));
+    respond(error.status(), if head { Bytes::new() } else { body })
+}
+
+/// 307 to a path in normal form.
+pub(crate) fn redirect(location: &str) -> http::Response<Bytes> {
+    let mut response = respond(StatusCode::TEMPORARY_REDIRECT, Bytes::new());
+    if let Ok(value) = http::HeaderValue::from_str(location) {
+        response.headers_mut().insert(header::LOCATION, value);
+    }
+    response
+}
+
+fn to_bytes(value: &impl Serialize) -> Bytes {
+    // Maps with text keys and plain values always serialise.
+    serde_json::to_vec(value).unwrap_or_default().into()
+}
+
+fn respond(status: StatusCode, body: Bytes) -> http::Response<Bytes> {
+    let mut response = http::Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,276 @@
+//! What came in over HTTP, turned once into a form that the rest of the crate can trust.
+//!
+//! Everything here runs before authentication, so every step is bounded: the body's size, its nesting and
+//! the number of values in it are checked before a parser builds anything ([`body`]), and the path is
+//! decoded, checked and split exactly once ([`ApiPath`]). Later checks compare that one form; nobody
+//! downstream decodes, trims or lower-cases again.
+//!
+//! [`Operation`] lists what may be asked *from outside*. What the server does on its own behalf (purging
+//! expired tokens, creating the root token) are plain function calls and have no value in this type, so that
+//! no request can name them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use zeroize::Zeroizing;
+
+pub(crate) mod body;
+pub(crate) mod duration;
+pub(crate) mod fields;
+mod path;
+
+pub(crate) use body::Data;
+pub use path::ApiPath;
+
+use crate::http::ApiError;
+
+/// Largest request body taken, in bytes (Vault's limit). Anything longer is answered with 413.
+pub const MAX_BODY: usize = 32 * 1024 * 1024;
+
+/// Who is on the other end of a request, as established by whoever terminated the connection.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Where the request came from.
+    pub remote: Remote,
+    /// The SPIFFE ID of a *verified* client certificate. vault-kv believes it: set it only after the chain and
+    /// the trust domain were checked.
+    pub spiffe: Option<String>,
+    /// Which of the server's doors the request used; recorded in the ledger and in the audit log.
+    pub via: Via,
+}
+
+/// The remote end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remote {
+    /// A TCP peer.
+    Ip(IpAddr),
+    /// A peer on a Unix socket of this machine.
+    Unix,
+}
+
+impl Remote {
+    /// True for a Unix socket and for loopback addresses (also IPv4-mapped ones).
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Unix => true,
+            Self::Ip(ip) => ip.to_canonical().is_loopback(),
+        }
+    }
+}
+
+impl std::fmt::Display for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// The door a request came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// The Vault-compatible port.
+    Http,
+    /// The agent's or server's Unix socket.
+    Socket,
+    /// Forwarded over mesh RPC by an agent.
+    Mesh,
+    /// A call inside this process (an embedding program).
+    Embedded,
+}
+
+impl Via {
+    /// Short name for records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Socket => "socket",
+            Self::Mesh => "mesh",
+            Self::Embedded => "embedded",
+        }
+    }
+}
+
+/// What a request from outside asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// `GET`.
+    Read,
+    /// `POST` or `PUT`; whether it counts as *create* or *update* is decided by what exists.
+    Write,
+    /// `PATCH` with a JSON merge patch.
+    Patch,
+    /// `DELETE`.
+    Delete,
+    /// `LIST`, or `GET` with `?list=true`.
+    List,
+}
+
+impl Operation {
+    /// The name the audit log uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "update",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+            Self::List => "list",
+        }
+    }
+}
+
+/// One request, parsed. Holds secrets: no `Debug`.
+pub(crate) struct Request {
+    /// Random id, echoed as `request_id` and in the audit log.
+    pub id: String,
+    pub operation: Operation,
+    pub path: ApiPath,
+    /// Body fields, or query parameters for verbs without a body.
+    pub data: Data,
+    pub token: Option<ClientToken>,
+    pub wrap_ttl: Option<Duration>,
+    pub caller: Caller,
+    /// True for `HEAD`: only the status is wanted.
+    pub head: bool,
+}
+
+/// A token as the client sent it. Never printed, wiped when dropped.
+pub(crate) struct ClientToken(Zeroizing<String>);
+
+impl ClientToken {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What the router must answer before a request exists.
+pub(crate) enum Refusal {
+    Error(ApiError),
+    /// The path was not in its normal form; this is where the same thing lives.
+    Redirect(String),
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Request {
+    /// Parse a request whose URI path starts with `/v1/`.
+    ///
+    /// # Errors
+    /// The exact answer to give: 400 for a path, query or body that is not well-formed, 404 outside `/v1/`, 405
+    /// for unknown verbs, 413 and 415.
+    pub fn parse(request: &http::Request<Bytes>, caller: Caller) -> Result<Self, Refusal> {
+        let raw = request.uri().path();
+        let Some(rest) = raw.strip_prefix("/v1/") else {
+            return Err(ApiError::NotFound.into());
+        };
+        if rest.contains("//") || rest.starts_with('/') {
+            return Err(Refusal::Redirect(collapse(raw, request.uri().query())));
+        }
+        if request.body().len() > MAX_BODY {
+            return Err(ApiError::TooLarge.into());
+        }
+        let mut path = ApiPath::parse(rest)?;
+        let query = body::form(request.uri().query().unwrap_or_default())?;
+
+        let listing = match query.raw("list").and_then(|v| v.as_str()) {
+            None => false,
+            Some(text) => body::weak_bool(text).ok_or(ApiError::BadRequestSilent)?,
+        };
+        let head = request.method() == Method::HEAD;
+        let operation = match request.method().as_str() {
+            "GET" | "HEAD" if listing => Operation::List,
+            "GET" | "HEAD" => Operation::Read,
+            "POST" | "PUT" => Operation::Write,
+            "PATCH" => Operation::Patch,
+            "DELETE" => Operation::Delete,
+            "LIST" => Operation::List,
+            "OPTIONS" => return Err(ApiError::BadRequestSilent.into()),
+            _ => return Err(ApiError::Method.into()),
+        };
+        let headers = request.headers();
+        let data = match operation {
+            Operation::Write => {
+                if path.is_folder() {
+                    return Err(ApiError::bad("cannot write to a path ending in '/'").into());
+                }
+                body::parse(request.body(), header(headers, "content-type"))?
+            }
+            Operation::Patch => {
+                let kind = header(headers, "content-type").unwrap_or_default();
+                if kind.split(';').next().map(str::trim) != Some("application/merge-patch+json") {
+                    return Err(ApiError::MediaType.into());
+                }
+                body::parse(request.body(), None)?
+            }
+            Operation::List => {
+                path.make_folder();
+                query
+            }
+            Operation::Read | Operation::Delete => query,
+        };
+        Ok(Self {
+            id: uuid::Uuid::new_v4().to_string(),
+            operation,
+            path,
+            data,
+            token: token(headers),
+            wrap_ttl: wrap_ttl(headers)?,
+            caller,
+            head,
+        })
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|v| v.to_str().ok())
+}
+
+/// `X-Vault-Token` first, else `Authorization: Bearer`.
+fn token(headers: &HeaderMap) -> Option<ClientToken> {
+    let text = header(headers, "x-vault-token").filter(|t| !t.is_empty()).or_else(|| {
+        let value = header(headers, "authorization")?;
+        let (scheme, rest) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
+    })?;
+    (!text.is_empty()).then(|| ClientToken::new(text))
+}
+
+fn wrap_ttl(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(text) = header(headers, "x-vault-wrap-ttl").filter(|t| !t.is_empty()) else {
+        return Ok(None);
+    };
+    match duration::parse(text) {
+        Some(ttl) if !ttl.is_zero() => Ok(Some(ttl)),
+        Some(_) => Ok(None),
+        None => Err(ApiError::bad("error parsing X-Vault-Wrap-TTL header: not a duration such as 60s or 5m")),
+    }
+}
+
+/// The same URI with every run of slashes made one.
+fn collapse(path: &str, query: Option<&str>) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !out.ends_with('/') {
+            out.push(c);
+        }
+    }
+    if let Some(query) = query {
+        out.push('?');
+        out.push_str(query);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
