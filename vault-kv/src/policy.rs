@@ -12,12 +12,10 @@ pub(crate) mod builtin;
 mod parse;
 mod pattern;
 
-
 use std::sync::Arc;
 
 pub(crate) use acl::{Acl, Decision, Identity, Reason};
 pub(crate) use pattern::Pattern;
-
 
 use crate::http::ApiError;
 
@@ -30,7 +28,9 @@ impl PolicyName {
     pub(crate) fn parse(text: &str) -> Result<Self, ApiError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:@/+=".contains(c);
         if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) {
-            return Err(ApiError::bad("a policy name has 1 to 128 characters out of letters, digits and -_.:@/+= (no blanks)"));
+            return Err(ApiError::bad(
+                "a policy name has 1 to 128 characters out of letters, digits and -_.:@/+= (no blanks)",
+            ));
         }
         Ok(Self(text.to_ascii_lowercase().into()))
     }
@@ -85,7 +85,10 @@ impl Capability {
 
     /// The name used in policies.
     pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(c, _)| *c == self).map_or("", |(_, name)| name)
+        Self::ALL
+            .iter()
+            .find(|(c, _)| *c == self)
+            .map_or("", |(_, name)| name)
     }
 }
 
@@ -113,7 +116,11 @@ impl Capabilities {
         if self.denied() || self.0 == 0 {
             return vec!["deny"];
         }
-        Capability::ALL.iter().filter(|(c, _)| self.0 & *c as u8 != 0).map(|(_, name)| *name).collect()
+        Capability::ALL
+            .iter()
+            .filter(|(c, _)| self.0 & *c as u8 != 0)
+            .map(|(_, name)| *name)
+            .collect()
     }
 }
 
@@ -132,8 +139,13 @@ impl Policy {
     /// # Errors
     /// 400 naming the rule and what is wrong with it.
     pub fn parse(name: PolicyName, source: &str) -> Result<Self, ApiError> {
-        let rules = parse::rules(source).map_err(|why| ApiError::bad(format!("failed to parse policy: {why}")))?;
-        Ok(Self { name, source: source.to_string(), rules })
+        let rules = parse::rules(source)
+            .map_err(|why| ApiError::bad(format!("failed to parse policy: {why}")))?;
+        Ok(Self {
+            name,
+            source: source.to_string(),
+            rules,
+        })
     }
 }
 

@@ -238,11 +238,13 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// `X-Vault-Token` first, else `Authorization: Bearer`.
 fn token(headers: &HeaderMap) -> Option<ClientToken> {
-    let text = header(headers, "x-vault-token").filter(|t| !t.is_empty()).or_else(|| {
-        let value = header(headers, "authorization")?;
-        let (scheme, rest) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
-    })?;
+    let text = header(headers, "x-vault-token")
+        .filter(|t| !t.is_empty())
+        .or_else(|| {
+            let value = header(headers, "authorization")?;
+            let (scheme, rest) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
+        })?;
     (!text.is_empty()).then(|| ClientToken::new(text))
 }
 
@@ -253,7 +255,9 @@ fn wrap_ttl(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     match duration::parse(text) {
         Some(ttl) if !ttl.is_zero() => Ok(Some(ttl)),
         Some(_) => Ok(None),
-        None => Err(ApiError::bad("error parsing X-Vault-Wrap-TTL header: not a duration such as 60s or 5m")),
+        None => Err(ApiError::bad(
+            "error parsing X-Vault-Wrap-TTL header: not a duration such as 60s or 5m",
+        )),
     }
 }
 

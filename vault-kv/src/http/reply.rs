@@ -58,7 +58,11 @@ impl Answer {
 
     /// `{"keys": […]}`, or 404 when there are none.
     pub fn keys(keys: Vec<String>) -> Result<Self, ApiError> {
-        if keys.is_empty() { Err(ApiError::NotFound) } else { Ok(Self::data(json!({ "keys": keys }))) }
+        if keys.is_empty() {
+            Err(ApiError::NotFound)
+        } else {
+            Ok(Self::data(json!({ "keys": keys })))
+        }
     }
 
     pub fn auth(auth: AuthInfo) -> Self {
@@ -127,7 +131,11 @@ struct Envelope<'a> {
 }
 
 /// Write a handler's result as an HTTP response.
-pub(crate) fn render(result: &Result<Answer, ApiError>, request_id: &str, head: bool) -> http::Response<Bytes> {
+pub(crate) fn render(
+    result: &Result<Answer, ApiError>,
+    request_id: &str,
+    head: bool,
+) -> http::Response<Bytes> {
     match result {
         Ok(answer) => render_answer(answer, request_id, head),
         Err(error) => render_error(error, head),
@@ -136,14 +144,23 @@ pub(crate) fn render(result: &Result<Answer, ApiError>, request_id: &str, head: 
 
 fn render_answer(answer: &Answer, request_id: &str, head: bool) -> http::Response<Bytes> {
     if answer.shape == Shape::Empty {
-        return respond(answer.status.unwrap_or(StatusCode::NO_CONTENT), Bytes::new());
+        return respond(
+            answer.status.unwrap_or(StatusCode::NO_CONTENT),
+            Bytes::new(),
+        );
     }
     if answer.shape == Shape::Bare {
         let body = answer.data.as_ref().map(to_bytes).unwrap_or_default();
-        return respond(answer.status.unwrap_or(StatusCode::OK), if head { Bytes::new() } else { body });
+        return respond(
+            answer.status.unwrap_or(StatusCode::OK),
+            if head { Bytes::new() } else { body },
+        );
     }
     if answer.data.is_none() && answer.auth.is_none() && answer.warnings.is_empty() {
-        return respond(answer.status.unwrap_or(StatusCode::NO_CONTENT), Bytes::new());
+        return respond(
+            answer.status.unwrap_or(StatusCode::NO_CONTENT),
+            Bytes::new(),
+        );
     }
     let envelope = Envelope {
         request_id,
@@ -159,7 +176,10 @@ fn render_answer(answer: &Answer, request_id: &str, head: bool) -> http::Respons
         (Some(Value::Object(data)), Shape::TopLevel) => to_bytes(&Injected { data, envelope }),
         _ => to_bytes(&envelope),
     };
-    respond(answer.status.unwrap_or(StatusCode::OK), if head { Bytes::new() } else { body })
+    respond(
+        answer.status.unwrap_or(StatusCode::OK),
+        if head { Bytes::new() } else { body },
+    )
 }
 
 /// The envelope with the data's keys beside its own; the envelope's keys win.
@@ -171,10 +191,23 @@ struct Injected<'a> {
 impl Serialize for Injected<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeMap as _;
-        const OWN: [&str; 8] = ["request_id", "lease_id", "renewable", "lease_duration", "data", "wrap_info", "warnings", "auth"];
+        const OWN: [&str; 8] = [
+            "request_id",
+            "lease_id",
+            "renewable",
+            "lease_duration",
+            "data",
+            "wrap_info",
+            "warnings",
+            "auth",
+        ];
         let e = &self.envelope;
         let mut map = serializer.serialize_map(None)?;
-        for (name, value) in self.data.iter().filter(|(name, _)| !OWN.contains(&name.as_str())) {
+        for (name, value) in self
+            .data
+            .iter()
+            .filter(|(name, _)| !OWN.contains(&name.as_str()))
+        {
             map.serialize_entry(name, value)?;
         }
         map.serialize_entry("request_id", e.request_id)?;
@@ -212,7 +245,13 @@ fn respond(status: StatusCode, body: Bytes) -> http::Response<Bytes> {
     let mut response = http::Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
-    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CACHE_CONTROL,
+        http::HeaderValue::from_static("no-store"),
+    );
+    headers.insert(
+        header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
     response
 }

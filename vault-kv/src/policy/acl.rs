@@ -73,9 +73,17 @@ pub(crate) enum Reason {
     /// The caller holds the root policy.
     Root,
     /// This pattern of these policies has the right (or lacks it).
-    Rule { pattern: String, policies: Vec<PolicyName>, capabilities: Capabilities },
+    Rule {
+        pattern: String,
+        policies: Vec<PolicyName>,
+        capabilities: Capabilities,
+    },
     /// The rule allows the call, but not with this parameter.
-    Parameter { pattern: String, policies: Vec<PolicyName>, name: String },
+    Parameter {
+        pattern: String,
+        policies: Vec<PolicyName>,
+        name: String,
+    },
     /// No rule of these policies matches the path.
     NoRule { policies: Vec<PolicyName> },
 }
@@ -94,19 +102,40 @@ impl Decision {
     pub fn explain(&self, capability: Capability, path: &str) -> String {
         let names = |policies: &[PolicyName]| match policies {
             [] => "no policy".to_string(),
-            many => many.iter().map(PolicyName::as_str).collect::<Vec<_>>().join(", "),
+            many => many
+                .iter()
+                .map(PolicyName::as_str)
+                .collect::<Vec<_>>()
+                .join(", "),
         };
         let verb = if self.allowed { "allowed" } else { "denied" };
         let what = format!("{} on {path:?} is {verb}", capability.as_str());
         match &self.reason {
             Reason::Root => format!("{what}: the caller holds the root policy"),
-            Reason::Rule { pattern, policies, capabilities } => {
-                format!("{what}: the most specific rule is {pattern:?} of {} with [{}]", names(policies), capabilities.names().join(", "))
+            Reason::Rule {
+                pattern,
+                policies,
+                capabilities,
+            } => {
+                format!(
+                    "{what}: the most specific rule is {pattern:?} of {} with [{}]",
+                    names(policies),
+                    capabilities.names().join(", ")
+                )
             }
-            Reason::Parameter { pattern, policies, name } => {
-                format!("{what}: rule {pattern:?} of {} does not permit the request's parameter {name:?}", names(policies))
+            Reason::Parameter {
+                pattern,
+                policies,
+                name,
+            } => {
+                format!(
+                    "{what}: rule {pattern:?} of {} does not permit the request's parameter {name:?}",
+                    names(policies)
+                )
             }
-            Reason::NoRule { policies } => format!("{what}: no rule of {} matches", names(policies)),
+            Reason::NoRule { policies } => {
+                format!("{what}: no rule of {} matches", names(policies))
+            }
         }
     }
 }
@@ -117,25 +146,38 @@ impl Acl {
         let mut merged: BTreeMap<String, Merged> = BTreeMap::new();
         for policy in policies {
             for rule in &policy.rules {
-                let Some(pattern) = resolve(rule, identity) else { continue };
-                let entry = merged.entry(pattern.as_str().to_string()).or_insert_with(|| Merged {
-                    pattern,
-                    capabilities: Capabilities::default(),
-                    limits: Vec::new(),
-                    policies: Vec::new(),
-                });
+                let Some(pattern) = resolve(rule, identity) else {
+                    continue;
+                };
+                let entry = merged
+                    .entry(pattern.as_str().to_string())
+                    .or_insert_with(|| Merged {
+                        pattern,
+                        capabilities: Capabilities::default(),
+                        limits: Vec::new(),
+                        policies: Vec::new(),
+                    });
                 entry.capabilities = entry.capabilities.union(rule.capabilities);
-                entry.limits.push(Limits { capabilities: rule.capabilities, allowed: rule.allowed.clone(), denied: rule.denied.clone(), required: rule.required.clone() });
+                entry.limits.push(Limits {
+                    capabilities: rule.capabilities,
+                    allowed: rule.allowed.clone(),
+                    denied: rule.denied.clone(),
+                    required: rule.required.clone(),
+                });
                 if !entry.policies.contains(&policy.name) {
                     entry.policies.push(policy.name.clone());
                 }
             }
         }
-        let (exact, mut globs): (Vec<_>, Vec<_>) = merged.into_values().partition(|m| m.pattern.is_exact());
+        let (exact, mut globs): (Vec<_>, Vec<_>) =
+            merged.into_values().partition(|m| m.pattern.is_exact());
         globs.sort_by(|a, b| b.pattern.specificity(&a.pattern));
         Self {
             root: policies.iter().any(|p| p.name.is_root()),
-            exact: exact.into_iter().map(|m| (m.pattern.as_str().to_string(), m)).collect(),
+            exact: exact
+                .into_iter()
+                .map(|m| (m.pattern.as_str().to_string(), m))
+                .collect(),
             globs,
             policies: policies.iter().map(|p| p.name.clone()).collect(),
         }
@@ -150,26 +192,52 @@ impl Acl {
         if self.root {
             return vec!["root"];
         }
-        self.rule(path, false).map_or_else(|| vec!["deny"], |m| m.capabilities.names())
+        self.rule(path, false)
+            .map_or_else(|| vec!["deny"], |m| m.capabilities.names())
     }
 
     /// May the caller do this? `data` are the request's fields, for parameter rules.
     pub fn decide(&self, path: &str, capability: Capability, data: Option<&Data>) -> Decision {
         if self.root {
-            return Decision { allowed: true, reason: Reason::Root };
+            return Decision {
+                allowed: true,
+                reason: Reason::Root,
+            };
         }
         let Some(rule) = self.rule(path, capability == Capability::List) else {
-            return Decision { allowed: false, reason: Reason::NoRule { policies: self.policies.clone() } };
+            return Decision {
+                allowed: false,
+                reason: Reason::NoRule {
+                    policies: self.policies.clone(),
+                },
+            };
         };
         let (pattern, policies) = (rule.pattern.as_str().to_string(), rule.policies.clone());
         let allowed = rule.capabilities.allows(capability);
-        let checked = matches!(capability, Capability::Read | Capability::Create | Capability::Update | Capability::Patch);
+        let checked = matches!(
+            capability,
+            Capability::Read | Capability::Create | Capability::Update | Capability::Patch
+        );
         if let (true, true, Some(data)) = (allowed, checked, data)
             && let Some(name) = rule.refused_parameter(capability, data)
         {
-            return Decision { allowed: false, reason: Reason::Parameter { pattern, policies, name } };
+            return Decision {
+                allowed: false,
+                reason: Reason::Parameter {
+                    pattern,
+                    policies,
+                    name,
+                },
+            };
         }
-        Decision { allowed, reason: Reason::Rule { pattern, policies, capabilities: rule.capabilities } }
+        Decision {
+            allowed,
+            reason: Reason::Rule {
+                pattern,
+                policies,
+                capabilities: rule.capabilities,
+            },
+        }
     }
 
     /// May the caller see that something exists at or below this path? (Used for mount listings.)
@@ -179,17 +247,26 @@ impl Acl {
             fixed.starts_with(prefix) || (fixed.len() < text.len() && prefix.starts_with(fixed))
         };
         let rules = self.exact.values().chain(&self.globs);
-        self.root || rules.into_iter().any(|m| !m.capabilities.denied() && m.capabilities != Capabilities::default() && below(m.pattern.as_str()))
+        self.root
+            || rules.into_iter().any(|m| {
+                !m.capabilities.denied()
+                    && m.capabilities != Capabilities::default()
+                    && below(m.pattern.as_str())
+            })
     }
 
     /// The rule that speaks for a path. LIST asks for a folder (`a/`): rules for `a` speak for it as well, or a `deny`
     /// on `a` could be walked around by listing (GHSA-xp3c); the more specific of both wins.
     fn rule(&self, path: &str, list: bool) -> Option<&Merged> {
-        let bare = path.strip_suffix('/').filter(|bare| list && !bare.is_empty());
+        let bare = path
+            .strip_suffix('/')
+            .filter(|bare| list && !bare.is_empty());
         if let Some(exact) = self.exact.get(path).or_else(|| self.exact.get(bare?)) {
             return Some(exact);
         }
-        self.globs.iter().find(|m| m.pattern.matches(path) || bare.is_some_and(|bare| m.pattern.matches(bare)))
+        self.globs
+            .iter()
+            .find(|m| m.pattern.matches(path) || bare.is_some_and(|bare| m.pattern.matches(bare)))
     }
 }
 
@@ -197,7 +274,11 @@ impl Merged {
     /// A parameter that no rule granting the capability permits. A rule without limits permits everything.
     fn refused_parameter(&self, capability: Capability, data: &Data) -> Option<String> {
         let mut refused = None;
-        for limits in self.limits.iter().filter(|l| l.capabilities.allows(capability)) {
+        for limits in self
+            .limits
+            .iter()
+            .filter(|l| l.capabilities.allows(capability))
+        {
             refused = Some(limits.refuse(data)?);
         }
         refused
@@ -207,13 +288,28 @@ impl Merged {
 impl Limits {
     fn refuse(&self, data: &Data) -> Option<String> {
         // Names are compared in lower case, or `Ttl` would pass where `ttl` is denied.
-        let sent: Vec<(String, &Value)> = data.map().iter().map(|(k, v)| (k.to_ascii_lowercase(), v)).collect();
-        if let Some(missing) = self.required.iter().find(|name| !sent.iter().any(|(k, _)| k == *name)) {
+        let sent: Vec<(String, &Value)> = data
+            .map()
+            .iter()
+            .map(|(k, v)| (k.to_ascii_lowercase(), v))
+            .collect();
+        if let Some(missing) = self
+            .required
+            .iter()
+            .find(|name| !sent.iter().any(|(k, _)| k == *name))
+        {
             return Some(missing.clone());
         }
         for (name, value) in &sent {
-            let denied = self.denied.get("*").map(Vec::as_slice).filter(|v| v.is_empty()).or_else(|| self.denied.get(name).map(Vec::as_slice));
-            if denied.is_some_and(|values| values.is_empty() || values.iter().any(|v| value_matches(v, value))) {
+            let denied = self
+                .denied
+                .get("*")
+                .map(Vec::as_slice)
+                .filter(|v| v.is_empty())
+                .or_else(|| self.denied.get(name).map(Vec::as_slice));
+            if denied.is_some_and(|values| {
+                values.is_empty() || values.iter().any(|v| value_matches(v, value))
+            }) {
                 return Some(name.clone());
             }
         }
@@ -238,33 +334,46 @@ fn value_matches(rule: &Value, sent: &Value) -> bool {
         return !items.is_empty() && items.iter().all(|item| value_matches(rule, item));
     }
     match (rule, sent) {
-        (Value::String(rule), Value::String(sent)) => match (rule.strip_prefix('*'), rule.strip_suffix('*')) {
-            (Some(_), Some(_)) if rule.len() > 1 => sent.contains(&rule[1..rule.len() - 1]),
-            (Some(tail), _) => sent.ends_with(tail),
-            (_, Some(head)) => sent.starts_with(head),
-            _ => rule == sent,
-        },
+        (Value::String(rule), Value::String(sent)) => {
+            match (rule.strip_prefix('*'), rule.strip_suffix('*')) {
+                (Some(_), Some(_)) if rule.len() > 1 => sent.contains(&rule[1..rule.len() - 1]),
+                (Some(tail), _) => sent.ends_with(tail),
+                (_, Some(head)) => sent.starts_with(head),
+                _ => rule == sent,
+            }
+        }
         _ => rule == sent,
     }
 }
 
 /// A rule's pattern with its templates filled in for one identity.
 fn resolve(rule: &Rule, identity: &Identity) -> Option<Pattern> {
-    let text = fill(&rule.path, |name| identity.value(name).flatten().map(str::to_string)).ok().flatten()?;
+    let text = fill(&rule.path, |name| {
+        identity.value(name).flatten().map(str::to_string)
+    })
+    .ok()
+    .flatten()?;
     Pattern::parse(&text).ok()
 }
 
 /// Replace every `{{name}}`. `Ok(None)` when a value is missing or could change the pattern's meaning
 /// (GHSA-59w7: a value with `*`, `+` or `/` would widen the rule). `Err` for an unknown name or broken braces.
-pub(super) fn fill(path: &str, value: impl Fn(&str) -> Option<String>) -> Result<Option<String>, String> {
+pub(super) fn fill(
+    path: &str,
+    value: impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, String> {
     let mut out = String::with_capacity(path.len());
     let mut rest = path;
     let mut complete = true;
     while let Some((before, after)) = rest.split_once("{{") {
-        let (name, tail) = after.split_once("}}").ok_or_else(|| format!("path {path:?}: '{{{{' without '}}}}'"))?;
+        let (name, tail) = after
+            .split_once("}}")
+            .ok_or_else(|| format!("path {path:?}: '{{{{' without '}}}}'"))?;
         let name = name.trim();
         if Identity::default().value(name).is_none() {
-            return Err(format!("path {path:?}: unknown template {name:?} (identity.service, identity.datacenter, identity.node)"));
+            return Err(format!(
+                "path {path:?}: unknown template {name:?} (identity.service, identity.datacenter, identity.node)"
+            ));
         }
         out.push_str(before);
         match value(name).filter(|v| !v.is_empty() && !v.contains(['*', '+', '/', '{', '}'])) {

@@ -13,7 +13,13 @@ const MAX_SOURCE: usize = 512 * 1024;
 const MAX_DEPTH: usize = 32;
 
 /// Keys of a path stanza that are accepted for compatibility and have no effect here.
-const IGNORED: [&str; 5] = ["comment", "min_wrapping_ttl", "max_wrapping_ttl", "pagination_limit", "list_scan_response_keys_filter_path"];
+const IGNORED: [&str; 5] = [
+    "comment",
+    "min_wrapping_ttl",
+    "max_wrapping_ttl",
+    "pagination_limit",
+    "list_scan_response_keys_filter_path",
+];
 
 /// Parse a document into its rules, in order.
 pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
@@ -21,8 +27,15 @@ pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
         return Err("the document is longer than 512 KiB".into());
     }
     shallow(source)?;
-    let stanzas = if source.trim_start().starts_with('{') { from_json(source)? } else { from_hcl(source)? };
-    let rules = stanzas.into_iter().map(|(path, fields)| rule(path, &fields)).collect::<Result<Vec<_>, _>>()?;
+    let stanzas = if source.trim_start().starts_with('{') {
+        from_json(source)?
+    } else {
+        from_hcl(source)?
+    };
+    let rules = stanzas
+        .into_iter()
+        .map(|(path, fields)| rule(path, &fields))
+        .collect::<Result<Vec<_>, _>>()?;
     if rules.is_empty() && !source.trim().is_empty() && !source.contains(['#', '/']) {
         return Err("no path rule found".into());
     }
@@ -61,13 +74,25 @@ fn from_hcl(source: &str) -> Result<Vec<Stanza>, String> {
         match structure {
             Structure::Block(block) if block.identifier() == "path" => {
                 let [label] = block.labels() else {
-                    return Err("a path block needs exactly one path: path \"secret/*\" { … }".into());
+                    return Err(
+                        "a path block needs exactly one path: path \"secret/*\" { … }".into(),
+                    );
                 };
                 out.push((label.as_str().to_string(), block_fields(&block)?));
             }
             Structure::Attribute(attribute) if attribute.key() == "name" => {}
-            Structure::Block(block) => return Err(format!("unknown block {:?} (only path is known)", block.identifier())),
-            Structure::Attribute(attribute) => return Err(format!("unknown key {:?} (only path blocks are known)", attribute.key())),
+            Structure::Block(block) => {
+                return Err(format!(
+                    "unknown block {:?} (only path is known)",
+                    block.identifier()
+                ));
+            }
+            Structure::Attribute(attribute) => {
+                return Err(format!(
+                    "unknown key {:?} (only path blocks are known)",
+                    attribute.key()
+                ));
+            }
         }
     }
     Ok(out)
@@ -79,10 +104,14 @@ fn block_fields(block: &Block) -> Result<Map<String, Value>, String> {
     for structure in block.body() {
         let (key, value) = match structure {
             Structure::Attribute(attribute) => {
-                let value = plain(attribute.expr()).ok_or_else(|| format!("{}: not a plain value", attribute.key()))?;
+                let value = plain(attribute.expr())
+                    .ok_or_else(|| format!("{}: not a plain value", attribute.key()))?;
                 (attribute.key().to_string(), value)
             }
-            Structure::Block(inner) => (inner.identifier().to_string(), Value::Object(block_fields(inner)?)),
+            Structure::Block(inner) => (
+                inner.identifier().to_string(),
+                Value::Object(block_fields(inner)?),
+            ),
         };
         if fields.insert(key.clone(), value).is_some() {
             return Err(format!("{key} is given twice in one block"));
@@ -99,7 +128,12 @@ fn plain(expression: &Expression) -> Option<Value> {
         Expression::Number(number) => serde_json::to_value(number).ok()?,
         Expression::String(text) => Value::String(text.clone()),
         Expression::Array(items) => Value::Array(items.iter().map(plain).collect::<Option<_>>()?),
-        Expression::Object(members) => Value::Object(members.iter().map(|(key, value)| Some((key_text(key)?, plain(value)?))).collect::<Option<_>>()?),
+        Expression::Object(members) => Value::Object(
+            members
+                .iter()
+                .map(|(key, value)| Some((key_text(key)?, plain(value)?)))
+                .collect::<Option<_>>()?,
+        ),
         _ => return None,
     })
 }
@@ -113,8 +147,8 @@ fn key_text(key: &ObjectKey) -> Option<String> {
 }
 
 fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
-    let mut document: Map<String, Value> =
-        serde_json::from_str(source).map_err(|e| format!("At {}:{}: not valid JSON", e.line(), e.column()))?;
+    let mut document: Map<String, Value> = serde_json::from_str(source)
+        .map_err(|e| format!("At {}:{}: not valid JSON", e.line(), e.column()))?;
     document.remove("name");
     let paths = document.remove("path").unwrap_or_default();
     if let Some(key) = document.keys().next() {
@@ -130,7 +164,11 @@ fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
             return Err("\"path\" must be an object of path rules".into());
         };
         for (path, fields) in group {
-            for fields in if let Value::Array(many) = fields { many } else { vec![fields] } {
+            for fields in if let Value::Array(many) = fields {
+                many
+            } else {
+                vec![fields]
+            } {
                 let Value::Object(fields) = fields else {
                     return Err(format!("path {path:?}: must be an object"));
                 };
@@ -144,11 +182,19 @@ fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
 fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
     // Templates are filled in per caller; the pattern's shape is checked now with a harmless word.
     Pattern::parse(&super::acl::fill(&path, |_| Some("x".into()))?.unwrap_or_default())?;
-    let mut rule = Rule { path, capabilities: Capabilities::default(), allowed: Parameters::new(), denied: Parameters::new(), required: Vec::new() };
+    let mut rule = Rule {
+        path,
+        capabilities: Capabilities::default(),
+        allowed: Parameters::new(),
+        denied: Parameters::new(),
+        required: Vec::new(),
+    };
     for (key, value) in fields {
         match key.as_str() {
             "capabilities" => {
-                for name in texts(value).ok_or_else(|| format!("path {:?}: capabilities must be a list of texts", rule.path))? {
+                for name in texts(value).ok_or_else(|| {
+                    format!("path {:?}: capabilities must be a list of texts", rule.path)
+                })? {
                     rule.capabilities = rule.capabilities.union(capability(&rule.path, name)?);
                 }
             }
@@ -157,13 +203,20 @@ fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
             "denied_parameters" => rule.denied = parameters(&rule.path, key, value)?,
             "required_parameters" => {
                 rule.required = texts(value)
-                    .ok_or_else(|| format!("path {:?}: required_parameters must be a list of texts", rule.path))?
+                    .ok_or_else(|| {
+                        format!(
+                            "path {:?}: required_parameters must be a list of texts",
+                            rule.path
+                        )
+                    })?
                     .into_iter()
                     .map(str::to_ascii_lowercase)
                     .collect();
             }
             // A restriction that is silently not applied would grant more than was written.
-            "mfa_methods" | "control_group" | "expiration" => return Err(format!("path {:?}: {key} is not supported", rule.path)),
+            "mfa_methods" | "control_group" | "expiration" => {
+                return Err(format!("path {:?}: {key} is not supported", rule.path));
+            }
             key if IGNORED.contains(&key) => {}
             _ => return Err(format!("path {:?}: invalid key {key:?}", rule.path)),
         }
@@ -183,7 +236,9 @@ fn capability(path: &str, name: &str) -> Result<Capabilities, String> {
     // OpenBao's recursive list: the same right as list here.
     let name = if name == "scan" { "list" } else { name };
     let found = Capability::ALL.iter().find(|(_, known)| *known == name);
-    found.map(|(c, _)| Capabilities::default().with(*c)).ok_or_else(|| format!("path {path:?}: invalid capability {name:?}"))
+    found
+        .map(|(c, _)| Capabilities::default().with(*c))
+        .ok_or_else(|| format!("path {path:?}: invalid capability {name:?}"))
 }
 
 /// The pre-0.5 form: `policy = "read"`.
@@ -193,9 +248,15 @@ fn shorthand(path: &str, value: &Value) -> Result<Capabilities, String> {
         Some("read") => &["read", "list"],
         Some("write") => &["read", "list", "create", "update", "delete"],
         Some("sudo") => &["read", "list", "create", "update", "delete", "sudo"],
-        _ => return Err(format!("path {path:?}: invalid policy (read, write, sudo or deny)")),
+        _ => {
+            return Err(format!(
+                "path {path:?}: invalid policy (read, write, sudo or deny)"
+            ));
+        }
     };
-    all.iter().try_fold(Capabilities::default(), |sum, name| Ok(sum.union(capability(path, name)?)))
+    all.iter().try_fold(Capabilities::default(), |sum, name| {
+        Ok(sum.union(capability(path, name)?))
+    })
 }
 
 fn parameters(path: &str, key: &str, value: &Value) -> Result<Parameters, String> {

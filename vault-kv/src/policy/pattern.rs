@@ -25,12 +25,17 @@ impl Pattern {
         let text = text.strip_prefix('/').unwrap_or(text);
         let body = text.strip_suffix('*').unwrap_or(text);
         if body.contains('*') {
-            return Err(format!("path {text:?}: '*' is only allowed at the end (use '+' for one whole segment)"));
+            return Err(format!(
+                "path {text:?}: '*' is only allowed at the end (use '+' for one whole segment)"
+            ));
         }
         if text.contains("+*") {
             return Err(format!("path {text:?}: '+*' is forbidden"));
         }
-        let pluses = body.split('/').filter(|s| s.contains('+')).collect::<Vec<_>>();
+        let pluses = body
+            .split('/')
+            .filter(|s| s.contains('+'))
+            .collect::<Vec<_>>();
         if pluses.iter().any(|s| *s != "+") {
             return Err(format!("path {text:?}: '+' must be a whole segment"));
         }
@@ -40,7 +45,10 @@ impl Pattern {
             (true, true) => Kind::Prefix,
             (false, glob) => Kind::Segments(glob),
         };
-        Ok(Self { text: text.to_string(), kind })
+        Ok(Self {
+            text: text.to_string(),
+            kind,
+        })
     }
 
     pub fn as_str(&self) -> &str {
@@ -70,16 +78,25 @@ impl Pattern {
         let key = |p: &Self| {
             let wildcard = p.text.find(['*', '+']).unwrap_or(usize::MAX);
             let pluses = p.text.split('/').filter(|s| *s == "+").count();
-            (wildcard, !p.text.ends_with('*'), std::cmp::Reverse(pluses), p.text.len())
+            (
+                wildcard,
+                !p.text.ends_with('*'),
+                std::cmp::Reverse(pluses),
+                p.text.len(),
+            )
         };
-        key(self).cmp(&key(other)).then_with(|| self.text.cmp(&other.text))
+        key(self)
+            .cmp(&key(other))
+            .then_with(|| self.text.cmp(&other.text))
     }
 }
 
 fn segments_match(stem: &str, path: &str, glob: bool) -> bool {
     let (mut want, mut have) = (stem.split('/').peekable(), path.split('/'));
     while let Some(expected) = want.next() {
-        let Some(actual) = have.next() else { return false };
+        let Some(actual) = have.next() else {
+            return false;
+        };
         let last = want.peek().is_none();
         let fits = match expected {
             "+" => !actual.is_empty(),

@@ -29,7 +29,17 @@ fn reads(acl: &Acl, path: &str) -> bool {
 fn names_are_normalised_once_or_refused() {
     assert_eq!(PolicyName::parse("UPPER").unwrap().as_str(), "upper");
     assert!(PolicyName::parse("Root").unwrap().is_root());
-    for bad in ["", " root", "root ", "ro ot", "röot", "root\u{200b}", "a\nb", "a*", "{{x}}"] {
+    for bad in [
+        "",
+        " root",
+        "root ",
+        "ro ot",
+        "röot",
+        "root\u{200b}",
+        "a\nb",
+        "a*",
+        "{{x}}",
+    ] {
         assert!(PolicyName::parse(bad).is_err(), "{bad:?}");
     }
 }
@@ -107,22 +117,33 @@ fn rules_that_would_silently_match_nothing_are_refused() {
         r#"{"path": "x"}"#,
         "nonsense",
     ] {
-        assert!(Policy::parse(PolicyName::parse("p").unwrap(), bad).is_err(), "{bad}");
+        assert!(
+            Policy::parse(PolicyName::parse("p").unwrap(), bad).is_err(),
+            "{bad}"
+        );
     }
 }
 
 #[test]
 fn deep_nesting_is_refused_before_the_parser() {
-    let deep = format!("path \"x\" {{ allowed_parameters = {}{} }}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!(
+        "path \"x\" {{ allowed_parameters = {}{} }}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
     assert!(Policy::parse(PolicyName::parse("p").unwrap(), &deep).is_err());
 }
 
 #[test]
 fn json_and_the_old_shorthand_mean_the_same() {
-    let json = acl(r#"{"path":{"kv/*":{"capabilities":["create","read","update","delete","list"]}}}"#);
+    let json =
+        acl(r#"{"path":{"kv/*":{"capabilities":["create","read","update","delete","list"]}}}"#);
     let old = acl(r#"path "kv/*" { policy = "write" }"#);
     assert_eq!(json.capabilities("kv/a"), old.capabilities("kv/a"));
-    assert_eq!(old.capabilities("kv/a"), ["create", "delete", "list", "read", "update"]);
+    assert_eq!(
+        old.capabilities("kv/a"),
+        ["create", "delete", "list", "read", "update"]
+    );
 }
 
 #[test]
@@ -135,7 +156,10 @@ fn parameters_are_limited_whatever_their_case() {
           required_parameters = ["policies"]
         }
     "#);
-    let ok = |value| acl.decide("auth/token/create", Capability::Update, Some(&data(value))).allowed;
+    let ok = |value| {
+        acl.decide("auth/token/create", Capability::Update, Some(&data(value)))
+            .allowed
+    };
     assert!(ok(json!({"policies": "app-web"})));
     assert!(ok(json!({"policies": ["app-web", "app-db"]})));
     assert!(!ok(json!({"policies": ["app-web", "root"]})));
@@ -148,29 +172,57 @@ fn parameters_are_limited_whatever_their_case() {
 
 #[test]
 fn limits_of_one_rule_are_not_lifted_by_a_rule_that_grants_something_else() {
-    let limited = policy("limited", r#"path "x" { 
+    let limited = policy(
+        "limited",
+        r#"path "x" { 
         capabilities = ["update"] 
         denied_parameters = { "ttl" = [] } 
-    }"#);
+    }"#,
+    );
     let reader = policy("reader", r#"path "x" { capabilities = ["read"] }"#);
     let acl = Acl::new(&[limited, reader], &Identity::default());
-    assert!(!acl.decide("x", Capability::Update, Some(&data(json!({"ttl": 1})))).allowed);
-    assert!(acl.decide("x", Capability::Update, Some(&data(json!({"a": 1})))).allowed);
+    assert!(
+        !acl.decide("x", Capability::Update, Some(&data(json!({"ttl": 1}))))
+            .allowed
+    );
+    assert!(
+        acl.decide("x", Capability::Update, Some(&data(json!({"a": 1}))))
+            .allowed
+    );
 }
 
 /// GHSA-59w7: a value from outside must not widen a rule.
 #[test]
 fn templates_are_filled_per_identity_and_cannot_be_injected() {
-    let rule = policy("p", r#"path "secret/data/{{identity.service}}/*" { capabilities = ["read"] }"#);
+    let rule = policy(
+        "p",
+        r#"path "secret/data/{{identity.service}}/*" { capabilities = ["read"] }"#,
+    );
     let of = |service: Option<&str>| {
-        let identity = Identity { service: service.map(Into::into), ..Identity::default() };
+        let identity = Identity {
+            service: service.map(Into::into),
+            ..Identity::default()
+        };
         Acl::new(std::slice::from_ref(&rule), &identity)
     };
     assert!(reads(&of(Some("web")), "secret/data/web/db"));
     assert!(!reads(&of(Some("web")), "secret/data/shop/db"));
-    for service in [None, Some(""), Some("*"), Some("+"), Some("a/b"), Some("{{identity.node}}")] {
+    for service in [
+        None,
+        Some(""),
+        Some("*"),
+        Some("+"),
+        Some("a/b"),
+        Some("{{identity.node}}"),
+    ] {
         let acl = of(service);
-        for path in ["secret/data/web/db", "secret/data/*/db", "secret/data/+/x", "secret/data/a/b/c", "secret/data//x"] {
+        for path in [
+            "secret/data/web/db",
+            "secret/data/*/db",
+            "secret/data/+/x",
+            "secret/data/a/b/c",
+            "secret/data//x",
+        ] {
             assert!(!reads(&acl, path), "{service:?} {path}");
         }
     }
@@ -185,8 +237,14 @@ fn every_decision_says_why() {
         r#"update on "kv/a" is denied: the most specific rule is "kv/*" of p with [read]"#
     );
     let none = acl.decide("other", Capability::Read, None);
-    assert_eq!(none.explain(Capability::Read, "other"), r#"read on "other" is denied: no rule of p matches"#);
-    assert_eq!(acl.decide("kv/a", Capability::Read, None).granting()[0].as_str(), "p");
+    assert_eq!(
+        none.explain(Capability::Read, "other"),
+        r#"read on "other" is denied: no rule of p matches"#
+    );
+    assert_eq!(
+        acl.decide("kv/a", Capability::Read, None).granting()[0].as_str(),
+        "p"
+    );
 }
 
 #[test]
@@ -194,7 +252,10 @@ fn the_builtin_default_parses_and_grants_only_ones_own() {
     let acl = acl(builtin::DEFAULT);
     assert!(reads(&acl, "auth/token/lookup-self"));
     assert!(!reads(&acl, "auth/token/lookup"));
-    assert!(!acl.decide("auth/token/create", Capability::Update, None).allowed);
+    assert!(
+        !acl.decide("auth/token/create", Capability::Update, None)
+            .allowed
+    );
     assert!(!reads(&acl, "sys/mounts"));
 }
 

@@ -68,9 +68,17 @@ pub(crate) fn parse(body: &[u8], content_type: Option<&str>) -> Result<Data, Api
     let Some(first) = first else {
         return Ok(Data::default());
     };
-    let kind = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") && !matches!(first, b'{' | b'[') {
-        let text = std::str::from_utf8(body).map_err(|_| ApiError::bad("the form body is not UTF-8"))?;
+    let kind = content_type
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+        && !matches!(first, b'{' | b'[')
+    {
+        let text =
+            std::str::from_utf8(body).map_err(|_| ApiError::bad("the form body is not UTF-8"))?;
         return form(text);
     }
     within_bounds(body)?;
@@ -78,7 +86,9 @@ pub(crate) fn parse(body: &[u8], content_type: Option<&str>) -> Result<Data, Api
     match serde_json::from_slice::<Map<String, Value>>(body) {
         Ok(map) => Ok(Data(map)),
         Err(error) => Err(ApiError::bad(match error.classify() {
-            serde_json::error::Category::Eof => "failed to decode JSON input: unexpected EOF".to_string(),
+            serde_json::error::Category::Eof => {
+                "failed to decode JSON input: unexpected EOF".to_string()
+            }
             serde_json::error::Category::Data => {
                 let kind = match first {
                     b'[' => "array",
@@ -87,9 +97,15 @@ pub(crate) fn parse(body: &[u8], content_type: Option<&str>) -> Result<Data, Api
                     b'n' => return Ok(Data::default()),
                     _ => "number",
                 };
-                format!("failed to decode JSON input: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}")
+                format!(
+                    "failed to decode JSON input: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+                )
             }
-            _ => format!("failed to decode JSON input: invalid character at line {} column {}", error.line(), error.column()),
+            _ => format!(
+                "failed to decode JSON input: invalid character at line {} column {}",
+                error.line(),
+                error.column()
+            ),
         })),
     }
 }
@@ -118,7 +134,9 @@ fn within_bounds(body: &[u8]) -> Result<(), ApiError> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            return Err(ApiError::bad("the JSON body is nested deeper than 64 levels"));
+            return Err(ApiError::bad(
+                "the JSON body is nested deeper than 64 levels",
+            ));
         }
         if values > MAX_VALUES {
             return Err(ApiError::bad("the JSON body has more than 100000 values"));

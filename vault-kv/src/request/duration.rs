@@ -31,16 +31,27 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     let mut total: u128 = 0;
     while !rest.is_empty() {
-        let number = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+        let number = rest
+            .bytes()
+            .take_while(|b| b.is_ascii_digit() || *b == b'.')
+            .count();
         let (digits, tail) = rest.split_at(number);
-        let unit = tail.chars().take_while(|c| !c.is_ascii_digit() && *c != '.').map(char::len_utf8).sum();
+        let unit = tail
+            .chars()
+            .take_while(|c| !c.is_ascii_digit() && *c != '.')
+            .map(char::len_utf8)
+            .sum();
         let (unit, tail) = tail.split_at(unit);
         let scale = UNITS.iter().find(|(name, _)| *name == unit)?.1;
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 19 {
             return None;
         }
-        let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+        let whole: u128 = if whole.is_empty() {
+            0
+        } else {
+            whole.parse().ok()?
+        };
         total = total.checked_add(whole.checked_mul(scale)?)?;
         let fraction = &fraction[..fraction.len().min(18)];
         if !fraction.is_empty() {
@@ -54,7 +65,9 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
 
 /// Go's limit: nanoseconds in a signed 64-bit integer.
 fn bounded(nanos: u128) -> Option<Duration> {
-    let nanos = u64::try_from(nanos).ok().filter(|n| i64::try_from(*n).is_ok())?;
+    let nanos = u64::try_from(nanos)
+        .ok()
+        .filter(|n| i64::try_from(*n).is_ok())?;
     Some(Duration::from_nanos(nanos))
 }
 
@@ -106,9 +119,25 @@ mod tests {
             ("0", 0),
             ("10us", 10_000),
         ] {
-            assert_eq!(parse(text).map(|d| d.as_nanos()), Some(u128::from(nanos)), "{text}");
+            assert_eq!(
+                parse(text).map(|d| d.as_nanos()),
+                Some(u128::from(nanos)),
+                "{text}"
+            );
         }
-        for text in ["", "soon", "-1s", "1x", "1.2.3s", "1.5d", ".s", "99999999999999999999", "9999999999h", "s", "1s1"] {
+        for text in [
+            "",
+            "soon",
+            "-1s",
+            "1x",
+            "1.2.3s",
+            "1.5d",
+            ".s",
+            "99999999999999999999",
+            "9999999999h",
+            "s",
+            "1s1",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

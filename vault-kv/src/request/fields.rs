@@ -32,9 +32,16 @@ impl Data {
         };
         match self.raw(name) {
             None => Ok(None),
-            Some(Value::Number(number)) => {
-                number.as_i64().or_else(|| number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64)).map(Some).ok_or_else(unreadable)
-            }
+            Some(Value::Number(number)) => number
+                .as_i64()
+                .or_else(|| {
+                    number
+                        .as_f64()
+                        .filter(|f| f.fract() == 0.0 && f.abs() < 9e15)
+                        .map(|f| f as i64)
+                })
+                .map(Some)
+                .ok_or_else(unreadable),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
             Some(Value::String(text)) => text.trim().parse().map(Some).map_err(|_| unreadable()),
             Some(Value::Bool(flag)) => Ok(Some(i64::from(*flag))),
@@ -48,9 +55,11 @@ impl Data {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
             Some(Value::Number(number)) => Ok(Some(number.as_f64() != Some(0.0))),
-            Some(Value::String(text)) => weak_bool(text)
-                .map(Some)
-                .ok_or_else(|| ApiError::bad(format!("error converting input for field \"{name}\": '' cannot parse value as 'bool'"))),
+            Some(Value::String(text)) => weak_bool(text).map(Some).ok_or_else(|| {
+                ApiError::bad(format!(
+                    "error converting input for field \"{name}\": '' cannot parse value as 'bool'"
+                ))
+            }),
             Some(other) => Err(mismatch(name, "bool", other)),
         }
     }
@@ -59,7 +68,9 @@ impl Data {
     pub fn duration(&self, name: &str) -> Result<Option<Duration>, ApiError> {
         let parsed = match self.raw(name) {
             None => return Ok(None),
-            Some(Value::Number(number)) => number.as_u64().and_then(|n| duration::parse(&n.to_string())),
+            Some(Value::Number(number)) => number
+                .as_u64()
+                .and_then(|n| duration::parse(&n.to_string())),
             Some(Value::String(text)) if text.is_empty() => return Ok(None),
             Some(Value::String(text)) => duration::parse(text),
             Some(other) => return Err(mismatch(name, "duration", other)),
@@ -71,7 +82,10 @@ impl Data {
     pub fn list(&self, name: &str) -> Result<Option<Vec<String>>, ApiError> {
         let items = match self.raw(name) {
             None => return Ok(None),
-            Some(Value::String(text)) => text.split(',').map(|s| s.trim().to_string()).collect::<Vec<_>>(),
+            Some(Value::String(text)) => text
+                .split(',')
+                .map(|s| s.trim().to_string())
+                .collect::<Vec<_>>(),
             Some(Value::Array(items)) => items
                 .iter()
                 .map(|item| match item {
@@ -107,7 +121,10 @@ impl Data {
 
 /// The error for a field of the wrong JSON type, worded like Vault's.
 pub(crate) fn mismatch(name: &str, wanted: &str, got: &Value) -> ApiError {
-    ApiError::bad(format!("error converting input for field \"{name}\": '' expected type '{wanted}', got unconvertible type '{}'", go_type(got)))
+    ApiError::bad(format!(
+        "error converting input for field \"{name}\": '' expected type '{wanted}', got unconvertible type '{}'",
+        go_type(got)
+    ))
 }
 
 fn go_type(value: &Value) -> &'static str {

@@ -18,13 +18,21 @@ impl ApiPath {
             return Err(ApiError::bad("the path is longer than 4096 bytes"));
         }
         if text.chars().any(unprintable) {
-            return Err(ApiError::bad("the path contains characters that do not print"));
+            return Err(ApiError::bad(
+                "the path contains characters that do not print",
+            ));
         }
         let inner = text.strip_suffix('/').unwrap_or(&text);
         for segment in inner.split('/') {
             match segment {
-                "" if !inner.is_empty() => return Err(ApiError::bad("the path contains an empty segment")),
-                "." | ".." => return Err(ApiError::bad("the path contains a relative segment ('.' or '..')")),
+                "" if !inner.is_empty() => {
+                    return Err(ApiError::bad("the path contains an empty segment"));
+                }
+                "." | ".." => {
+                    return Err(ApiError::bad(
+                        "the path contains a relative segment ('.' or '..')",
+                    ));
+                }
                 _ => {}
             }
         }
@@ -66,9 +74,17 @@ pub(super) fn decode(raw: &str) -> Result<String, ApiError> {
     let mut at = 0;
     while at < bytes.len() {
         if bytes[at] == b'%' {
-            let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
-            let byte = hex.filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit())).and_then(|h| u8::from_str_radix(h, 16).ok());
-            out.push(byte.ok_or_else(|| ApiError::bad("the path or query has a broken percent-encoding"))?);
+            let hex = bytes
+                .get(at + 1..at + 3)
+                .and_then(|h| std::str::from_utf8(h).ok());
+            let byte = hex
+                .filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit()))
+                .and_then(|h| u8::from_str_radix(h, 16).ok());
+            out.push(
+                byte.ok_or_else(|| {
+                    ApiError::bad("the path or query has a broken percent-encoding")
+                })?,
+            );
             at += 3;
         } else {
             out.push(bytes[at]);
