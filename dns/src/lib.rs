@@ -2,5 +2,33 @@
 //!
 //! Answers `web.service.mesh` and its relatives from the catalog of a [`libmesh`] node and passes foreign names on
 //! to configured resolvers. It reads the catalog and writes nothing.
+//!
+//! ```no_run
+//! # async fn run(catalog: libmesh::catalog::Catalog) -> Result<(), dns::Error> {
+//! use dns::{Config, DnsServer, Readiness};
+//!
+//! let server = DnsServer::bind(&Config::default(), catalog, Readiness::new(true))?;
+//! println!("dig @{} web.service.mesh", server.local_addrs()[0]);
+//! server.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A request takes this way: a thread receives it on its own socket, [`wire`] reads it, the
+//! [`responder`] finds a prepared answer or has the [`zone`] make one from the catalog, and [`wire::template`]
+//! writes it out. What is not ours goes to an upstream on the runtime.
 
+pub mod config;
+mod forward;
+pub mod responder;
+mod server;
+pub mod stats;
+mod sys;
 pub mod wire;
+pub mod zone;
+
+pub use config::{Config, TcpLimits, Ttl, Upstreams};
+pub use responder::Readiness;
+pub use server::{DnsServer, Error};
+pub use stats::Counts;
+pub use wire::name::{BadName, Domain};

@@ -67,3 +67,5 @@ pub const UDP_WITHOUT_EDNS: usize = 512;
 pub const TCP_MAX: usize = 65_535;
 /// EDE "Not Ready" (RFC 8914 §4.15): the server is not yet able to answer.
 pub const EDE_NOT_READY: u16 = 14;
+/// EDE "Network Error" (RFC 8914 §4.24): no upstream could be reached.
+pub const EDE_NETWORK_ERROR: u16 = 23;

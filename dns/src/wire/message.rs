@@ -55,6 +55,21 @@ pub struct Question<'a> {
     pub bytes: &'a [u8],
 }
 
+impl<'a> Question<'a> {
+    /// Reads a question at the start of `bytes`.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let name = WireName::parse(bytes)?;
+        let len = name.as_bytes().len();
+        let fixed = bytes.get(len..len + 4)?;
+        Some(Self {
+            name,
+            rtype: u16::from_be_bytes([fixed[0], fixed[1]]),
+            class: u16::from_be_bytes([fixed[2], fixed[3]]),
+            bytes: &bytes[..len + 4],
+        })
+    }
+}
+
 /// What the asker's OPT record says (RFC 6891).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Edns {
@@ -105,7 +120,7 @@ impl<'a> Request<'a> {
             return Self::Ignore;
         }
         let question = if word(4) == 1 {
-            question(&message[HEADER..])
+            Question::parse(&message[HEADER..])
         } else {
             None
         };
@@ -126,18 +141,6 @@ impl<'a> Request<'a> {
             None => Self::Malformed(header),
         }
     }
-}
-
-fn question(bytes: &[u8]) -> Option<Question<'_>> {
-    let name = WireName::parse(bytes)?;
-    let len = name.as_bytes().len();
-    let fixed = bytes.get(len..len + 4)?;
-    Some(Question {
-        name,
-        rtype: u16::from_be_bytes([fixed[0], fixed[1]]),
-        class: u16::from_be_bytes([fixed[2], fixed[3]]),
-        bytes: &bytes[..len + 4],
-    })
 }
 
 /// Steps over `before` records, then over `additional` ones looking for the OPT. `None` when a record is cut off,
