@@ -96,7 +96,11 @@ impl Config {
     /// Consul's defaults for drop-in tests: TTL 0, at most three answers over plain UDP, no TC bit, EDNS up to 4096.
     pub fn like_consul() -> Self {
         Self {
-            ttl: Ttl { service: Duration::ZERO, node: Duration::ZERO, negative: Duration::ZERO },
+            ttl: Ttl {
+                service: Duration::ZERO,
+                node: Duration::ZERO,
+                negative: Duration::ZERO,
+            },
             udp_answer_limit: NonZeroUsize::new(3),
             say_truncated: false,
             udp_payload: 4096,
@@ -107,12 +111,19 @@ impl Config {
 
 impl Default for Ttl {
     fn default() -> Self {
-        Self { service: Duration::from_secs(5), node: Duration::from_secs(10), negative: Duration::from_secs(5) }
+        Self {
+            service: Duration::from_secs(5),
+            node: Duration::from_secs(10),
+            negative: Duration::from_secs(5),
+        }
     }
 }
 
 impl Default for TcpLimits {
     fn default() -> Self {
-        Self { connections: 1024, idle: Duration::from_secs(10) }
+        Self {
+            connections: 1024,
+            idle: Duration::from_secs(10),
+        }
     }
 }

@@ -14,7 +14,8 @@ use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::BinDecodable;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+    ServerOrderingStrategy,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
@@ -56,11 +57,14 @@ impl Forwarder {
                 list.clone()
             }
             Upstreams::System => {
-                let mut list = system().map_err(|error| Error::SystemResolvers(error.to_string()))?;
+                let mut list =
+                    system().map_err(|error| Error::SystemResolvers(error.to_string()))?;
                 // Usual where the whole system asks us first.
                 list.retain(|upstream| !is_self(*upstream, own));
                 if list.is_empty() {
-                    tracing::warn!("the system has no resolver besides this server: foreign names are refused");
+                    tracing::warn!(
+                        "the system has no resolver besides this server: foreign names are refused"
+                    );
                     return Ok(None);
                 }
                 list
@@ -102,12 +106,21 @@ impl Forwarder {
             out.truncate(len);
             out
         });
-        shared.stats().reply(u16::from(reply.get(3).copied().unwrap_or_default() & 0xF));
+        shared
+            .stats()
+            .reply(u16::from(reply.get(3).copied().unwrap_or_default() & 0xF));
         reply
     }
 
     /// Through the resolver; `None` when no upstream answered.
-    async fn resolve(&self, shared: &Shared, query: &Query<'_>, name: Name, rtype: RecordType, via: Via) -> Option<Vec<u8>> {
+    async fn resolve(
+        &self,
+        shared: &Shared,
+        query: &Query<'_>,
+        name: Name,
+        rtype: RecordType,
+        via: Via,
+    ) -> Option<Vec<u8>> {
         let mut reply = Message::new(query.header.id, MessageType::Response, OpCode::Query);
         reply.metadata.recursion_desired = true;
         reply.metadata.recursion_available = true;
@@ -130,7 +143,9 @@ impl Forwarder {
                 return None;
             }
         }
-        let limit = query.edns.map_or(UDP_WITHOUT_EDNS, |edns| usize::from(edns.payload.max(UDP_WITHOUT_EDNS as u16)));
+        let limit = query.edns.map_or(UDP_WITHOUT_EDNS, |edns| {
+            usize::from(edns.payload.max(UDP_WITHOUT_EDNS as u16))
+        });
         if query.edns.is_some() {
             let mut edns = HickoryEdns::new();
             edns.set_max_payload(shared.payload());
@@ -174,13 +189,19 @@ impl Forwarder {
 
 impl std::fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Forwarder").field("upstreams", &self.upstreams).finish_non_exhaustive()
+        f.debug_struct("Forwarder")
+            .field("upstreams", &self.upstreams)
+            .finish_non_exhaustive()
     }
 }
 
 /// Name and type of a question that the resolver carries faithfully.
 fn ordinary(query: &Query<'_>) -> Option<(Name, RecordType)> {
-    let Query { header, question, edns } = query;
+    let Query {
+        header,
+        question,
+        edns,
+    } = query;
     let plain = question.class == CLASS_IN
         && header.flags & Header::RD != 0
         && header.flags & Header::CD == 0
@@ -206,16 +227,31 @@ fn ordinary(query: &Query<'_>) -> Option<(Name, RecordType)> {
 
 fn failure(shared: &Shared, request: &[u8], out: &mut [u8]) -> usize {
     match Request::parse(request) {
-        Request::Query(Query { header, question, edns }) => {
-            shared.error(header, Some(&question), edns, Some(EDE_NETWORK_ERROR), rcode::SERVFAIL, out)
+        Request::Query(Query {
+            header,
+            question,
+            edns,
+        }) => shared.error(
+            header,
+            Some(&question),
+            edns,
+            Some(EDE_NETWORK_ERROR),
+            rcode::SERVFAIL,
+            out,
+        ),
+        Request::Other(header, question) => {
+            shared.error(header, question.as_ref(), None, None, rcode::SERVFAIL, out)
         }
-        Request::Other(header, question) => shared.error(header, question.as_ref(), None, None, rcode::SERVFAIL, out),
         Request::Malformed(_) | Request::Ignore => 0,
     }
 }
 
 async fn relay_udp(upstream: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
-    let any: IpAddr = if upstream.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if upstream.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     // A socket of its own: the port that the kernel picks is part of what a forger would have to guess.
     let socket = tokio::net::UdpSocket::bind((any, 0)).await?;
     socket.connect(upstream).await?;
@@ -233,15 +269,24 @@ async fn relay_udp(upstream: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> 
 async fn relay_tcp(upstream: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(upstream).await?;
     let len = u16::try_from(request.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    stream.write_all(&[&len.to_be_bytes()[..], request].concat()).await?;
+    stream
+        .write_all(&[&len.to_be_bytes()[..], request].concat())
+        .await?;
     let mut reply = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut reply).await?;
-    if answers(&reply, request) { Ok(reply) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if answers(&reply, request) {
+        Ok(reply)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// Whether `reply` is a response to `request`: same id and opcode, and the same question where it repeats one.
 fn answers(reply: &[u8], request: &[u8]) -> bool {
-    let (Some(head), Some(asked)) = (reply.first_chunk::<HEADER>(), request.first_chunk::<HEADER>()) else {
+    let (Some(head), Some(asked)) = (
+        reply.first_chunk::<HEADER>(),
+        request.first_chunk::<HEADER>(),
+    ) else {
         return false;
     };
     let same_question = match (question_of(reply), question_of(request)) {
@@ -250,7 +295,10 @@ fn answers(reply: &[u8], request: &[u8]) -> bool {
         (None, _) => head[4..6] == [0, 0],
         (Some(_), None) => false,
     };
-    head[..2] == asked[..2] && head[2] & 0x80 != 0 && head[2] & 0x78 == asked[2] & 0x78 && same_question
+    head[..2] == asked[..2]
+        && head[2] & 0x80 != 0
+        && head[2] & 0x78 == asked[2] & 0x78
+        && same_question
 }
 
 fn question_of(message: &[u8]) -> Option<Question<'_>> {
@@ -262,7 +310,9 @@ fn is_self(upstream: SocketAddr, own: &[SocketAddr]) -> bool {
     own.iter().any(|own| {
         own.port() == upstream.port()
             && (own.ip() == upstream.ip()
-                || (own.ip().is_unspecified() && own.is_ipv4() == upstream.is_ipv4() && is_local(upstream.ip())))
+                || (own.ip().is_unspecified()
+                    && own.is_ipv4() == upstream.is_ipv4()
+                    && is_local(upstream.ip())))
     })
 }
 
@@ -275,7 +325,10 @@ fn system() -> Result<Vec<SocketAddr>, NetError> {
     let (config, _) = read_system_conf()?;
     let mut list = Vec::new();
     for server in config.name_servers() {
-        let port = server.connections.first().map_or(53, |connection| connection.port);
+        let port = server
+            .connections
+            .first()
+            .map_or(53, |connection| connection.port);
         list.push(SocketAddr::new(server.ip, port));
     }
     Ok(list)
@@ -283,10 +336,11 @@ fn system() -> Result<Vec<SocketAddr>, NetError> {
 
 fn resolver(upstreams: &[SocketAddr], wait: Duration) -> Result<TokioResolver, NetError> {
     let servers = upstreams.iter().map(|upstream| {
-        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-            connection.port = upstream.port();
-            connection
-        });
+        let connections =
+            [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = upstream.port();
+                connection
+            });
         NameServerConfig::new(upstream.ip(), true, connections.into())
     });
     let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
@@ -298,7 +352,9 @@ fn resolver(upstreams: &[SocketAddr], wait: Duration) -> Result<TokioResolver, N
     options.num_concurrent_reqs = 1;
     options.max_active_requests = UNDER_WAY;
     options.try_tcp_on_error = true;
-    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        .with_options(options)
+        .build()
 }
 
 #[cfg(test)]

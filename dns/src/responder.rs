@@ -128,7 +128,13 @@ impl Responder {
     fn with_scratch(shared: Arc<Shared>, scratch: Scratch) -> Self {
         let mut changes = shared.zone.catalog().watch_all();
         let revision = *changes.borrow_and_update();
-        Self { shared, changes, revision, cache: Cache::default(), scratch }
+        Self {
+            shared,
+            changes,
+            revision,
+            cache: Cache::default(),
+            scratch,
+        }
     }
 
     /// Reads one request and writes its reply into `out`: at least [`Self::UDP_BUFFER`] octets for UDP, 65,535 for
@@ -151,7 +157,11 @@ impl Responder {
     }
 
     fn query(&mut self, query: &Query<'_>, via: Via, out: &mut [u8]) -> Outcome {
-        let Query { header, question, edns } = *query;
+        let Query {
+            header,
+            question,
+            edns,
+        } = *query;
         let code = if edns.is_some_and(|edns| edns.version > 0) {
             rcode::BADVERS
         } else if matches!(question.rtype, rtype::AXFR | rtype::IXFR) {
@@ -168,7 +178,11 @@ impl Responder {
     }
 
     fn lookup(&mut self, query: &Query<'_>, via: Via, out: &mut [u8]) -> Outcome {
-        let Query { header, question, edns } = *query;
+        let Query {
+            header,
+            question,
+            edns,
+        } = *query;
         if self.changes.has_changed().unwrap_or(false) {
             self.revision = *self.changes.borrow_and_update();
         }
@@ -176,30 +190,49 @@ impl Responder {
         let zone = &self.shared.zone;
         let transient;
         let ready = self.shared.readiness.is_ready();
-        let template = match self.cache.find(folded.key(question.rtype), zone, self.revision) {
+        let template = match self
+            .cache
+            .find(folded.key(question.rtype), zone, self.revision)
+        {
             Some(template) if ready => template,
             _ => {
                 if !ready && zone.domain_of(folded.as_bytes()).is_some() {
-                    return self.error(header, Some(&question), edns, Some(EDE_NOT_READY), rcode::SERVFAIL, out);
+                    return self.error(
+                        header,
+                        Some(&question),
+                        edns,
+                        Some(EDE_NOT_READY),
+                        rcode::SERVFAIL,
+                        out,
+                    );
                 }
                 self.shared.stats.prepared();
                 match zone.answer(folded.as_bytes(), question.rtype) {
-                    Some(Answer { template, depends: Depends::Transient }) => {
+                    Some(Answer {
+                        template,
+                        depends: Depends::Transient,
+                    }) => {
                         transient = template;
                         &transient
                     }
-                    Some(answer) => self.cache.keep(folded.key(question.rtype), answer, self.revision),
+                    Some(answer) => {
+                        self.cache
+                            .keep(folded.key(question.rtype), answer, self.revision)
+                    }
                     None if self.shared.forwards => return Outcome::Forward,
-                    None => return self.error(header, Some(&question), edns, None, rcode::REFUSED, out),
+                    None => {
+                        return self.error(header, Some(&question), edns, None, rcode::REFUSED, out);
+                    }
                 }
             }
         };
         let limit = match (via, edns) {
             (Via::Tcp, _) => TCP_MAX,
             (Via::Udp, None) => UDP_WITHOUT_EDNS,
-            (Via::Udp, Some(edns)) => {
-                usize::from(edns.payload.clamp(UDP_WITHOUT_EDNS as u16, self.shared.payload))
-            }
+            (Via::Udp, Some(edns)) => usize::from(
+                edns.payload
+                    .clamp(UDP_WITHOUT_EDNS as u16, self.shared.payload),
+            ),
         };
         let envelope = Envelope {
             header,
@@ -207,7 +240,11 @@ impl Responder {
             edns: edns.map(|edns| self.shared.edns(edns, None)),
             limit: limit.min(out.len()),
             recursion: self.shared.forwards,
-            max_answers: if via == Via::Udp && edns.is_none() { self.shared.max_answers } else { usize::MAX },
+            max_answers: if via == Via::Udp && edns.is_none() {
+                self.shared.max_answers
+            } else {
+                usize::MAX
+            },
             say_truncated: via == Via::Udp && self.shared.say_truncated,
             // Unix seconds: the catalog's revision is in µs.
             serial: (self.revision / 1_000_000) as u32,
@@ -221,7 +258,12 @@ impl Responder {
     }
 
     fn is_for_upstream(&self, question: &Question<'_>) -> bool {
-        self.shared.forwards && self.shared.zone.domain_of(Folded::new(question.name).as_bytes()).is_none()
+        self.shared.forwards
+            && self
+                .shared
+                .zone
+                .domain_of(Folded::new(question.name).as_bytes())
+                .is_none()
     }
 
     fn error(
@@ -234,13 +276,20 @@ impl Responder {
         out: &mut [u8],
     ) -> Outcome {
         self.shared.stats.reply(code);
-        Outcome::Reply(self.shared.error(header, question, edns, extended, code, out))
+        Outcome::Reply(
+            self.shared
+                .error(header, question, edns, extended, code, out),
+        )
     }
 }
 
 impl Shared {
     fn edns(&self, asked: Edns, error: Option<u16>) -> ReplyEdns {
-        ReplyEdns { payload: self.payload, dnssec_ok: asked.dnssec_ok, error }
+        ReplyEdns {
+            payload: self.payload,
+            dnssec_ok: asked.dnssec_ok,
+            error,
+        }
     }
 
     /// Writes an error reply into `out`; its length.
@@ -315,7 +364,16 @@ impl Cache {
             self.weight = 0;
         }
         self.weight += weight;
-        let entry = Entry { template, depends, checked: revision };
-        &self.entries.entry(key.into()).insert_entry(entry).into_mut().template
+        let entry = Entry {
+            template,
+            depends,
+            checked: revision,
+        };
+        &self
+            .entries
+            .entry(key.into())
+            .insert_entry(entry)
+            .into_mut()
+            .template
     }
 }

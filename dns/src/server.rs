@@ -31,7 +31,9 @@ const PORT_ATTEMPTS: u32 = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address cannot be listened on.
-    #[error("cannot listen for DNS on {address} ({protocol}): {source}; choose another address with `dns.listen`")]
+    #[error(
+        "cannot listen for DNS on {address} ({protocol}): {source}; choose another address with `dns.listen`"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -47,7 +49,9 @@ pub enum Error {
     #[error("there is no domain to answer for: set `dns.domains`")]
     NoDomain,
     /// An upstream is this server.
-    #[error("upstream {0} is this DNS server itself: queries would go round for ever; change `dns.upstreams`")]
+    #[error(
+        "upstream {0} is this DNS server itself: queries would go round for ever; change `dns.upstreams`"
+    )]
     UpstreamIsSelf(SocketAddr),
     /// The upstream list is empty.
     #[error("the list of upstreams is empty: name some in `dns.upstreams`, or leave it out")]
@@ -89,8 +93,13 @@ impl DnsServer {
         }
         let addresses: Vec<_> = bound.iter().map(|(address, ..)| *address).collect();
         let forwarder = Forwarder::new(config, &addresses)?.map(Arc::new);
-        let upstreams = forwarder.as_ref().map_or(Upstreams::None, |_| config.upstreams.clone());
-        let config = Config { upstreams, ..config.clone() };
+        let upstreams = forwarder
+            .as_ref()
+            .map_or(Upstreams::None, |_| config.upstreams.clone());
+        let config = Config {
+            upstreams,
+            ..config.clone()
+        };
         let shared = Arc::new(Shared::new(&config, Zone::new(&config, catalog), readiness));
 
         // From here on, dropping what is half made stops it.
@@ -107,8 +116,12 @@ impl DnsServer {
             for socket in sockets {
                 server.start_udp(Arc::new(socket), forwarder.clone())?;
             }
-            let listener = tokio::net::TcpListener::from_std(listener)
-                .map_err(|source| Error::Listen { address, protocol: "tcp", source })?;
+            let listener =
+                tokio::net::TcpListener::from_std(listener).map_err(|source| Error::Listen {
+                    address,
+                    protocol: "tcp",
+                    source,
+                })?;
             let service = tcp::Service {
                 shared: Arc::clone(&server.shared),
                 forwarder: forwarder.clone(),
@@ -160,7 +173,11 @@ impl DnsServer {
         self.sockets.iter().for_each(|socket| sys::wake(socket));
     }
 
-    fn start_udp(&mut self, socket: Arc<UdpSocket>, forwarder: Option<Arc<Forwarder>>) -> Result<(), Error> {
+    fn start_udp(
+        &mut self,
+        socket: Arc<UdpSocket>,
+        forwarder: Option<Arc<Forwarder>>,
+    ) -> Result<(), Error> {
         let mut responder = Responder::new(Arc::clone(&self.shared));
         let stop = Arc::clone(&self.stop);
         let forward = forwarder.map(|forwarder| UdpForward {
@@ -172,18 +189,26 @@ impl DnsServer {
             cancel: self.cancel.clone(),
         });
         self.sockets.push(Arc::clone(&socket));
-        let thread = std::thread::Builder::new().name("dns-udp".to_owned()).spawn(move || {
-            let result = sys::serve(&socket, &stop, Responder::UDP_BUFFER, |request, from, reply| {
-                match (responder.respond(request, Via::Udp, reply), &forward) {
-                    (Outcome::Reply(len), _) => len,
-                    (Outcome::Forward, Some(forward)) => forward.start(request, from, reply),
-                    (Outcome::Forward | Outcome::Ignore, _) => 0,
+        let thread = std::thread::Builder::new()
+            .name("dns-udp".to_owned())
+            .spawn(move || {
+                let result = sys::serve(
+                    &socket,
+                    &stop,
+                    Responder::UDP_BUFFER,
+                    |request, from, reply| match (
+                        responder.respond(request, Via::Udp, reply),
+                        &forward,
+                    ) {
+                        (Outcome::Reply(len), _) => len,
+                        (Outcome::Forward, Some(forward)) => forward.start(request, from, reply),
+                        (Outcome::Forward | Outcome::Ignore, _) => 0,
+                    },
+                );
+                if let Err(error) = result {
+                    tracing::error!(%error, "DNS over UDP stopped");
                 }
             });
-            if let Err(error) = result {
-                tracing::error!(%error, "DNS over UDP stopped");
-            }
-        });
         self.threads.push(thread.map_err(Error::Thread)?);
         Ok(())
     }
@@ -212,8 +237,11 @@ impl UdpForward {
             return self.forwarder.busy(&self.shared, request, reply);
         };
         let request = request.to_vec();
-        let (forwarder, shared, socket) =
-            (Arc::clone(&self.forwarder), Arc::clone(&self.shared), Arc::clone(&self.socket));
+        let (forwarder, shared, socket) = (
+            Arc::clone(&self.forwarder),
+            Arc::clone(&self.shared),
+            Arc::clone(&self.socket),
+        );
         let cancel = self.cancel.clone();
         let task = async move {
             let _permit = permit;
@@ -231,11 +259,18 @@ impl UdpForward {
 }
 
 /// Binds UDP sockets and a TCP listener to the same port. With port 0 that takes some luck, so it is tried again.
-fn bind(address: SocketAddr, threads: usize) -> Result<(SocketAddr, Vec<UdpSocket>, TcpListener), Error> {
+fn bind(
+    address: SocketAddr,
+    threads: usize,
+) -> Result<(SocketAddr, Vec<UdpSocket>, TcpListener), Error> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let udp = |source| Error::Listen { address, protocol: "udp", source };
+        let udp = |source| Error::Listen {
+            address,
+            protocol: "udp",
+            source,
+        };
         let first = udp_socket(address, threads > 1).map_err(udp)?;
         let local = first.local_addr().map_err(udp)?;
         match tcp_listener(local) {
@@ -247,13 +282,23 @@ fn bind(address: SocketAddr, threads: usize) -> Result<(SocketAddr, Vec<UdpSocke
                 return Ok((local, sockets, listener));
             }
             Err(_) if address.port() == 0 && attempt < PORT_ATTEMPTS => {}
-            Err(source) => return Err(Error::Listen { address: local, protocol: "tcp", source }),
+            Err(source) => {
+                return Err(Error::Listen {
+                    address: local,
+                    protocol: "tcp",
+                    source,
+                });
+            }
         }
     }
 }
 
 fn udp_socket(address: SocketAddr, share_port: bool) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Family::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Family::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` can be listened on side by side.
         socket.set_only_v6(true)?;
@@ -267,7 +312,11 @@ fn udp_socket(address: SocketAddr, share_port: bool) -> io::Result<UdpSocket> {
 }
 
 fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Family::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Family::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -44,7 +44,10 @@ pub struct Counts {
 
 impl Stats {
     pub(crate) fn reply(&self, code: u16) {
-        self.by_rcode.get(usize::from(code)).unwrap_or(&self.other).fetch_add(1, Relaxed);
+        self.by_rcode
+            .get(usize::from(code))
+            .unwrap_or(&self.other)
+            .fetch_add(1, Relaxed);
     }
 
     pub(crate) fn ignored(&self) {

@@ -43,7 +43,11 @@ pub(crate) fn serve(
         // Errors of a datagram socket are about some datagram; only an endless run of them is about the socket.
         Err(error) => {
             failures += 1;
-            if failures == PATIENCE { Err(error) } else { Ok(Some(0)) }
+            if failures == PATIENCE {
+                Err(error)
+            } else {
+                Ok(Some(0))
+            }
         }
     };
     platform::serve(socket, reply, answer, again)
@@ -56,7 +60,9 @@ mod platform {
     use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
     use std::os::fd::AsRawFd;
 
-    use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike, recvmmsg};
+    use nix::sys::socket::{
+        MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike, recvmmsg,
+    };
     use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 
     use super::REQUEST;
@@ -71,9 +77,13 @@ mod platform {
         again: impl FnMut(io::Result<usize>) -> io::Result<Option<usize>>,
     ) -> io::Result<()> {
         if socket.local_addr()?.is_ipv4() {
-            batches(socket, reply, answer, again, |from: SockaddrIn| SocketAddrV4::from(from).into())
+            batches(socket, reply, answer, again, |from: SockaddrIn| {
+                SocketAddrV4::from(from).into()
+            })
         } else {
-            batches(socket, reply, answer, again, |from: SockaddrIn6| SocketAddrV6::from(from).into())
+            batches(socket, reply, answer, again, |from: SockaddrIn6| {
+                SocketAddrV6::from(from).into()
+            })
         }
     }
 
@@ -93,7 +103,13 @@ mod platform {
             let mut chunks = requests.chunks_exact_mut(REQUEST);
             let mut slots: [[IoSliceMut<'_>; 1]; BATCH] =
                 array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
-            let received = recvmmsg(fd, &mut headers, slots.iter_mut(), MsgFlags::MSG_WAITFORONE, None);
+            let received = recvmmsg(
+                fd,
+                &mut headers,
+                slots.iter_mut(),
+                MsgFlags::MSG_WAITFORONE,
+                None,
+            );
             let received = received.map_err(io::Error::from).map(|messages| {
                 let mut count = 0;
                 for (head, message) in heads.iter_mut().zip(messages) {
@@ -102,14 +118,19 @@ mod platform {
                 }
                 count
             });
-            let Some(received) = again(received)? else { return Ok(()) };
+            let Some(received) = again(received)? else {
+                return Ok(());
+            };
 
             let mut filled = [(0, None); BATCH];
             let mut count = 0;
             let mut buffers = replies.chunks_exact_mut(reply);
             for (request, head) in requests.chunks_exact(REQUEST).zip(&heads[..received]) {
                 // Nobody can be reached at port 0, and one such address makes a whole batch fail.
-                let Some((len, from)) = head.filter(|(len, from)| *len > 0 && from.port() != 0) else { continue };
+                let Some((len, from)) = head.filter(|(len, from)| *len > 0 && from.port() != 0)
+                else {
+                    continue;
+                };
                 let Some(buffer) = buffers.next() else { break };
                 let len = answer(&request[..len], from, buffer);
                 if len > 0 {
@@ -127,7 +148,12 @@ mod platform {
         }
     }
 
-    fn send(socket: &UdpSocket, replies: &[u8], stride: usize, filled: &[(usize, Option<SocketAddr>)]) {
+    fn send(
+        socket: &UdpSocket,
+        replies: &[u8],
+        stride: usize,
+        filled: &[(usize, Option<SocketAddr>)],
+    ) {
         if let [(len, Some(to))] = filled {
             // A reply that cannot be sent is lost, as any datagram may be; its asker asks again.
             let _ = socket.send_to(&replies[..*len], to);
@@ -139,9 +165,15 @@ mod platform {
             slices[i] = [IoSlice::new(&replies[i * stride..][..*len])];
             addresses[i] = to.map(SocketAddrAny::from);
         }
-        let mut control: [SendAncillaryBuffer<'_, '_, '_>; BATCH] = array::from_fn(|_| SendAncillaryBuffer::default());
+        let mut control: [SendAncillaryBuffer<'_, '_, '_>; BATCH] =
+            array::from_fn(|_| SendAncillaryBuffer::default());
         let mut messages: Vec<MMsgHdr<'_>> = Vec::with_capacity(filled.len());
-        for ((slice, to), control) in slices.iter().zip(&addresses).zip(&mut control).take(filled.len()) {
+        for ((slice, to), control) in slices
+            .iter()
+            .zip(&addresses)
+            .zip(&mut control)
+            .take(filled.len())
+        {
             if let Some(to) = to {
                 messages.push(MMsgHdr::new_with_addr(to, slice, control));
             }
@@ -149,7 +181,9 @@ mod platform {
         let mut rest = &mut messages[..];
         while !rest.is_empty() {
             // One that fails is left out, not those behind it.
-            let sent = sendmmsg(socket, rest, SendFlags::empty()).unwrap_or(0).max(1);
+            let sent = sendmmsg(socket, rest, SendFlags::empty())
+                .unwrap_or(0)
+                .max(1);
             rest = rest.split_at_mut(sent.min(rest.len())).1;
         }
     }
@@ -174,14 +208,25 @@ mod platform {
             let mut from = None;
             let received = match socket.recv_from(&mut request) {
                 // Only the moment to look at the stop flag.
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(0),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
+                    Ok(0)
+                }
                 received => received.map(|(len, sender)| {
                     from = Some(sender);
                     len
                 }),
             };
-            let Some(len) = again(received)? else { return Ok(()) };
-            let Some(from) = from.filter(|_| len > 0) else { continue };
+            let Some(len) = again(received)? else {
+                return Ok(());
+            };
+            let Some(from) = from.filter(|_| len > 0) else {
+                continue;
+            };
             let len = answer(&request[..len], from, &mut buffer);
             if len > 0 {
                 // A reply that cannot be sent is lost, as any datagram may be; its asker asks again.

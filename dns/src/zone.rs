@@ -74,18 +74,31 @@ impl Zone {
 
     /// The domain that `folded` is in; `None` for a foreign name.
     pub fn domain_of(&self, folded: &[u8]) -> Option<&Domain> {
-        self.domains.iter().find(|domain| domain.prefix_len(folded).is_some())
+        self.domains
+            .iter()
+            .find(|domain| domain.prefix_len(folded).is_some())
     }
 
     /// Makes the answer to a folded name and a type; `None` for a foreign name.
     pub fn answer(&self, folded: &[u8], rtype: u16) -> Option<Answer> {
-        let Some(domain) = self.domain_of(folded) else { return self.reverse(folded, rtype) };
+        let Some(domain) = self.domain_of(folded) else {
+            return self.reverse(folded, rtype);
+        };
         let prefix = &folded[..domain.prefix_len(folded)?];
-        let ask = Ask { zone: self, domain, zone_at: (HEADER + prefix.len()) as u16, rtype };
-        let Some(labels) = text_labels(prefix) else { return Some(ask.no_name()) };
+        let ask = Ask {
+            zone: self,
+            domain,
+            zone_at: (HEADER + prefix.len()) as u16,
+            rtype,
+        };
+        let Some(labels) = text_labels(prefix) else {
+            return Some(ask.no_name());
+        };
         Some(match names::meaning(&labels, self.datacenter.as_str()) {
             Meaning::Apex => ask.apex(),
-            Meaning::Nameserver => ask.addresses(&self.nameservers, self.ttl.node, Depends::Nothing),
+            Meaning::Nameserver => {
+                ask.addresses(&self.nameservers, self.ttl.node, Depends::Nothing)
+            }
             Meaning::Branch => ask.no_data(Depends::Nothing),
             Meaning::Address(ip) => ask.addresses(&[ip], self.ttl.node, Depends::Transient),
             Meaning::Node(name) => ask.node(&name),
@@ -101,11 +114,17 @@ impl Zone {
         }
         let ip = names::reverse(&text_labels(folded)?)?;
         let revision = self.catalog.revision();
-        let node = self.catalog.node_by_ip(ip).filter(|node| node.liveness.is_present())?;
+        let node = self
+            .catalog
+            .node_by_ip(ip)
+            .filter(|node| node.liveness.is_present())?;
         let name = node_name(&node, self.domains.first()?)?;
         let mut template = Template::new(rcode::NOERROR, true);
         template.push_answer(rtype::PTR, seconds(self.ttl.node), &name);
-        Some(Answer { template, depends: Depends::Catalog(revision) })
+        Some(Answer {
+            template,
+            depends: Depends::Catalog(revision),
+        })
     }
 }
 
@@ -135,14 +154,20 @@ impl Ask<'_> {
 
     /// `template`, or "no data" when it has no answers.
     fn or_no_data(&self, template: Template, depends: Depends) -> Answer {
-        if template.answers() == 0 { self.no_data(depends) } else { Answer { template, depends } }
+        if template.answers() == 0 {
+            self.no_data(depends)
+        } else {
+            Answer { template, depends }
+        }
     }
 
     fn apex(&self) -> Answer {
         let mut template = Template::new(rcode::NOERROR, true);
         let ttl = seconds(self.zone.ttl.node);
         match self.rtype {
-            rtype::SOA | rtype::ANY => template.push_soa(self.zone_at, true, ttl, seconds(self.zone.ttl.negative)),
+            rtype::SOA | rtype::ANY => {
+                template.push_soa(self.zone_at, true, ttl, seconds(self.zone.ttl.negative))
+            }
             rtype::NS => {
                 let target = template.push_target();
                 for ip in &self.zone.nameservers {
@@ -158,14 +183,25 @@ impl Ask<'_> {
 
     fn addresses(&self, addresses: &[IpAddr], ttl: Duration, depends: Depends) -> Answer {
         let mut template = Template::new(rcode::NOERROR, true);
-        push_addresses(&mut template, self.rtype, seconds(ttl), addresses.iter().copied());
+        push_addresses(
+            &mut template,
+            self.rtype,
+            seconds(ttl),
+            addresses.iter().copied(),
+        );
         self.or_no_data(template, depends)
     }
 
     fn node(&self, name: &str) -> Answer {
         let depends = Depends::Catalog(self.zone.catalog.revision());
-        let node = self.zone.catalog.node(name).filter(|node| node.liveness.is_present());
-        let Some(node) = node else { return self.no_name() };
+        let node = self
+            .zone
+            .catalog
+            .node(name)
+            .filter(|node| node.liveness.is_present());
+        let Some(node) = node else {
+            return self.no_name();
+        };
         let mut template = Template::new(rcode::NOERROR, true);
         let ttl = seconds(self.zone.ttl.node);
         push_addresses(&mut template, self.rtype, ttl, [node.ip()].into_iter());
@@ -181,14 +217,18 @@ impl Ask<'_> {
         // Read before the view: if the view is newer than this, the answer is made once more, never kept too long.
         let revision = self.zone.catalog.service_revision(name);
         let view = self.zone.catalog.service(name);
-        let instances = view.as_ref().map_or_else(Vec::new, |view| select(view, subset));
+        let instances = view
+            .as_ref()
+            .map_or_else(Vec::new, |view| select(view, subset));
         if instances.is_empty() {
             return self.no_name();
         }
         let depends = Depends::Service(name.into(), revision);
         let mut template = Template::new(rcode::NOERROR, true);
         match self.rtype {
-            rtype::A | rtype::AAAA | rtype::CNAME | rtype::ANY => self.service_addresses(&mut template, &instances),
+            rtype::A | rtype::AAAA | rtype::CNAME | rtype::ANY => {
+                self.service_addresses(&mut template, &instances)
+            }
             rtype::SRV => self.service_locations(&mut template, &instances),
             _ => {}
         }
@@ -199,10 +239,12 @@ impl Ask<'_> {
     fn service_addresses(&self, template: &mut Template, instances: &[&Arc<InstanceView>]) {
         let ttl = seconds(self.zone.ttl.service);
         let mut seen = HashSet::new();
-        let ips = instances.iter().filter_map(|instance| match instance.address() {
-            Host::Ip(ip) => Some(ip),
-            Host::Name(_) => None,
-        });
+        let ips = instances
+            .iter()
+            .filter_map(|instance| match instance.address() {
+                Host::Ip(ip) => Some(ip),
+                Host::Name(_) => None,
+            });
         push_addresses(template, self.rtype, ttl, ips.filter(|ip| seen.insert(*ip)));
         if template.answers() > 0 {
             return;
@@ -226,10 +268,16 @@ impl Ask<'_> {
         let mut targets: HashMap<Vec<u8>, TargetId> = HashMap::new();
         for instance in instances {
             let (target, ip) = match &instance.instance.address {
-                None => (node_name(&instance.node, self.domain), Some(instance.node.ip())),
+                None => (
+                    node_name(&instance.node, self.domain),
+                    Some(instance.node.ip()),
+                ),
                 Some(Host::Ip(ip)) => {
                     let dc = &instance.node.record.datacenter;
-                    (below(&format!("{}.addr.{dc}", names::hex(*ip)), self.domain), Some(*ip))
+                    (
+                        below(&format!("{}.addr.{dc}", names::hex(*ip)), self.domain),
+                        Some(*ip),
+                    )
                 }
                 Some(Host::Name(host)) => (name::encode(host), None),
             };
@@ -242,7 +290,11 @@ impl Ask<'_> {
                 id
             });
             let weights = instance.instance.weights;
-            let weight = if instance.health == Health::Passing { weights.passing } else { weights.warning };
+            let weight = if instance.health == Health::Passing {
+                weights.passing
+            } else {
+                weights.warning
+            };
             let mut prefix = [0, 1, 0, 0, 0, 0];
             prefix[2..4].copy_from_slice(&weight.to_be_bytes());
             prefix[4..].copy_from_slice(&instance.instance.port.to_be_bytes());
@@ -274,7 +326,12 @@ fn select<'v>(view: &'v ServiceView, subset: Option<&str>) -> Vec<&'v Arc<Instan
 
 /// Adds those of `addresses` that the type asks for. ANY shows one kind of record only, as RFC 8482 §4.1 allows:
 /// IPv4 where there is any, else IPv6.
-fn push_addresses(template: &mut Template, asked: u16, ttl: u32, addresses: impl Iterator<Item = IpAddr>) {
+fn push_addresses(
+    template: &mut Template,
+    asked: u16,
+    ttl: u32,
+    addresses: impl Iterator<Item = IpAddr>,
+) {
     let mut v6 = Vec::new();
     for ip in addresses {
         match ip {
@@ -300,7 +357,10 @@ fn push_glue(template: &mut Template, ttl: u32, ip: IpAddr) {
 }
 
 fn node_name(node: &NodeView, domain: &Domain) -> Option<Vec<u8>> {
-    below(&format!("{}.node.{}", node.record.name, node.record.datacenter), domain)
+    below(
+        &format!("{}.node.{}", node.record.name, node.record.datacenter),
+        domain,
+    )
 }
 
 /// `prefix` in front of `domain`; `None` when that is no name.
@@ -314,7 +374,11 @@ fn below(prefix: &str, domain: &Domain) -> Option<Vec<u8>> {
 /// The labels as text; `None` when one is not ASCII, or has a dot of its own that would be mistaken for a border.
 fn text_labels(wire: &[u8]) -> Option<Vec<&str>> {
     name::labels(wire)
-        .map(|label| std::str::from_utf8(label).ok().filter(|text| text.is_ascii() && !text.contains('.')))
+        .map(|label| {
+            std::str::from_utf8(label)
+                .ok()
+                .filter(|text| text.is_ascii() && !text.contains('.'))
+        })
         .collect()
 }
 
@@ -340,5 +404,7 @@ fn text(key: &str, value: &str) -> Vec<u8> {
 
 fn seconds(ttl: Duration) -> u32 {
     // RFC 2181 §8: 31 bits.
-    u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).min(i32::MAX as u32)
+    u32::try_from(ttl.as_secs())
+        .unwrap_or(u32::MAX)
+        .min(i32::MAX as u32)
 }

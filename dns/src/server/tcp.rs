@@ -53,7 +53,9 @@ impl Service {
                     continue;
                 }
             };
-            let Some(slot) = Slot::take(&open, self.limits.connections) else { continue };
+            let Some(slot) = Slot::take(&open, self.limits.connections) else {
+                continue;
+            };
             let connection = Arc::clone(&connection);
             let cancel = self.cancel.clone();
             self.tasks.spawn(async move {
@@ -150,7 +152,10 @@ impl Connection {
     }
 }
 
-async fn read_frame(reader: &mut (impl AsyncReadExt + Unpin), frame: &mut Vec<u8>) -> io::Result<()> {
+async fn read_frame(
+    reader: &mut (impl AsyncReadExt + Unpin),
+    frame: &mut Vec<u8>,
+) -> io::Result<()> {
     let len = reader.read_u16().await?;
     frame.resize(usize::from(len), 0);
     reader.read_exact(frame).await?;
@@ -162,5 +167,7 @@ async fn send(writer: &Writer, reply: &[u8], limit: Duration) -> io::Result<()> 
     let frame = [&len.to_be_bytes()[..], reply].concat();
     // A peer that asks but never reads is let go.
     let mut writer = writer.lock().await;
-    timeout(limit, writer.write_all(&frame)).await.map_err(|_| io::ErrorKind::TimedOut)?
+    timeout(limit, writer.write_all(&frame))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
 }

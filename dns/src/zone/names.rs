@@ -44,10 +44,14 @@ pub fn meaning<'n>(labels: &[&'n str], datacenter: &str) -> Meaning<'n> {
             (rest, *kind)
         }
         // RFC 2782 names need no word in front of the domain.
-        [service, subset] if is_underscored(service) && is_underscored(subset) => (labels, "service"),
+        [service, subset] if is_underscored(service) && is_underscored(subset) => {
+            (labels, "service")
+        }
         [rest @ .., dc] if *dc == datacenter => match rest {
             [] => return Meaning::Branch,
-            [service, subset] if is_underscored(service) && is_underscored(subset) => (rest, "service"),
+            [service, subset] if is_underscored(service) && is_underscored(subset) => {
+                (rest, "service")
+            }
             [subset] if is_underscored(subset) => return Meaning::Branch,
             _ => return Meaning::Nothing,
         },
@@ -81,12 +85,18 @@ fn service<'n>(labels: &[&'n str]) -> Meaning<'n> {
             let subset = &subset[1..];
             // The protocol is no filter: a service has one port, and a tag named `tcp` would be a strange one.
             let subset = (!matches!(subset, "tcp" | "udp")).then_some(Cow::Borrowed(subset));
-            Meaning::Service { name: &service[1..], subset }
+            Meaning::Service {
+                name: &service[1..],
+                subset,
+            }
         }
         // `_tcp.service`, which `_web._tcp.service` is below of.
         [subset] if is_underscored(subset) => Meaning::Branch,
         [name] => Meaning::Service { name, subset: None },
-        [subset @ .., name] => Meaning::Service { name, subset: Some(joined(subset)) },
+        [subset @ .., name] => Meaning::Service {
+            name,
+            subset: Some(joined(subset)),
+        },
         [] => Meaning::Branch,
     }
 }
@@ -131,7 +141,9 @@ pub fn reverse(labels: &[&str]) -> Option<IpAddr> {
         [nibbles @ .., "ip6", "arpa"] if nibbles.len() == 32 => {
             let mut bits = 0u128;
             for label in nibbles.iter().rev() {
-                let &[digit] = label.as_bytes() else { return None };
+                let &[digit] = label.as_bytes() else {
+                    return None;
+                };
                 bits = bits << 4 | u128::from(char::from(digit).to_digit(16)?);
             }
             Some(Ipv6Addr::from_bits(bits).into())
@@ -147,7 +159,9 @@ mod tests {
     fn of(name: &str) -> String {
         let labels: Vec<_> = name.split('.').filter(|l| !l.is_empty()).collect();
         match meaning(&labels, "dc1") {
-            Meaning::Service { name, subset } => format!("{name}/{}", subset.as_deref().unwrap_or("-")),
+            Meaning::Service { name, subset } => {
+                format!("{name}/{}", subset.as_deref().unwrap_or("-"))
+            }
             Meaning::Node(name) => format!("node {name}"),
             Meaning::Address(ip) => ip.to_string(),
             other => format!("{other:?}"),
@@ -196,11 +210,18 @@ mod tests {
 
     #[test]
     fn reverse_names() {
-        let ask = |name: &str| reverse(&name.split('.').collect::<Vec<_>>()).map(|ip| ip.to_string());
+        let ask =
+            |name: &str| reverse(&name.split('.').collect::<Vec<_>>()).map(|ip| ip.to_string());
         assert_eq!(ask("1.7.0.127.in-addr.arpa").as_deref(), Some("127.0.7.1"));
         let v6 = "6.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa";
         assert_eq!(ask(v6).as_deref(), Some("2001:db8::6"));
-        for name in ["7.0.127.in-addr.arpa", "x.7.0.127.in-addr.arpa", "256.7.0.127.in-addr.arpa", "1.ip6.arpa", "arpa"] {
+        for name in [
+            "7.0.127.in-addr.arpa",
+            "x.7.0.127.in-addr.arpa",
+            "256.7.0.127.in-addr.arpa",
+            "1.ip6.arpa",
+            "arpa",
+        ] {
             assert_eq!(ask(name), None, "{name}");
         }
     }
