@@ -1,5 +1,6 @@
 //! Service mesh as a crate: membership, catalog, health checks, identity, mTLS connections.
 
+pub mod bundle;
 pub mod catalog;
 pub mod identity;
 pub mod member;
