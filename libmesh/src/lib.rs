@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod catalog;
 pub mod identity;
+pub mod join;
 pub mod member;
 pub mod model;
 pub mod rpc;
