@@ -221,7 +221,14 @@ impl Responder {
                     }
                     None if self.shared.forwards => return Outcome::Forward,
                     None => {
-                        return self.error(header, Some(&question), edns, None, rcode::REFUSED, out);
+                        return self.error(
+                            header,
+                            Some(&question),
+                            edns,
+                            None,
+                            rcode::REFUSED,
+                            out,
+                        );
                     }
                 }
             }

@@ -18,7 +18,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    identity::{KeyError, SigningKeyPair, SpiffeId, Trust, TrustDomain, TrustError, verify_signature},
+    identity::{
+        KeyError, SigningKeyPair, SpiffeId, Trust, TrustDomain, TrustError, verify_signature,
+    },
     model::Datacenter,
 };
 
@@ -115,7 +117,9 @@ pub enum BundleError {
         seen: u64,
     },
     /// It has the index of the bundle held, but another history.
-    #[error("two different histories of the store exist at index {0}: was it restored and written again?")]
+    #[error(
+        "two different histories of the store exist at index {0}: was it restored and written again?"
+    )]
     Forked(u64),
     /// The cache file cannot be read or written.
     #[error("cannot use the bundle cache {path}")]
@@ -134,20 +138,31 @@ impl SignedBundle {
         key: &dyn SigningKeyPair,
         chain: Vec<Vec<u8>>,
     ) -> Result<Self, BundleError> {
-        let bytes = postcard::to_extend(bundle, vec![FORMAT]).map_err(|_| BundleError::Malformed)?;
+        let bytes =
+            postcard::to_extend(bundle, vec![FORMAT]).map_err(|_| BundleError::Malformed)?;
         if bytes.len() > MAX_BUNDLE / 2 {
             return Err(BundleError::TooLarge(bytes.len()));
         }
         let signature = key.sign(&signing_input(&bytes))?;
-        Ok(Self { bytes, signature, chain })
+        Ok(Self {
+            bytes,
+            signature,
+            chain,
+        })
     }
 
     /// The bundle, if its signer may sign for `datacenter` and did.
-    pub fn verify(&self, trust: &Trust, datacenter: &Datacenter) -> Result<ConfigBundle, BundleError> {
+    pub fn verify(
+        &self,
+        trust: &Trust,
+        datacenter: &Datacenter,
+    ) -> Result<ConfigBundle, BundleError> {
         // The signer was valid at the time that the bundle states, so the bundle is decoded (bounded by
         // its own length) before it is believed.
         let bundle = self.decode()?;
-        let issued_at = UNIX_EPOCH.checked_add(Duration::from_secs(bundle.issued_at)).ok_or(BundleError::Malformed)?;
+        let issued_at = UNIX_EPOCH
+            .checked_add(Duration::from_secs(bundle.issued_at))
+            .ok_or(BundleError::Malformed)?;
         let signer = trust.verify(&self.chain, issued_at)?;
         if signer.spiffe.as_config_signer() != Some(datacenter) {
             return Err(BundleError::NotASigner(signer.spiffe));
@@ -156,14 +171,19 @@ impl SignedBundle {
             return Err(BundleError::Signature);
         }
         if bundle.trust_domain != *trust.domain() || bundle.datacenter != *datacenter {
-            return Err(BundleError::Elsewhere(format!("{} of {}", bundle.datacenter, bundle.trust_domain)));
+            return Err(BundleError::Elsewhere(format!(
+                "{} of {}",
+                bundle.datacenter, bundle.trust_domain
+            )));
         }
         Ok(bundle)
     }
 
     fn decode(&self) -> Result<ConfigBundle, BundleError> {
         match self.bytes.split_first() {
-            Some((&FORMAT, bytes)) => postcard::from_bytes(bytes).map_err(|_| BundleError::Malformed),
+            Some((&FORMAT, bytes)) => {
+                postcard::from_bytes(bytes).map_err(|_| BundleError::Malformed)
+            }
             _ => Err(BundleError::Malformed),
         }
     }

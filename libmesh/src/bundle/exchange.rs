@@ -45,7 +45,10 @@ pub(crate) fn routes(store: BundleStore, stop: CancellationToken) -> Router {
         let (store, stop) = (store.clone(), stop.clone());
         async move {
             let Ok(ask) = postcard::from_bytes::<Ask>(&request.body) else {
-                return Reply::error(StatusCode::BAD_REQUEST, "malformed question for the config bundle");
+                return Reply::error(
+                    StatusCode::BAD_REQUEST,
+                    "malformed question for the config bundle",
+                );
             };
             let newer = tokio::select! {
                 newer = newer_than(&store, &ask) => newer,
@@ -70,9 +73,19 @@ pub(crate) async fn follow(
     let mut servers_answer = true;
     loop {
         let known = peers();
-        let server = known.servers.choose(&mut rand::rng()).map(|target| (target, WAIT_SERVER));
-        let other = known.others.choose(&mut rand::rng()).map(|target| (target, WAIT_OTHER));
-        let choice = if servers_answer { server.or(other) } else { other.or(server) };
+        let server = known
+            .servers
+            .choose(&mut rand::rng())
+            .map(|target| (target, WAIT_SERVER));
+        let other = known
+            .others
+            .choose(&mut rand::rng())
+            .map(|target| (target, WAIT_OTHER));
+        let choice = if servers_answer {
+            server.or(other)
+        } else {
+            other.or(server)
+        };
         let asked = async {
             let (target, wait) = choice?;
             Some(ask(&store, &client, target, wait).await)
@@ -121,12 +134,27 @@ async fn newer_than(store: &BundleStore, ask: &Ask) -> Option<Arc<SignedBundle>>
         }
     };
     if store.index() < ask.index {
-        tracing::debug!(ours = store.index(), theirs = ask.index, "a peer holds a newer config bundle");
+        tracing::debug!(
+            ours = store.index(),
+            theirs = ask.index,
+            "a peer holds a newer config bundle"
+        );
     }
-    timeout(Duration::from_millis(ask.wait_ms.into()).min(MAX_WAIT), newer).await.ok().flatten()
+    timeout(
+        Duration::from_millis(ask.wait_ms.into()).min(MAX_WAIT),
+        newer,
+    )
+    .await
+    .ok()
+    .flatten()
 }
 
-async fn ask(store: &BundleStore, client: &Client, target: &Target, wait: Duration) -> Result<bool, String> {
+async fn ask(
+    store: &BundleStore,
+    client: &Client,
+    target: &Target,
+    wait: Duration,
+) -> Result<bool, String> {
     let held = store.current();
     let ask = Ask {
         index: held.as_ref().map_or(0, |bundle| bundle.index),
@@ -134,9 +162,15 @@ async fn ask(store: &BundleStore, client: &Client, target: &Target, wait: Durati
         wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
     };
     let body = postcard::to_stdvec(&ask).map_err(|e| e.to_string())?;
-    let answer = client.call(target, PATH, Bytes::from(body), wait + GRACE).await.map_err(|e| e.to_string())?;
-    let newer: Option<SignedBundle> = postcard::from_bytes(&answer).map_err(|_| "malformed answer".to_owned())?;
-    let Some(signed) = newer else { return Ok(false) };
+    let answer = client
+        .call(target, PATH, Bytes::from(body), wait + GRACE)
+        .await
+        .map_err(|e| e.to_string())?;
+    let newer: Option<SignedBundle> =
+        postcard::from_bytes(&answer).map_err(|_| "malformed answer".to_owned())?;
+    let Some(signed) = newer else {
+        return Ok(false);
+    };
     match store.offer(signed).await {
         Ok(offered) => Ok(offered == Offered::Applied),
         Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {

@@ -60,22 +60,40 @@ impl Intentions {
     pub fn new(rules: &[Intention], default: Action) -> Self {
         let mut index: HashMap<ServiceMatch, HashMap<ServiceMatch, Action>> = HashMap::new();
         for rule in rules {
-            index.entry(rule.destination.clone()).or_default().insert(rule.source.clone(), rule.action);
+            index
+                .entry(rule.destination.clone())
+                .or_default()
+                .insert(rule.source.clone(), rule.action);
         }
-        Self { rules: index, default }
+        Self {
+            rules: index,
+            default,
+        }
     }
 
     /// What holds for a call from `source` to `destination`.
     pub fn evaluate(&self, source: &ServiceName, destination: &ServiceName) -> Decision {
         for to in [ServiceMatch::Name(destination.clone()), ServiceMatch::Any] {
-            let Some(sources) = self.rules.get(&to) else { continue };
+            let Some(sources) = self.rules.get(&to) else {
+                continue;
+            };
             for from in [ServiceMatch::Name(source.clone()), ServiceMatch::Any] {
                 if let Some(&action) = sources.get(&from) {
-                    return Decision { action, rule: Some(Intention { source: from, destination: to, action }) };
+                    return Decision {
+                        action,
+                        rule: Some(Intention {
+                            source: from,
+                            destination: to,
+                            action,
+                        }),
+                    };
                 }
             }
         }
-        Decision { action: self.default, rule: None }
+        Decision {
+            action: self.default,
+            rule: None,
+        }
     }
 }
 
@@ -88,9 +106,17 @@ impl Decision {
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let action = if self.is_allowed() { "allowed" } else { "denied" };
+        let action = if self.is_allowed() {
+            "allowed"
+        } else {
+            "denied"
+        };
         match &self.rule {
-            Some(rule) => write!(f, "{action} by the intention {} -> {}", rule.source, rule.destination),
+            Some(rule) => write!(
+                f,
+                "{action} by the intention {} -> {}",
+                rule.source, rule.destination
+            ),
             None => write!(f, "{action} by default: no intention matches"),
         }
     }
@@ -109,7 +135,11 @@ impl FromStr for ServiceMatch {
     type Err = InvalidField;
 
     fn from_str(text: &str) -> Result<Self, InvalidField> {
-        if text == "*" { Ok(Self::Any) } else { ServiceName::parse(text).map(Self::Name) }
+        if text == "*" {
+            Ok(Self::Any)
+        } else {
+            ServiceName::parse(text).map(Self::Name)
+        }
     }
 }
 

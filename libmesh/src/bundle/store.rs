@@ -9,7 +9,9 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, watch};
 
-use super::{Action, BundleError, ConfigBundle, Decision, Intentions, MAX_BUNDLE, Revocation, SignedBundle};
+use super::{
+    Action, BundleError, ConfigBundle, Decision, Intentions, MAX_BUNDLE, Revocation, SignedBundle,
+};
 use crate::{
     files,
     identity::{Revoked, SpiffeId, Trust, TrustBundle},
@@ -53,7 +55,11 @@ impl BundleStore {
     ///
     /// # Errors
     /// [`BundleError::Cache`] if the file is there and cannot be read.
-    pub fn open(trust: Trust, datacenter: Datacenter, cache: Option<PathBuf>) -> Result<Self, BundleError> {
+    pub fn open(
+        trust: Trust,
+        datacenter: Datacenter,
+        cache: Option<PathBuf>,
+    ) -> Result<Self, BundleError> {
         let inner = Inner {
             trust,
             datacenter,
@@ -62,10 +68,15 @@ impl BundleStore {
             changes: watch::Sender::new(0),
             applying: Mutex::default(),
         };
-        let store = Self { inner: Arc::new(inner) };
+        let store = Self {
+            inner: Arc::new(inner),
+        };
         if let Some(path) = &store.inner.cache {
             let cached = files::read_private(path);
-            let cached = cached.map_err(|source| BundleError::Cache { path: path.clone(), source })?;
+            let cached = cached.map_err(|source| BundleError::Cache {
+                path: path.clone(),
+                source,
+            })?;
             if let Some(bytes) = cached {
                 let decoded = postcard::from_bytes(&bytes).map_err(|_| BundleError::Malformed);
                 let applied = decoded.and_then(|signed| store.apply(signed));
@@ -82,19 +93,25 @@ impl BundleStore {
     /// # Errors
     /// Every [`BundleError`]; with `Cache` the bundle holds already, but not for the next start.
     pub async fn offer(&self, signed: SignedBundle) -> Result<Offered, BundleError> {
-        let size = signed.bytes.len() + signed.signature.len() + signed.chain.iter().map(Vec::len).sum::<usize>();
+        let size = signed.bytes.len()
+            + signed.signature.len()
+            + signed.chain.iter().map(Vec::len).sum::<usize>();
         if size > MAX_BUNDLE {
             return Err(BundleError::TooLarge(size));
         }
         let _one_at_a_time = self.inner.applying.lock().await;
-        let Some(signed) = self.apply(signed)? else { return Ok(Offered::Known) };
+        let Some(signed) = self.apply(signed)? else {
+            return Ok(Offered::Known);
+        };
         if let Some(path) = self.inner.cache.clone() {
             let bytes = postcard::to_stdvec(&*signed).map_err(|_| BundleError::Malformed)?;
             let written = tokio::task::spawn_blocking({
                 let path = path.clone();
                 move || files::write_private(&path, &bytes)
             });
-            let written = written.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+            let written = written
+                .await
+                .unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
             written.map_err(|source| BundleError::Cache { path, source })?;
         }
         Ok(Offered::Applied)
@@ -102,17 +119,29 @@ impl BundleStore {
 
     /// The bundle that holds.
     pub fn current(&self) -> Option<Arc<ConfigBundle>> {
-        self.inner.held.load().as_ref().map(|held| held.bundle.clone())
+        self.inner
+            .held
+            .load()
+            .as_ref()
+            .map(|held| held.bundle.clone())
     }
 
     /// The bundle that holds, as it is passed on.
     pub fn signed(&self) -> Option<Arc<SignedBundle>> {
-        self.inner.held.load().as_ref().map(|held| held.signed.clone())
+        self.inner
+            .held
+            .load()
+            .as_ref()
+            .map(|held| held.signed.clone())
     }
 
     /// Its index; 0 without a bundle.
     pub fn index(&self) -> u64 {
-        self.inner.held.load().as_ref().map_or(0, |held| held.bundle.index)
+        self.inner
+            .held
+            .load()
+            .as_ref()
+            .map_or(0, |held| held.bundle.index)
     }
 
     /// How long ago the bundle was signed; `None` without one.
@@ -133,7 +162,10 @@ impl BundleStore {
         let held = self.inner.held.load();
         match (held.as_ref(), source.as_service()) {
             (Some(held), Some(source)) => held.intentions.evaluate(source, destination),
-            _ => Decision { action: Action::Deny, rule: None },
+            _ => Decision {
+                action: Action::Deny,
+                rule: None,
+            },
         }
     }
 
@@ -152,7 +184,10 @@ impl BundleStore {
         if let Some(held) = held {
             let seen = &held.bundle;
             if bundle.index < seen.index {
-                return Err(BundleError::Older { offered: bundle.index, seen: seen.index });
+                return Err(BundleError::Older {
+                    offered: bundle.index,
+                    seen: seen.index,
+                });
             }
             if bundle.index == seen.index && bundle.head != seen.head {
                 return Err(BundleError::Forked(seen.index));
@@ -162,7 +197,9 @@ impl BundleStore {
             }
         }
         if !bundle.roots.is_empty() {
-            self.inner.trust.set_bundle(TrustBundle { roots: bundle.roots.clone() })?;
+            self.inner.trust.set_bundle(TrustBundle {
+                roots: bundle.roots.clone(),
+            })?;
         }
         let mut revoked = Revoked::default();
         for revocation in &bundle.revoked {
@@ -173,7 +210,11 @@ impl BundleStore {
         }
         let intentions = Intentions::new(&bundle.intentions, bundle.default_action);
         let signed = Arc::new(signed);
-        let held = Held { signed: signed.clone(), bundle: Arc::new(bundle), intentions };
+        let held = Held {
+            signed: signed.clone(),
+            bundle: Arc::new(bundle),
+            intentions,
+        };
         self.inner.held.store(Some(Arc::new(held)));
         self.inner.trust.set_revoked(revoked);
         self.inner.changes.send_modify(|n| *n += 1);

@@ -31,7 +31,9 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// A file is damaged.
-    #[error("{path} is damaged ({reason}); remove the node directory and join again with a new token")]
+    #[error(
+        "{path} is damaged ({reason}); remove the node directory and join again with a new token"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -62,8 +64,13 @@ struct Certificate {
 impl NodeDirectory {
     /// The directory at `path`, made if it is not there.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
-        files::create_private_dir(path).map_err(|source| DirectoryError::File { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned() })
+        files::create_private_dir(path).map_err(|source| DirectoryError::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
     }
 
     /// The node key, made at the first call.
@@ -73,24 +80,66 @@ impl NodeDirectory {
 
     /// What was kept; `None` before the first join.
     pub fn load(&self) -> Result<Option<NodeCredentials>, DirectoryError> {
-        let (Some(certificate), Some(keyring)) = (self.read("certificate")?, self.read("keyring")?) else {
+        let (Some(certificate), Some(keyring)) = (self.read("certificate")?, self.read("keyring")?)
+        else {
             return Ok(None);
         };
-        let damaged = |name: &str, reason: String| DirectoryError::Damaged { path: self.path.join(name), reason };
-        let Certificate { name, datacenter, trust_domain, chain, bundle } = match certificate.split_first() {
-            Some((&FORMAT, bytes)) => postcard::from_bytes(bytes).map_err(|e| damaged("certificate", e.to_string()))?,
-            _ => return Err(damaged("certificate", "it is of another version".to_owned())),
+        let damaged = |name: &str, reason: String| DirectoryError::Damaged {
+            path: self.path.join(name),
+            reason,
         };
-        let keyring = Keyring::from_bytes(&keyring).map_err(|e| damaged("keyring", e.to_string()))?;
+        let Certificate {
+            name,
+            datacenter,
+            trust_domain,
+            chain,
+            bundle,
+        } = match certificate.split_first() {
+            Some((&FORMAT, bytes)) => {
+                postcard::from_bytes(bytes).map_err(|e| damaged("certificate", e.to_string()))?
+            }
+            _ => {
+                return Err(damaged(
+                    "certificate",
+                    "it is of another version".to_owned(),
+                ));
+            }
+        };
+        let keyring =
+            Keyring::from_bytes(&keyring).map_err(|e| damaged("keyring", e.to_string()))?;
         let (seeds, config) = (Vec::new(), None);
         let key = self.key()?;
-        Ok(Some(NodeCredentials { key, name, datacenter, trust_domain, chain, bundle, keyring, seeds, config }))
+        Ok(Some(NodeCredentials {
+            key,
+            name,
+            datacenter,
+            trust_domain,
+            chain,
+            bundle,
+            keyring,
+            seeds,
+            config,
+        }))
     }
 
     /// Keeps the certificate, roots and keyring of credentials whose key is this directory's.
     pub fn save(&self, credentials: &NodeCredentials) -> Result<(), DirectoryError> {
-        let NodeCredentials { name, datacenter, trust_domain, chain, bundle, keyring, .. } = credentials.clone();
-        let certificate = Certificate { name, datacenter, trust_domain, chain, bundle };
+        let NodeCredentials {
+            name,
+            datacenter,
+            trust_domain,
+            chain,
+            bundle,
+            keyring,
+            ..
+        } = credentials.clone();
+        let certificate = Certificate {
+            name,
+            datacenter,
+            trust_domain,
+            chain,
+            bundle,
+        };
         let bytes = postcard::to_extend(&certificate, vec![FORMAT]).expect("plain types encode");
         self.write("keyring", &keyring.to_bytes())?;
         self.write("certificate", &bytes)
@@ -98,7 +147,10 @@ impl NodeDirectory {
 
     /// The members to announce to after a restart.
     pub(crate) fn candidates(&self) -> Result<Vec<u8>, DirectoryError> {
-        Ok(self.read("candidates")?.map(|bytes| bytes.to_vec()).unwrap_or_default())
+        Ok(self
+            .read("candidates")?
+            .map(|bytes| bytes.to_vec())
+            .unwrap_or_default())
     }
 
     pub(crate) fn save_candidates(&self, bytes: &[u8]) -> Result<(), DirectoryError> {

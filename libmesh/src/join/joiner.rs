@@ -28,10 +28,14 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The mesh does not know the token.
-    #[error("the mesh refuses the join token: {0}; make a new one on a server with: mesh join-token create")]
+    #[error(
+        "the mesh refuses the join token: {0}; make a new one on a server with: mesh join-token create"
+    )]
     Refused(String),
     /// The token was good once.
-    #[error("the join token is no longer valid: {0}; make a new one on a server with: mesh join-token create")]
+    #[error(
+        "the join token is no longer valid: {0}; make a new one on a server with: mesh join-token create"
+    )]
     Expired(String),
     /// The node name belongs to another key.
     #[error("the node name {name} cannot be had: {message}")]
@@ -137,14 +141,30 @@ async fn round(
     for addr in addresses {
         match call_join(addr, token.ca_hash(), body.clone(), ONE_CALL).await {
             Ok(answer) => return accept(addr, token, node, key, &answer),
-            Err(RpcError::Status { status, message, .. }) => match status {
-                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => return Err(JoinError::Refused(message)),
+            Err(RpcError::Status {
+                status, message, ..
+            }) => match status {
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                    return Err(JoinError::Refused(message));
+                }
                 StatusCode::GONE => return Err(JoinError::Expired(message)),
-                StatusCode::CONFLICT => return Err(JoinError::Name { name: node.clone(), message }),
-                StatusCode::BAD_REQUEST => return Err(JoinError::Answer { addr, reason: message }),
+                StatusCode::CONFLICT => {
+                    return Err(JoinError::Name {
+                        name: node.clone(),
+                        message,
+                    });
+                }
+                StatusCode::BAD_REQUEST => {
+                    return Err(JoinError::Answer {
+                        addr,
+                        reason: message,
+                    });
+                }
                 _ => later = Some(message),
             },
-            Err(RpcError::Handshake { reason, .. }) => return Err(JoinError::OtherMesh { addr, reason }),
+            Err(RpcError::Handshake { reason, .. }) => {
+                return Err(JoinError::OtherMesh { addr, reason });
+            }
             Err(error) => note(&mut silent, addr, error),
         }
     }
@@ -160,7 +180,8 @@ fn accept(
     answer: &[u8],
 ) -> Result<NodeCredentials, JoinError> {
     let unusable = |reason: String| JoinError::Answer { addr, reason };
-    let mut reply = JoinReply::decode(answer).ok_or_else(|| unusable("it is malformed".to_owned()))?;
+    let mut reply =
+        JoinReply::decode(answer).ok_or_else(|| unusable("it is malformed".to_owned()))?;
     let mut bundle = std::mem::take(&mut reply.bundle);
     bundle.roots.retain(|root| sha256(root) == token.ca_hash());
     let domain = match reply.chain.first().map(|der| Leaf::parse(der)) {
@@ -173,7 +194,8 @@ fn accept(
     if leaf.spiffe.as_node() != Some(node) || leaf.node_id != key.node_id() {
         return Err(unusable(format!("the certificate is for {}", leaf.spiffe)));
     }
-    let keyring = Keyring::from_bytes(&reply.keyring).map_err(|error| unusable(error.to_string()))?;
+    let keyring =
+        Keyring::from_bytes(&reply.keyring).map_err(|error| unusable(error.to_string()))?;
     Ok(NodeCredentials {
         key: key.clone(),
         name: node.clone(),

@@ -13,7 +13,9 @@ const LEN: usize = 8 + 32 + 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not start like one.
-    #[error("this is no join token: those start with \"mjt1.\"; make one with: mesh join-token create")]
+    #[error(
+        "this is no join token: those start with \"mjt1.\"; make one with: mesh join-token create"
+    )]
     Prefix,
     /// It is cut off or altered.
     #[error("the join token is incomplete or altered: copy all of it, in one line")]
@@ -34,10 +36,16 @@ pub struct JoinToken {
 impl JoinToken {
     /// A new random token for the mesh whose root certificate has the SHA-256 `ca_hash`.
     pub fn generate(ca_hash: [u8; 32]) -> Result<Self, TokenError> {
-        let mut token = Self { id: [0; 8], secret: [0; 32], ca_hash };
+        let mut token = Self {
+            id: [0; 8],
+            secret: [0; 32],
+            ca_hash,
+        };
         let random = SystemRandom::new();
         random.fill(&mut token.id).map_err(|_| TokenError::Random)?;
-        random.fill(&mut token.secret).map_err(|_| TokenError::Random)?;
+        random
+            .fill(&mut token.secret)
+            .map_err(|_| TokenError::Random)?;
         Ok(token)
     }
 
@@ -78,7 +86,11 @@ impl FromStr for JoinToken {
         if decoded.len() != LEN {
             return Err(TokenError::Body);
         }
-        let mut token = Self { id: [0; 8], secret: [0; 32], ca_hash: [0; 32] };
+        let mut token = Self {
+            id: [0; 8],
+            secret: [0; 32],
+            ca_hash: [0; 32],
+        };
         token.id.copy_from_slice(&decoded[..8]);
         token.secret.copy_from_slice(&decoded[8..40]);
         token.ca_hash.copy_from_slice(&decoded[40..]);
@@ -101,7 +113,10 @@ mod tests {
         let token = JoinToken::generate([7; 32]).unwrap();
         let text = token.reveal();
         let parsed: JoinToken = format!(" {}\n", *text).parse().unwrap();
-        assert_eq!((parsed.id, parsed.secret, parsed.ca_hash), (token.id, token.secret, [7; 32]));
+        assert_eq!(
+            (parsed.id, parsed.secret, parsed.ca_hash),
+            (token.id, token.secret, [7; 32])
+        );
         assert!(!format!("{token:?}").contains(&crate::identity::hex(&token.secret)));
     }
 

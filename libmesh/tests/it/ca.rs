@@ -11,15 +11,16 @@ use std::{
 
 use libmesh::{
     identity::{
-        BoxFuture, CertificateSource, Identity, Issued, NodeKey, PublishRights, ServiceKey, SigningKeyPair,
-        SourceError, SpiffeId, Trust, TrustBundle, TrustDomain,
+        BoxFuture, CertificateSource, Identity, Issued, NodeKey, PublishRights, ServiceKey,
+        SigningKeyPair, SourceError, SpiffeId, Trust, TrustBundle, TrustDomain,
     },
     model::{Datacenter, NodeName, ServiceName},
 };
 use parking_lot::Mutex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension,
+    DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
 use rustls::pki_types::CertificateSigningRequestDer;
 
@@ -42,9 +43,14 @@ impl TestCa {
     pub fn new(domain: &str) -> Arc<Self> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(rcgen::DnType::CommonName, format!("root of {domain}"));
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, format!("root of {domain}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let root = params.self_signed(&key).unwrap().der().to_vec();
         Arc::new(Self {
             domain: TrustDomain::parse(domain).unwrap(),
@@ -59,7 +65,9 @@ impl TestCa {
     }
 
     pub fn bundle(&self) -> TrustBundle {
-        TrustBundle { roots: vec![self.root.clone()] }
+        TrustBundle {
+            roots: vec![self.root.clone()],
+        }
     }
 
     pub fn trust(&self) -> Trust {
@@ -72,22 +80,53 @@ impl TestCa {
         let now = SystemTime::now();
         let params = &mut request.params;
         params.distinguished_name = DistinguishedName::new();
-        params.serial_number = Some(SerialNumber::from(self.next_serial.fetch_add(1, Ordering::Relaxed)));
+        params.serial_number = Some(SerialNumber::from(
+            self.next_serial.fetch_add(1, Ordering::Relaxed),
+        ));
         params.not_before = (now - Duration::from_secs(1)).into();
         params.not_after = (now + leaf.life).into();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.subject_alt_names = leaf.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().unwrap())).collect();
-        params.subject_alt_names.extend(leaf.dns.iter().map(|name| SanType::DnsName((*name).try_into().unwrap())));
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.subject_alt_names = leaf
+            .uris
+            .iter()
+            .map(|uri| SanType::URI(uri.as_str().try_into().unwrap()))
+            .collect();
+        params.subject_alt_names.extend(
+            leaf.dns
+                .iter()
+                .map(|name| SanType::DnsName((*name).try_into().unwrap())),
+        );
         if let Some(rights) = &leaf.rights {
             let (oid, value) = rights.to_extension();
             params.custom_extensions = vec![CustomExtension::from_oid_content(&oid, value)];
         }
         let certificate = request.signed_by(&self.issuer).unwrap();
-        Issued { chain: vec![certificate.der().to_vec()], bundle: self.bundle(), not_after: now + leaf.life }
+        Issued {
+            chain: vec![certificate.der().to_vec()],
+            bundle: self.bundle(),
+            not_after: now + leaf.life,
+        }
     }
 
-    pub fn sign_for(&self, csr: &[u8], id: &SpiffeId, rights: Option<PublishRights>, life: Duration) -> Issued {
-        self.sign(csr, &Leaf { uris: vec![id.to_string()], dns: vec![], rights, life })
+    pub fn sign_for(
+        &self,
+        csr: &[u8],
+        id: &SpiffeId,
+        rights: Option<PublishRights>,
+        life: Duration,
+    ) -> Issued {
+        self.sign(
+            csr,
+            &Leaf {
+                uris: vec![id.to_string()],
+                dns: vec![],
+                rights,
+                life,
+            },
+        )
     }
 
     /// A node's identity with a new key.
@@ -98,7 +137,12 @@ impl TestCa {
     pub fn node_in(&self, trust: &Trust, name: &str, rights: PublishRights) -> (NodeKey, Identity) {
         let key = NodeKey::generate().unwrap();
         let id = SpiffeId::node(&self.domain, &NodeName::parse(name).unwrap());
-        let issued = self.sign_for(&key.csr_der().unwrap(), &id, Some(rights), Duration::from_secs(3600));
+        let issued = self.sign_for(
+            &key.csr_der().unwrap(),
+            &id,
+            Some(rights),
+            Duration::from_secs(3600),
+        );
         let identity = Identity::new(trust.clone(), issued.chain, &key).unwrap();
         (key, identity)
     }
@@ -107,18 +151,38 @@ impl TestCa {
     pub fn service(&self, trust: &Trust, name: &str) -> Identity {
         let key = ServiceKey::generate().unwrap();
         let id = self.service_id(name);
-        let issued = self.sign_for(&key.csr_der().unwrap(), &id, None, Duration::from_secs(3600));
+        let issued = self.sign_for(
+            &key.csr_der().unwrap(),
+            &id,
+            None,
+            Duration::from_secs(3600),
+        );
         Identity::new(trust.clone(), issued.chain, &key).unwrap()
     }
 
     pub fn service_id(&self, name: &str) -> SpiffeId {
-        SpiffeId::service(&self.domain, &Datacenter::default(), &ServiceName::parse(name).unwrap())
+        SpiffeId::service(
+            &self.domain,
+            &Datacenter::default(),
+            &ServiceName::parse(name).unwrap(),
+        )
     }
 
     /// The authority as seen by the node `name`.
-    pub fn source(self: &Arc<Self>, name: &str, rights: PublishRights, life: Duration) -> Arc<TestSource> {
+    pub fn source(
+        self: &Arc<Self>,
+        name: &str,
+        rights: PublishRights,
+        life: Duration,
+    ) -> Arc<TestSource> {
         let node = SpiffeId::node(&self.domain, &NodeName::parse(name).unwrap());
-        Arc::new(TestSource { ca: self.clone(), node, rights, life: Mutex::new(life), away: AtomicBool::new(false) })
+        Arc::new(TestSource {
+            ca: self.clone(),
+            node,
+            rights,
+            life: Mutex::new(life),
+            away: AtomicBool::new(false),
+        })
     }
 }
 
@@ -137,7 +201,12 @@ impl TestSource {
         self.away.store(away, Ordering::Relaxed);
     }
 
-    fn issue(&self, csr: &[u8], id: &SpiffeId, rights: Option<PublishRights>) -> Result<Issued, SourceError> {
+    fn issue(
+        &self,
+        csr: &[u8],
+        id: &SpiffeId,
+        rights: Option<PublishRights>,
+    ) -> Result<Issued, SourceError> {
         if self.away.load(Ordering::Relaxed) {
             return Err(SourceError::Unavailable("sealed".to_owned()));
         }
@@ -147,7 +216,11 @@ impl TestSource {
 
 impl CertificateSource for TestSource {
     fn sign_node(&self, csr: Vec<u8>) -> BoxFuture<'_, Result<Issued, SourceError>> {
-        Box::pin(ready(self.issue(&csr, &self.node, Some(self.rights.clone()))))
+        Box::pin(ready(self.issue(
+            &csr,
+            &self.node,
+            Some(self.rights.clone()),
+        )))
     }
 
     fn sign_service(

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use libmesh::{
     identity::{
-        Identity, IdentityError, LeafError, NodeKey, PublishRights, RightsError, ServiceKey, SigningKeyPair, SpiffeId,
-        Subject, TrustError, verify_signature,
+        Identity, IdentityError, LeafError, NodeKey, PublishRights, RightsError, ServiceKey,
+        SigningKeyPair, SpiffeId, Subject, TrustError, verify_signature,
     },
     model::ServiceName,
 };
@@ -58,7 +58,10 @@ fn rights_match_names_and_prefixes_and_survive_their_extension() {
     ] {
         let (_, der) = rights.to_extension();
         assert_eq!(PublishRights::from_extension(&der).unwrap(), rights);
-        assert_eq!(PublishRights::from_extension(&der[1..]), Err(RightsError::Malformed));
+        assert_eq!(
+            PublishRights::from_extension(&der[1..]),
+            Err(RightsError::Malformed)
+        );
     }
     for pattern in ["+server", "a*b", "", "web db", "ü"] {
         assert!(PublishRights::new([pattern]).is_err(), "{pattern}");
@@ -72,19 +75,36 @@ fn only_a_leaf_with_one_name_of_our_domain_is_an_identity() {
     let csr = key.csr_der().unwrap();
     let web = ca.service_id("web").to_string();
     let refused = |uris: Vec<String>| {
-        let leaf = Leaf { uris, dns: vec!["web.service.mesh"], rights: None, life: HOUR };
+        let leaf = Leaf {
+            uris,
+            dns: vec!["web.service.mesh"],
+            rights: None,
+            life: HOUR,
+        };
         Identity::new(ca.trust(), ca.sign(&csr, &leaf).chain, &key).unwrap_err()
     };
-    assert!(matches!(refused(vec![]), IdentityError::Trust(TrustError::Leaf(LeafError::UriNames(0)))));
+    assert!(matches!(
+        refused(vec![]),
+        IdentityError::Trust(TrustError::Leaf(LeafError::UriNames(0)))
+    ));
     let two = vec![web.clone(), ca.service_id("db").to_string()];
-    assert!(matches!(refused(two), IdentityError::Trust(TrustError::Leaf(LeafError::UriNames(2)))));
+    assert!(matches!(
+        refused(two),
+        IdentityError::Trust(TrustError::Leaf(LeafError::UriNames(2)))
+    ));
     let foreign = vec![web.replace("ours.mesh", "theirs.mesh")];
-    assert!(matches!(refused(foreign), IdentityError::Trust(TrustError::Domain(..))));
+    assert!(matches!(
+        refused(foreign),
+        IdentityError::Trust(TrustError::Domain(..))
+    ));
 
     let other_ca = TestCa::new("ours.mesh");
     let forged = other_ca.sign_for(&csr, &ca.service_id("web"), None, HOUR);
     let error = Identity::new(ca.trust(), forged.chain, &key).unwrap_err();
-    assert!(matches!(error, IdentityError::Trust(TrustError::Path { .. })));
+    assert!(matches!(
+        error,
+        IdentityError::Trust(TrustError::Path { .. })
+    ));
 
     let another = ServiceKey::generate().unwrap();
     let issued = ca.sign_for(&csr, &ca.service_id("web"), None, HOUR);
@@ -105,7 +125,12 @@ fn a_signature_is_of_one_key_and_one_message() {
     assert_eq!(node.leaf().node_id, node_key.node_id());
 
     let service_key = ServiceKey::generate().unwrap();
-    let issued = ca.sign_for(&service_key.csr_der().unwrap(), &ca.service_id("web"), None, HOUR);
+    let issued = ca.sign_for(
+        &service_key.csr_der().unwrap(),
+        &ca.service_id("web"),
+        None,
+        HOUR,
+    );
     let service = Identity::new(ca.trust(), issued.chain, &service_key).unwrap();
     let signature = service_key.sign(b"message").unwrap();
     assert!(verify_signature(&service.leaf(), b"message", &signature));
@@ -119,9 +144,22 @@ fn the_node_key_stays_the_same_and_its_file_private() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("node/key.p8");
     let first = NodeKey::load_or_create(&path).unwrap();
-    assert_eq!(NodeKey::load_or_create(&path).unwrap().node_id(), first.node_id());
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        NodeKey::load_or_create(&path).unwrap().node_id(),
+        first.node_id()
+    );
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(
+        std::fs::metadata(path.parent().unwrap())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700
+    );
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(NodeKey::load_or_create(&path).is_err());
     assert!(!format!("{first:?}").contains("pkcs8"));
@@ -132,18 +170,35 @@ async fn a_short_certificate_is_renewed_also_after_the_authority_was_away() {
     let ca = TestCa::new("ours.mesh");
     let source = ca.source("n1", PublishRights::all(), Duration::from_secs(6));
     let web = ServiceName::parse("web").unwrap();
-    let identity = Identity::obtain(ca.trust(), &*source, &web, None).await.unwrap();
+    let identity = Identity::obtain(ca.trust(), &*source, &web, None)
+        .await
+        .unwrap();
     let first = identity.serial();
     source.set_away(true);
     let stop = CancellationToken::new();
-    let subject = Subject::Service { name: web, ttl: None };
-    let renewal = tokio::spawn(identity.clone().keep_renewed(source.clone(), subject, stop.clone()));
+    let subject = Subject::Service {
+        name: web,
+        ttl: None,
+    };
+    let renewal = tokio::spawn(identity.clone().keep_renewed(
+        source.clone(),
+        subject,
+        stop.clone(),
+    ));
 
     let mut serials = identity.watch_serial();
-    assert!(timeout(Duration::from_secs(4), serials.changed()).await.is_err(), "renewed without an authority");
+    assert!(
+        timeout(Duration::from_secs(4), serials.changed())
+            .await
+            .is_err(),
+        "renewed without an authority"
+    );
     assert_eq!(identity.serial(), first);
     source.set_away(false);
-    timeout(Duration::from_secs(10), serials.changed()).await.expect("not renewed").unwrap();
+    timeout(Duration::from_secs(10), serials.changed())
+        .await
+        .expect("not renewed")
+        .unwrap();
     assert_ne!(identity.serial(), first);
     assert_eq!(*serials.borrow(), identity.serial());
     stop.cancel();

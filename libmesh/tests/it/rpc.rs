@@ -30,7 +30,8 @@ impl Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(Server::new(identity.clone(), router, limits).run(listener, stop.clone()));
+        let task =
+            tokio::spawn(Server::new(identity.clone(), router, limits).run(listener, stop.clone()));
         Self { addr, stop, task }
     }
 
@@ -56,23 +57,47 @@ async fn a_call_carries_the_callers_identity_and_errors_carry_the_reason() {
     let client = Client::new(caller);
     let n1 = Target::node(running.addr, NodeName::parse("n1").unwrap());
 
-    let answer = client.call(&n1, "/echo?a=b", Bytes::from_static(b"hello"), SOON).await.unwrap();
+    let answer = client
+        .call(&n1, "/echo?a=b", Bytes::from_static(b"hello"), SOON)
+        .await
+        .unwrap();
     assert_eq!(&answer[..], b"n2 a=b hello");
-    let answer = client.call(&Target::server(running.addr), "/echo", Bytes::new(), SOON).await.unwrap();
+    let answer = client
+        .call(&Target::server(running.addr), "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap();
     assert_eq!(&answer[..], b"n2  ");
 
-    let error = client.call(&n1, "/other", Bytes::new(), SOON).await.unwrap_err();
+    let error = client
+        .call(&n1, "/other", Bytes::new(), SOON)
+        .await
+        .unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::NOT_FOUND));
-    let error = client.call(&n1, "/join", Bytes::new(), SOON).await.unwrap_err();
+    let error = client
+        .call(&n1, "/join", Bytes::new(), SOON)
+        .await
+        .unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::NOT_FOUND));
-    let error = client.call(&n1, "/echo", vec![0; 1025].into(), SOON).await.unwrap_err();
-    assert_eq!(error.status(), Some(StatusCode::PAYLOAD_TOO_LARGE), "{error}");
+    let error = client
+        .call(&n1, "/echo", vec![0; 1025].into(), SOON)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.status(),
+        Some(StatusCode::PAYLOAD_TOO_LARGE),
+        "{error}"
+    );
 
     let wrong = Target::node(running.addr, NodeName::parse("n3").unwrap());
-    assert!(matches!(client.call(&wrong, "/echo", Bytes::new(), SOON).await, Err(RpcError::WrongPeer { .. })));
+    assert!(matches!(
+        client.call(&wrong, "/echo", Bytes::new(), SOON).await,
+        Err(RpcError::WrongPeer { .. })
+    ));
     let addr = running.addr;
     running.end().await;
-    assert!(matches!(client.call(&n1, "/echo", Bytes::new(), SOON).await, Err(RpcError::Refused { addr: a }) if a == addr));
+    assert!(
+        matches!(client.call(&n1, "/echo", Bytes::new(), SOON).await, Err(RpcError::Refused { addr: a }) if a == addr)
+    );
 }
 
 #[tokio::test]
@@ -81,7 +106,10 @@ async fn only_servers_answer_where_a_server_is_wanted() {
     let (_, pretender) = ca.node("n1", PublishRights::all());
     let running = Running::start(&pretender, echo(), Limits::default()).await;
     let client = Client::new(ca.node("n2", PublishRights::all()).1);
-    let error = client.call(&Target::server(running.addr), "/echo", Bytes::new(), SOON).await.unwrap_err();
+    let error = client
+        .call(&Target::server(running.addr), "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap_err();
     assert!(matches!(error, RpcError::WrongPeer { .. }), "{error}");
     running.end().await;
 }
@@ -95,7 +123,10 @@ async fn strangers_and_services_are_no_callers() {
 
     // Another authority, same trust domain: neither end accepts the other.
     let stranger = Client::new(TestCa::new("ours.mesh").node("n2", PublishRights::all()).1);
-    let error = stranger.call(&target, "/echo", Bytes::new(), SOON).await.unwrap_err();
+    let error = stranger
+        .call(&target, "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap_err();
     assert!(matches!(error, RpcError::Handshake { .. }), "{error}");
     assert!(error.to_string().contains("not trusted"), "{error}");
 
@@ -106,11 +137,21 @@ async fn strangers_and_services_are_no_callers() {
     let trust = theirs.trust();
     let believer = Identity::new(trust.clone(), issued.chain, &key).unwrap();
     trust.set_bundle(ca.bundle()).unwrap();
-    assert!(Client::new(believer).call(&target, "/echo", Bytes::new(), SOON).await.is_err());
+    assert!(
+        Client::new(believer)
+            .call(&target, "/echo", Bytes::new(), SOON)
+            .await
+            .is_err()
+    );
 
     // A service of the mesh has an identity, but no business here.
     let service = Client::new(ca.service(&ca.trust(), "web"));
-    assert!(service.call(&target, "/echo", Bytes::new(), SOON).await.is_err());
+    assert!(
+        service
+            .call(&target, "/echo", Bytes::new(), SOON)
+            .await
+            .is_err()
+    );
     running.end().await;
 }
 
@@ -130,7 +171,10 @@ async fn deadlines_hold_and_running_calls_are_finished_at_the_end() {
     let running = Running::start(&server, router, Limits::default()).await;
     let client = Client::new(ca.node("n2", PublishRights::all()).1);
     let target = Target::any(running.addr);
-    let error = client.call(&target, "/slow", Bytes::new(), Duration::from_millis(100)).await.unwrap_err();
+    let error = client
+        .call(&target, "/slow", Bytes::new(), Duration::from_millis(100))
+        .await
+        .unwrap_err();
     assert!(matches!(error, RpcError::TimedOut { .. }), "{error}");
     calls.recv().await.unwrap();
 
@@ -158,14 +202,26 @@ async fn a_revoked_peer_loses_its_open_connection_and_gets_no_new_one() {
     let target = Target::any(running.addr);
     let call = tokio::spawn({
         let (client, target) = (client.clone(), target.clone());
-        async move { client.call(&target, "/wait", Bytes::new(), Duration::from_secs(20)).await }
+        async move {
+            client
+                .call(&target, "/wait", Bytes::new(), Duration::from_secs(20))
+                .await
+        }
     });
     calls.recv().await.unwrap();
     let began = SystemTime::now();
-    server.trust().set_revoked(Revoked { serials: [caller.serial()].into(), ..Revoked::default() });
+    server.trust().set_revoked(Revoked {
+        serials: [caller.serial()].into(),
+        ..Revoked::default()
+    });
     assert!(matches!(call.await.unwrap(), Err(RpcError::Closed { .. })));
     assert!(began.elapsed().unwrap() < SOON);
-    assert!(client.call(&target, "/echo", Bytes::new(), SOON).await.is_err());
+    assert!(
+        client
+            .call(&target, "/echo", Bytes::new(), SOON)
+            .await
+            .is_err()
+    );
     running.end().await;
 }
 
@@ -176,12 +232,19 @@ async fn a_kept_connection_is_replaced_after_the_server_came_back() {
     let running = Running::start(&server, echo(), Limits::default()).await;
     let client = Client::new(ca.node("n2", PublishRights::all()).1);
     let target = Target::any(running.addr);
-    client.call(&target, "/echo", Bytes::new(), SOON).await.unwrap();
+    client
+        .call(&target, "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap();
     running.end().await;
     let listener = TcpListener::bind(target.addr).await.unwrap();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(Server::new(server, echo(), Limits::default()).run(listener, stop.clone()));
-    client.call(&target, "/echo", Bytes::new(), SOON).await.unwrap();
+    let task =
+        tokio::spawn(Server::new(server, echo(), Limits::default()).run(listener, stop.clone()));
+    client
+        .call(&target, "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap();
     stop.cancel();
     task.await.unwrap();
 }
