@@ -5,6 +5,7 @@
 //! [`AttachHost`] asks for.
 
 pub mod callers;
+pub mod client;
 pub mod host;
 pub mod leases;
 pub mod pem;
