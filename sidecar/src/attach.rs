@@ -11,3 +11,6 @@ pub mod leases;
 pub mod pem;
 pub mod server;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -7,3 +7,7 @@
 pub mod attach;
 pub mod http;
 pub mod proxy;
+
+#[cfg(test)]
+#[allow(missing_docs, reason = "not part of the crate's interface")]
+mod testing;

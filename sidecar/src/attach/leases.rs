@@ -1,16 +1,17 @@
 //! Which attachments are alive. A pure state machine: time is an input.
 //!
-//! A sidecar repeats its attachment; one that has not been heard of for [`LEASE`] is gone, and what it published
+//! A sidecar repeats its attachment; one that has not been heard of for a lease's length is gone, and what it published
 //! must go too. After a restart a sidecar comes back under another holder's name: it may take over when it
 //! listens where the old one did, since two processes cannot.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libmesh::model::{InstanceId, ServiceName};
 use tokio::time::Instant;
 
-use super::wire::{AttachRequest, LEASE};
+use super::wire::AttachRequest;
 
 /// One attached sidecar.
 #[derive(Debug, Clone)]
@@ -61,12 +62,21 @@ pub enum Granted {
 }
 
 /// All attachments of an agent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Leases {
+    length: Duration,
     by_instance: HashMap<InstanceId, Attachment>,
 }
 
 impl Leases {
+    /// None yet; each lives for `length` without being repeated.
+    pub fn new(length: Duration) -> Self {
+        Self {
+            length,
+            by_instance: HashMap::new(),
+        }
+    }
+
     /// Grants or prolongs an attachment.
     ///
     /// # Errors
@@ -78,7 +88,7 @@ impl Leases {
         service: ServiceName,
         request: AttachRequest,
     ) -> Result<Granted, Busy> {
-        let until = now + LEASE;
+        let until = now + self.length;
         let Some(held) = self.by_instance.get_mut(&instance) else {
             let fresh = Attachment {
                 service,
@@ -156,8 +166,7 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use super::super::wire::LEASE;
     use super::*;
 
     fn request(holder: &str, mesh_port: Option<u16>) -> AttachRequest {
@@ -183,7 +192,7 @@ mod tests {
     impl Desk {
         fn new() -> Self {
             Self {
-                leases: Leases::default(),
+                leases: Leases::new(LEASE),
                 now: Instant::now(),
             }
         }

@@ -43,6 +43,7 @@ pub struct AttachServer<H> {
 
 struct Inner<H> {
     host: Arc<H>,
+    lease: Duration,
     leases: Mutex<Leases>,
     changed: Notify,
 }
@@ -122,7 +123,7 @@ impl<H: AttachHost> AttachServer<H> {
             for (id, attachment) in gone {
                 tracing::warn!(
                     instance = %id, service = %attachment.service, mesh_port = attachment.request.mesh_port,
-                    "a sidecar has not been heard of for {} s: withdrawing it", LEASE.as_secs()
+                    "a sidecar has not been heard of for {:?}: withdrawing it", self.inner.lease
                 );
                 self.withdraw(&id, &attachment);
             }
@@ -190,7 +191,7 @@ impl<H: AttachHost> AttachServer<H> {
                 datacenter: about.datacenter.as_str().into(),
                 trust_domain: trust.domain().to_string().into(),
                 bundle_pem: pem::certificates(&trust.bundle().roots),
-                lease: LEASE.as_secs(),
+                lease: self.inner.lease.as_secs(),
             },
         ))
     }

@@ -1,0 +1,101 @@
+//! A certificate authority and names for tests, all in memory.
+
+use std::time::{Duration, SystemTime};
+
+use libmesh::identity::{
+    BoxFuture, CertificateSource, Identity, Issued, SourceError, SpiffeId, Trust, TrustBundle,
+    TrustDomain,
+};
+use libmesh::model::{Datacenter, NodeName, ServiceName};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+
+/// A mesh authority whose root signs leaves directly.
+pub struct TestCa {
+    issuer: Issuer<'static, KeyPair>,
+    root: Vec<u8>,
+    pub domain: TrustDomain,
+    pub datacenter: Datacenter,
+}
+
+impl TestCa {
+    pub fn new(domain: &str) -> Self {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("root of {domain}"));
+        let root = params.self_signed(&key).unwrap().der().to_vec();
+        Self {
+            issuer: Issuer::new(params, key),
+            root,
+            domain: TrustDomain::parse(domain).unwrap(),
+            datacenter: Datacenter::default(),
+        }
+    }
+
+    pub fn bundle(&self) -> TrustBundle {
+        TrustBundle {
+            roots: vec![self.root.clone()],
+        }
+    }
+
+    pub fn trust(&self) -> Trust {
+        Trust::new(self.domain.clone(), self.bundle()).unwrap()
+    }
+
+    pub fn spiffe(&self, service: &str) -> SpiffeId {
+        SpiffeId::service(&self.domain, &self.datacenter, &name(service))
+    }
+
+    pub fn issue(&self, csr: Vec<u8>, spiffe: &SpiffeId, ttl: Duration) -> Issued {
+        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
+        let uri = spiffe.to_string().try_into().unwrap();
+        request.params.subject_alt_names = vec![SanType::URI(uri)];
+        let now = SystemTime::now();
+        request.params.not_before = (now - Duration::from_secs(1)).into();
+        request.params.not_after = (now + ttl).into();
+        let leaf = request.signed_by(&self.issuer).unwrap();
+        Issued {
+            chain: vec![leaf.der().to_vec()],
+            bundle: self.bundle(),
+            not_after: now + ttl,
+        }
+    }
+
+    pub async fn identity(&self, service: &str) -> Identity {
+        Identity::obtain(self.trust(), self, &name(service), None)
+            .await
+            .unwrap()
+    }
+}
+
+impl CertificateSource for TestCa {
+    fn sign_node(&self, csr: Vec<u8>) -> BoxFuture<'_, Result<Issued, SourceError>> {
+        let spiffe = SpiffeId::node(&self.domain, &NodeName::parse("node1").unwrap());
+        let issued = self.issue(csr, &spiffe, Duration::from_secs(3600));
+        Box::pin(async { Ok(issued) })
+    }
+
+    fn sign_service(
+        &self,
+        service: ServiceName,
+        csr: Vec<u8>,
+        ttl: Option<Duration>,
+    ) -> BoxFuture<'_, Result<Issued, SourceError>> {
+        let issued = self.issue(
+            csr,
+            &self.spiffe(service.as_str()),
+            ttl.unwrap_or(Duration::from_secs(3600)),
+        );
+        Box::pin(async { Ok(issued) })
+    }
+}
+
+pub fn name(service: &str) -> ServiceName {
+    ServiceName::parse(service).unwrap()
+}
