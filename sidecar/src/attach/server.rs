@@ -65,9 +65,15 @@ struct Problem {
 impl<H: AttachHost> AttachServer<H> {
     /// Serves for `host`. [`AttachServer::expire_leases`] has to run beside it.
     pub fn new(host: Arc<H>) -> Self {
+        Self::with_lease(host, LEASE)
+    }
+
+    /// With another length of the leases than [`LEASE`].
+    pub fn with_lease(host: Arc<H>, lease: Duration) -> Self {
         let inner = Inner {
             host,
-            leases: Mutex::default(),
+            lease,
+            leases: Mutex::new(Leases::new(lease)),
             changed: Notify::new(),
         };
         Self {
