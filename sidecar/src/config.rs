@@ -1,0 +1,643 @@
+//! What an operator writes down: TOML files, `MESH_*` variables and flags, read strictly.
+//!
+//! Files are merged in name order (tables merge, `[[service]]` lists join, everything else is replaced by
+//! the later file), then variables, then flags. Reading never stops at the first mistake: every problem is
+//! reported at once, with the place it was written and, for an unknown key, the nearest known one.
+//! A key that nobody reads is an error, so that a typo never silently means a default.
+
+mod reader;
+mod service;
+mod tree;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use libmesh::model::{Datacenter, NodeName};
+
+pub use reader::{nearest, parse_duration};
+pub use service::{Attach, CheckConfig, CheckKind, ServiceConfig};
+pub use tree::{Place, Problem};
+
+use reader::Reader;
+use tree::{Kind, Table};
+
+/// Where configuration is looked for when no `--config` is given.
+pub const DEFAULT_DIR: &str = "/etc/mesh.d";
+
+/// Everything an agent or server is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[join]`
+    pub join: JoinConfig,
+    /// `[ports]`
+    pub ports: Ports,
+    /// `[addresses]`
+    pub addresses: Addresses,
+    /// `[dns]`
+    pub dns: DnsConfig,
+    /// `[[service]]`
+    pub services: Vec<ServiceConfig>,
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[intentions]`
+    pub intentions: IntentionsConfig,
+    /// `[log]`
+    pub log: LogConfig,
+}
+
+/// `[node]`: who this host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Unique in the datacenter. Default: the host's name.
+    pub name: NodeName,
+    /// Default `dc1`. Never changes after the first start.
+    pub datacenter: Datacenter,
+    /// Where state is kept. Default `/var/lib/mesh`.
+    pub data_dir: PathBuf,
+    /// Address to listen on for other nodes. Default `0.0.0.0`.
+    pub bind: IpAddr,
+    /// Address others reach this node at. Default: `bind`, or the one the host's default route uses.
+    pub advertise: IpAddr,
+    /// Free-form pairs; `zone` is the failure domain.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// `[join]`: how to find the mesh.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JoinConfig {
+    /// `host:port` of nodes to join; without a port 8301.
+    pub seeds: Vec<String>,
+    /// File with a join token, for the first start.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `[ports]`: 0 = any free one, `None` (written `false`) = not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports {
+    /// UDP membership and TCP mesh RPC. Default 8301.
+    pub gossip: u16,
+    /// Consul-compatible HTTP. Default 8500.
+    pub http: Option<u16>,
+    /// The same over TLS. Default off; 8501 is customary.
+    pub https: Option<u16>,
+    /// DNS, UDP and TCP. Default 8600.
+    pub dns: Option<u16>,
+    /// Vault-compatible HTTP, on servers. Default 8200.
+    pub vault: Option<u16>,
+}
+
+/// `[addresses]`: where the ports are opened. Default for all: `127.0.0.1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// For `ports.http`.
+    pub http: IpAddr,
+    /// For `ports.https`.
+    pub https: IpAddr,
+    /// For `ports.dns`.
+    pub dns: IpAddr,
+    /// For `ports.vault`.
+    pub vault: IpAddr,
+    /// The agent's Unix socket. Default `<data_dir>/mesh.sock`.
+    pub socket: PathBuf,
+}
+
+/// `[dns]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Domains answered for. Default `mesh` and `consul`.
+    pub domains: Vec<String>,
+    /// Resolvers for all other names. Default none: such names are refused.
+    pub recursors: Vec<SocketAddr>,
+    /// How long answers may be kept. Default 5 s.
+    pub ttl: Duration,
+}
+
+/// `[server]`: the sealed store and what it issues. Read by `mesh server` only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Directory of the store. Default `<data_dir>/store`.
+    pub store: PathBuf,
+    /// How it is unsealed.
+    pub seal: Seal,
+    /// Audit log files; each request is written to all of them before it is answered.
+    pub audit: Vec<PathBuf>,
+    /// Life of a service's certificate. Default 24 h.
+    pub service_cert_ttl: Duration,
+    /// Life of a node's certificate. Default 7 days.
+    pub node_cert_ttl: Duration,
+    /// PEM files for the Vault port, needed when it is not on loopback.
+    pub tls: Option<TlsFiles>,
+}
+
+/// `[server.seal]`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Seal {
+    /// `type = "shamir"`: people hold shares.
+    #[default]
+    Shamir,
+    /// `type = "static"`: the key is in a file (0600), for unattended starts.
+    Static {
+        /// The key's file.
+        key_file: PathBuf,
+    },
+}
+
+/// `[server.tls]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, leaf first.
+    pub cert_file: PathBuf,
+    /// Private key (0600).
+    pub key_file: PathBuf,
+}
+
+/// `[intentions]`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IntentionsConfig {
+    /// Whether calls that no intention names are allowed. Default: they are not.
+    pub default_allow: bool,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`. Default `info`.
+    pub level: tracing::Level,
+    /// Default `auto`.
+    pub format: LogFormat,
+}
+
+/// How log lines look. They always go to stderr.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that is wrong, one line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<Problem>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(Problem::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Where configuration comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    files: Vec<PathBuf>,
+    env: Vec<(String, String)>,
+    flags: Vec<(String, &'static str, &'static str, String)>,
+}
+
+impl Sources {
+    /// The given files and directories; when there are none, [`DEFAULT_DIR`] if it exists.
+    pub fn new(paths: &[PathBuf]) -> Sources {
+        let mut files = paths.to_vec();
+        if files.is_empty() && Path::new(DEFAULT_DIR).is_dir() {
+            files.push(DEFAULT_DIR.into());
+        }
+        Sources {
+            files,
+            ..Sources::default()
+        }
+    }
+
+    /// Lays `MESH_<SECTION>_<KEY>` variables over the files.
+    #[must_use]
+    pub fn with_env(mut self, vars: impl IntoIterator<Item = (String, String)>) -> Sources {
+        self.env = vars.into_iter().collect();
+        self
+    }
+
+    /// Lays a flag's value over everything else.
+    #[must_use]
+    pub fn with_flag(
+        mut self,
+        flag: &str,
+        section: &'static str,
+        key: &'static str,
+        value: impl Into<String>,
+    ) -> Sources {
+        self.flags
+            .push((flag.to_owned(), section, key, value.into()));
+        self
+    }
+
+    /// The files that will be read, in order.
+    pub fn list(&self) -> io::Result<Vec<PathBuf>> {
+        let mut all = Vec::new();
+        for path in &self.files {
+            if !path.is_dir() {
+                all.push(path.clone());
+                continue;
+            }
+            let mut inside: Vec<_> = fs::read_dir(path)?
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect::<io::Result<_>>()?;
+            inside.retain(|path| path.extension().is_some_and(|ext| ext == "toml"));
+            inside.sort();
+            all.append(&mut inside);
+        }
+        Ok(all)
+    }
+}
+
+/// Keys that a variable may set; everything else is for files.
+const ENV_KEYS: &[(&str, &str)] = &[
+    ("node", "name"),
+    ("node", "datacenter"),
+    ("node", "data_dir"),
+    ("node", "bind"),
+    ("node", "advertise"),
+    ("join", "seeds"),
+    ("join", "token_file"),
+    ("ports", "gossip"),
+    ("ports", "http"),
+    ("ports", "https"),
+    ("ports", "dns"),
+    ("ports", "vault"),
+    ("addresses", "http"),
+    ("addresses", "https"),
+    ("addresses", "dns"),
+    ("addresses", "vault"),
+    ("addresses", "socket"),
+    ("dns", "domains"),
+    ("dns", "recursors"),
+    ("dns", "ttl"),
+    ("server", "store"),
+    ("server", "audit"),
+    ("server", "service_cert_ttl"),
+    ("server", "node_cert_ttl"),
+    ("intentions", "default"),
+    ("log", "level"),
+    ("log", "format"),
+];
+
+impl Config {
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    /// All problems at once: unreadable files, syntax, unknown keys, wrong values, contradictions.
+    pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
+        let mut problems = Vec::new();
+        let mut tree = Table::default();
+        let files = sources.list().unwrap_or_else(|error| {
+            problems.push(Problem {
+                place: Place::named("--config"),
+                message: format!("the directory cannot be listed: {error}"),
+            });
+            Vec::new()
+        });
+        for file in files {
+            match fs::read_to_string(&file) {
+                Ok(text) => tree.merge(tree::parse(&file, &text, &mut problems)),
+                Err(error) => problems.push(Problem {
+                    place: Place::named(&file.display().to_string()),
+                    message: format!("cannot be read: {error}"),
+                }),
+            }
+        }
+        overlay_env(&mut tree, &sources.env, &mut problems);
+        for (flag, section, key, value) in &sources.flags {
+            tree.set(section, key, &Place::named(flag), Kind::Loose(value.clone()));
+        }
+        let problems = RefCell::new(problems);
+        let config = read(tree, &problems);
+        let mut problems = problems.into_inner();
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => {
+                problems.sort();
+                problems.dedup();
+                Err(ConfigErrors(problems))
+            }
+        }
+    }
+}
+
+fn overlay_env(tree: &mut Table, vars: &[(String, String)], problems: &mut Vec<Problem>) {
+    let name = |(section, key): &(&str, &str)| format!("MESH_{section}_{key}").to_uppercase();
+    let known: Vec<String> = ENV_KEYS.iter().map(name).collect();
+    for (var, value) in vars {
+        let place = Place::named(var);
+        if let Some(at) = known.iter().position(|name| name == var) {
+            let (section, key) = ENV_KEYS[at];
+            tree.set(section, key, &place, Kind::Loose(value.clone()));
+            continue;
+        }
+        // Other MESH_* variables belong to the command line; only those named after a section are ours.
+        let section_of = |word: &str| {
+            ENV_KEYS
+                .iter()
+                .any(|(section, _)| section.to_uppercase() == word)
+        };
+        let ours = var
+            .strip_prefix("MESH_")
+            .and_then(|rest| rest.split_once('_'))
+            .is_some_and(|(section, _)| section_of(section));
+        if ours {
+            let names: Vec<&str> = known.iter().map(String::as_str).collect();
+            let hint = nearest(var, &names).map_or(String::new(), |n| format!("; did you mean {n}?"));
+            problems.push(Problem {
+                place,
+                message: format!("unknown variable{hint}"),
+            });
+        }
+    }
+}
+
+fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
+    let mut top = Reader::new("", Place::named("configuration"), tree, problems);
+    let mut section = |key| {
+        top.section(key).unwrap_or_else(|| {
+            Reader::new(key, Place::named(key), Table::default(), problems)
+        })
+    };
+    let node = read_node(section("node"));
+    let join = read_join(section("join"));
+    let ports = read_ports(section("ports"));
+    let data_dir = node.as_ref().map(|node| node.data_dir.clone());
+    let data_dir = data_dir.unwrap_or_default();
+    let addresses = read_addresses(section("addresses"), &data_dir);
+    let dns = read_dns(section("dns"));
+    let server = read_server(section("server"), &data_dir);
+    let intentions = read_intentions(section("intentions"));
+    let log = read_log(section("log"));
+    let services: Vec<_> = top
+        .sections("service")
+        .into_iter()
+        .filter_map(ServiceConfig::read)
+        .collect();
+    for (at, service) in services.iter().enumerate() {
+        if let Some(first) = services[..at].iter().find(|s| s.id == service.id) {
+            top.report(
+                &service.place,
+                format!(
+                    "service id {:?} is already used at {}; give one of them an `id`",
+                    service.id.as_str(),
+                    first.place
+                ),
+            );
+        }
+    }
+    top.finish();
+    Some(Config {
+        node: node?,
+        join,
+        ports,
+        addresses,
+        dns,
+        services,
+        server: server?,
+        intentions,
+        log,
+    })
+}
+
+fn read_node(mut reader: Reader<'_>) -> Option<NodeConfig> {
+    let name = match reader.has("name") {
+        true => reader.parsed("name", "a node name", NodeName::parse),
+        false => {
+            reader.take("name");
+            let host = host_name();
+            let name = NodeName::parse(&host).ok();
+            if name.is_none() {
+                reader.report(
+                    reader.place(),
+                    format!("the host's name {host:?} is no node name; set `node.name`"),
+                );
+            }
+            name
+        }
+    };
+    let datacenter = reader.parsed("datacenter", "a datacenter name", Datacenter::parse);
+    let data_dir = reader.path("data_dir");
+    let bind = reader.ip("bind").unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let advertise = reader.ip("advertise").or_else(|| match bind {
+        ip if ip.is_unspecified() => default_route_address(),
+        ip => Some(ip),
+    });
+    if advertise.is_none_or(|ip| ip.is_unspecified()) {
+        reader.report(
+            reader.place(),
+            "no address to advertise; set `node.advertise` to one that other nodes can reach",
+        );
+    }
+    let meta = reader.pairs("meta").unwrap_or_default();
+    reader.finish();
+    Some(NodeConfig {
+        name: name?,
+        datacenter: datacenter.unwrap_or_default(),
+        data_dir: data_dir.unwrap_or_else(|| "/var/lib/mesh".into()),
+        bind,
+        advertise: advertise?,
+        meta,
+    })
+}
+
+fn read_join(mut reader: Reader<'_>) -> JoinConfig {
+    let seeds = reader.list("seeds", "\"host\" or \"host:port\"", |seed| {
+        let (host, port) = split_port(seed, 8301).ok_or("the port is no number")?;
+        match host.is_empty() {
+            true => Err("the host is missing"),
+            false => Ok(format!("{host}:{port}")),
+        }
+    });
+    let join = JoinConfig {
+        seeds: seeds.unwrap_or_default(),
+        token_file: reader.path("token_file"),
+    };
+    reader.finish();
+    join
+}
+
+/// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare v6 address.
+fn split_port(text: &str, default: u16) -> Option<(String, u16)> {
+    if let Ok(IpAddr::V6(ip)) = text.parse() {
+        return Some((format!("[{ip}]"), default));
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => Some((host.to_owned(), port.parse().ok()?)),
+        _ => Some((text.to_owned(), default)),
+    }
+}
+
+fn read_ports(mut reader: Reader<'_>) -> Ports {
+    let gossip = reader.integer("gossip", 0, i64::from(u16::MAX));
+    let ports = Ports {
+        gossip: gossip.and_then(|p| u16::try_from(p).ok()).unwrap_or(8301),
+        http: reader.port("http").unwrap_or(Some(8500)),
+        https: reader.port("https").unwrap_or(None),
+        dns: reader.port("dns").unwrap_or(Some(8600)),
+        vault: reader.port("vault").unwrap_or(Some(8200)),
+    };
+    reader.finish();
+    ports
+}
+
+fn read_addresses(mut reader: Reader<'_>, data_dir: &Path) -> Addresses {
+    let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let addresses = Addresses {
+        http: reader.ip("http").unwrap_or(local),
+        https: reader.ip("https").unwrap_or(local),
+        dns: reader.ip("dns").unwrap_or(local),
+        vault: reader.ip("vault").unwrap_or(local),
+        socket: reader
+            .path("socket")
+            .unwrap_or_else(|| data_dir.join("mesh.sock")),
+    };
+    reader.finish();
+    addresses
+}
+
+fn read_dns(mut reader: Reader<'_>) -> DnsConfig {
+    let domains = reader.list("domains", "a domain name", |domain| {
+        let trimmed = domain.trim_matches('.').to_lowercase();
+        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+        match !trimmed.is_empty() && trimmed.len() <= 200 && trimmed.bytes().all(fits) {
+            true => Ok(trimmed),
+            false => Err("only letters, digits, '-' and '.' belong in it"),
+        }
+    });
+    let recursors = reader.list("recursors", "an address, with or without a port", |text| {
+        if let Ok(ip) = text.parse() {
+            return Ok(SocketAddr::new(ip, 53));
+        }
+        text.parse::<SocketAddr>().map_err(|error| error.to_string())
+    });
+    let dns = DnsConfig {
+        domains: domains.unwrap_or_else(|| vec!["mesh".to_owned(), "consul".to_owned()]),
+        recursors: recursors.unwrap_or_default(),
+        ttl: reader.duration("ttl").unwrap_or(Duration::from_secs(5)),
+    };
+    if dns.domains.is_empty() {
+        reader.report(reader.place(), "`dns.domains` must name at least one domain");
+    }
+    reader.finish();
+    dns
+}
+
+fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> {
+    let store = reader.path("store");
+    let seal = match reader.section("seal") {
+        Some(section) => read_seal(section),
+        None => Some(Seal::Shamir),
+    };
+    let audit = reader.list("audit", "a file's path", |path| Ok::<_, String>(path.into()));
+    let day = Duration::from_secs(24 * 3600);
+    let service_cert_ttl = reader.duration("service_cert_ttl").unwrap_or(day);
+    let node_cert_ttl = reader.duration("node_cert_ttl").unwrap_or(day * 7);
+    let tls = reader.section("tls").and_then(|mut section| {
+        let both = section.has("cert_file") && section.has("key_file");
+        let (cert_file, key_file) = (section.path("cert_file"), section.path("key_file"));
+        if !both {
+            let place = section.place().clone();
+            section.report(&place, "[server.tls] needs `cert_file` and `key_file`");
+        }
+        section.finish();
+        Some(TlsFiles {
+            cert_file: cert_file?,
+            key_file: key_file?,
+        })
+    });
+    reader.finish();
+    Some(ServerConfig {
+        store: store.unwrap_or_else(|| data_dir.join("store")),
+        seal: seal?,
+        audit: audit.unwrap_or_default(),
+        service_cert_ttl,
+        node_cert_ttl,
+        tls,
+    })
+}
+
+fn read_seal(mut reader: Reader<'_>) -> Option<Seal> {
+    let place = reader.place().clone();
+    if !reader.has("type") {
+        reader.report(&place, "[server.seal] needs `type`");
+    }
+    let kind = reader.parsed("type", "\"shamir\" or \"static\"", |text| match text {
+        "shamir" | "static" => Ok(text == "static"),
+        _ => Err("there is no such seal"),
+    });
+    let key_file = reader.path("key_file");
+    let seal = match (kind, key_file) {
+        (Some(true), Some(key_file)) => Some(Seal::Static { key_file }),
+        (Some(true), None) => {
+            reader.report(&place, "a static seal needs `key_file`");
+            None
+        }
+        (Some(false), Some(_)) => {
+            reader.report(&place, "`key_file` is for type = \"static\" only");
+            None
+        }
+        (Some(false), None) => Some(Seal::Shamir),
+        (None, _) => None,
+    };
+    reader.finish();
+    seal
+}
+
+fn read_intentions(mut reader: Reader<'_>) -> IntentionsConfig {
+    let default = reader.parsed("default", "\"deny\" or \"allow\"", |text| match text {
+        "deny" | "allow" => Ok(text == "allow"),
+        _ => Err("there is no such default"),
+    });
+    reader.finish();
+    IntentionsConfig {
+        default_allow: default.unwrap_or(false),
+    }
+}
+
+fn read_log(mut reader: Reader<'_>) -> LogConfig {
+    let level = reader.parsed("level", "error, warn, info, debug or trace", str::parse);
+    let format = reader.parsed("format", "auto, human or json", |text| match text {
+        "auto" => Ok(LogFormat::Auto),
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("there is no such format"),
+    });
+    reader.finish();
+    LogConfig {
+        level: level.unwrap_or(tracing::Level::INFO),
+        format: format.unwrap_or_default(),
+    }
+}
+
+fn host_name() -> String {
+    let full = nix::unistd::gethostname().unwrap_or_default();
+    let full = full.to_string_lossy().to_lowercase();
+    full.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// The address that packets to the outside would carry. Nothing is sent: connecting a UDP socket only looks
+/// up the route. The target is TEST-NET-1 (RFC 5737).
+fn default_route_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    match socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)) {
+        Ok(()) => Some(socket.local_addr().ok()?.ip()),
+        Err(_) => Some(Ipv4Addr::LOCALHOST.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! `[[service]]`: what a host offers, written down instead of registered over HTTP.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use libmesh::model::{Host, InstanceId, ServiceName, Weights};
+
+use super::{
+    reader::Reader,
+    tree::{Kind, Place},
+};
+
+/// One `[[service]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// Unique on the node; the service's name unless set.
+    pub id: InstanceId,
+    /// The service.
+    pub name: ServiceName,
+    /// Where it listens.
+    pub port: u16,
+    /// Its address, if not the node's.
+    pub address: Option<Host>,
+    /// Labels.
+    pub tags: Vec<String>,
+    /// Free-form pairs.
+    pub meta: BTreeMap<String, String>,
+    /// Version, for subsets and traffic splits.
+    pub version: Option<String>,
+    /// DNS and balancing weights.
+    pub weights: Weights,
+    /// Port of its sidecar's mTLS listener, when that is fixed.
+    pub mesh_port: Option<u16>,
+    /// What decides whether it is healthy.
+    pub checks: Vec<CheckConfig>,
+    /// Which local callers are this service.
+    pub attach: Attach,
+    /// Where it was written, for messages.
+    pub place: Place,
+}
+
+/// Which callers of the agent's Unix socket are this service. Without either, none is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attach {
+    /// Processes of this user.
+    pub uid: Option<u32>,
+    /// Processes that show the token in this file (0600).
+    pub token_file: Option<PathBuf>,
+}
+
+/// One `[[service.check]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckConfig {
+    /// Unique on the node; `service:<service id>` (and `:<n>` when there are several) unless set.
+    pub id: Option<String>,
+    /// For people.
+    pub name: Option<String>,
+    /// What is done.
+    pub kind: CheckKind,
+    /// Time between runs. Default 10 s.
+    pub interval: Duration,
+    /// Time for a run. Default 10 s, at most the interval.
+    pub timeout: Duration,
+    /// Good results in a row before it passes. Default 1.
+    pub success_before_passing: u32,
+    /// Bad results in a row before it is critical. Default 1.
+    pub failures_before_critical: u32,
+}
+
+/// What a check does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// GET this URL: 2xx passes, 429 warns, all else fails.
+    Http(String),
+    /// Connect to `host:port`.
+    Tcp(String),
+    /// The service reports itself at least this often.
+    Ttl(Duration),
+}
+
+impl ServiceConfig {
+    pub(super) fn read(mut reader: Reader<'_>) -> Option<ServiceConfig> {
+        let place = reader.place().clone();
+        if !reader.has("name") {
+            reader.report(&place, "a [[service]] needs a `name`");
+        }
+        let name = reader.parsed("name", "a service name", ServiceName::parse);
+        let id = reader.parsed("id", "an instance id", InstanceId::parse);
+        let port = reader.integer("port", 0, i64::from(u16::MAX)).unwrap_or(0);
+        let mesh_port = reader.integer("mesh_port", 1, i64::from(u16::MAX));
+        let address = reader.parsed("address", "an address or host name", Host::parse);
+        let tags = reader.list("tags", "a string", |tag| Ok::<_, String>(tag.to_owned()));
+        let meta = reader.pairs("meta");
+        let version = reader.text("version");
+        let weights = reader.section("weights").map(read_weights);
+        let attach = reader.section("attach").map(Attach::read);
+        let checks = reader
+            .sections("check")
+            .into_iter()
+            .filter_map(CheckConfig::read)
+            .collect();
+        reader.finish();
+        let name = name?;
+        let id = match id {
+            Some(id) => id,
+            None => InstanceId::parse(name.as_str()).ok()?,
+        };
+        Some(ServiceConfig {
+            id,
+            name,
+            port: u16::try_from(port).ok()?,
+            address,
+            tags: tags.unwrap_or_default(),
+            meta: meta.unwrap_or_default(),
+            version,
+            weights: weights.unwrap_or_default(),
+            mesh_port: mesh_port.and_then(|port| u16::try_from(port).ok()),
+            checks,
+            attach: attach.unwrap_or_default(),
+            place,
+        })
+    }
+}
+
+fn read_weights(mut reader: Reader<'_>) -> Weights {
+    let max = i64::from(u16::MAX);
+    let mut weights = Weights::default();
+    let mut take = |key, low, own: &mut u16| {
+        let given = reader.integer(key, low, max);
+        *own = given.and_then(|w| u16::try_from(w).ok()).unwrap_or(*own);
+    };
+    take("passing", 1, &mut weights.passing);
+    take("warning", 0, &mut weights.warning);
+    reader.finish();
+    weights
+}
+
+impl Attach {
+    fn read(mut reader: Reader<'_>) -> Attach {
+        let token_file = reader.path("token_file");
+        let uid = reader.take("uid").and_then(|value| match &value.kind {
+            Kind::Integer(uid) => u32::try_from(*uid).ok().or_else(|| {
+                reader.report(&value.place, format!("{uid} is no user id"));
+                None
+            }),
+            Kind::Text(name) => {
+                let user = nix::unistd::User::from_name(name).ok().flatten();
+                if user.is_none() {
+                    reader.report(&value.place, format!("there is no user {name:?} here"));
+                }
+                user.map(|user| user.uid.as_raw())
+            }
+            other => {
+                let message = format!("`uid` must be a user id or name, this is {}", other.name());
+                reader.report(&value.place, message);
+                None
+            }
+        });
+        reader.finish();
+        Attach { uid, token_file }
+    }
+}
+
+impl CheckConfig {
+    fn read(mut reader: Reader<'_>) -> Option<CheckConfig> {
+        let place = reader.place().clone();
+        let kinds = ["http", "tcp", "ttl"].iter().filter(|key| reader.has(key));
+        if kinds.count() != 1 {
+            let message = "a check needs exactly one of `http`, `tcp` and `ttl`";
+            reader.report(&place, message);
+        }
+        let id = reader.text("id");
+        let name = reader.text("name");
+        let http = reader.parsed("http", "a URL such as \"http://127.0.0.1:8080/health\"", |url| {
+            let known = url.starts_with("http://") || url.starts_with("https://");
+            match known && url.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some()) {
+                true => Ok(CheckKind::Http(url.to_owned())),
+                false => Err("it is no http or https URL"),
+            }
+        });
+        let tcp = reader.parsed("tcp", "\"host:port\"", |address| {
+            match address.rsplit_once(':').map(|(_, port)| port.parse::<u16>()) {
+                Some(Ok(_)) => Ok(CheckKind::Tcp(address.to_owned())),
+                _ => Err("the port is missing or no number"),
+            }
+        });
+        let ttl = reader.duration("ttl").map(CheckKind::Ttl);
+        let interval = reader.duration("interval");
+        let timeout = reader.duration("timeout");
+        let mut threshold = |key| {
+            let given = reader.integer(key, 1, 1000).unwrap_or(1);
+            u32::try_from(given).unwrap_or(1)
+        };
+        let success_before_passing = threshold("success_before_passing");
+        let failures_before_critical = threshold("failures_before_critical");
+        reader.finish();
+        let interval = interval.unwrap_or(Duration::from_secs(10));
+        Some(CheckConfig {
+            id,
+            name,
+            kind: http.or(tcp).or(ttl)?,
+            interval,
+            timeout: timeout.unwrap_or(Duration::from_secs(10)).min(interval),
+            success_before_passing,
+            failures_before_critical,
+        })
+    }
+}

@@ -1,0 +1,163 @@
+use std::fs;
+
+use super::*;
+
+fn load(files: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let result = Config::load(&Sources::new(&[dir.path().to_owned()]));
+    // Messages without the temporary directory's name.
+    result.map_err(|errors| {
+        let prefix = format!("{}/", dir.path().display());
+        let strip = |problem: Problem| Problem {
+            place: Place::named(&problem.place.to_string().replace(&prefix, "")),
+            message: problem.message.replace(&prefix, ""),
+        };
+        ConfigErrors(errors.0.into_iter().map(strip).collect())
+    })
+}
+
+fn errors(files: &[(&str, &str)]) -> String {
+    load(files).unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_need_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::load(&Sources::new(&[dir.path().to_owned()])).unwrap();
+    assert_eq!(config.ports.http, Some(8500));
+    assert_eq!(config.ports.https, None);
+    assert_eq!(config.node.datacenter.as_str(), "dc1");
+    assert_eq!(config.server.service_cert_ttl, Duration::from_secs(86_400));
+    assert!(!config.intentions.default_allow);
+    assert_eq!(
+        config.addresses.socket,
+        Path::new("/var/lib/mesh/mesh.sock")
+    );
+}
+
+#[test]
+fn documented_example_is_read() {
+    let manual = include_str!("../../../docs/config.md");
+    let blocks: Vec<&str> = manual
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(!blocks.is_empty());
+    for block in &blocks {
+        load(&[("example.toml", block)]).unwrap_or_else(|errors| panic!("{errors}"));
+    }
+    let config = load(&[("example.toml", blocks[0])]).unwrap();
+    // Every section occurs in the first block, with something in it.
+    assert_eq!(config.node.name.as_str(), "web-1");
+    assert_eq!(config.join.seeds, ["10.0.0.2:8301", "seed.example.net:8301"]);
+    assert_eq!(config.ports.https, Some(8501));
+    assert_eq!(config.dns.recursors, ["9.9.9.9:53".parse().unwrap()]);
+    assert!(matches!(config.server.seal, Seal::Static { .. }));
+    let service = &config.services[0];
+    assert_eq!(service.attach.uid, Some(0));
+    assert_eq!(service.checks.len(), 3);
+    assert!(matches!(service.checks[2].kind, CheckKind::Ttl(_)));
+}
+
+#[test]
+fn all_errors_at_once_with_place_and_nearest_key() {
+    let text = "[node]\nnam = \"a\"\nbind = \"nowhere\"\n\n[ports]\nhttp = \"x\"\ndns = 70000\n\n\
+        [dns]\nttl = 5\n\n[serivce]\n\n[[service]]\nname = \"web\"\ncolour = 1\n";
+    let found = errors(&[("a.toml", text)]);
+    let lines: Vec<&str> = found.lines().collect();
+    for wanted in [
+        "a.toml:2:1: unknown key `nam` in [node]; did you mean `name`?",
+        "a.toml:3:8: `node.bind` must be an IP address; \"nowhere\": invalid IP address syntax",
+        "a.toml:6:8: `ports.http` must be a whole number from 0 to 65535, this is a string",
+        "a.toml:7:7: `ports.dns` must be a whole number from 0 to 65535, this is 70000",
+        "a.toml:10:7: `dns.ttl` must be a duration such as \"10s\", this is a number",
+        "a.toml:12:2: unknown key `serivce`; did you mean `service`?",
+    ] {
+        assert!(lines.contains(&wanted), "{wanted}\nis not in\n{found}");
+    }
+    assert!(found.contains("a.toml:16:1: unknown key `colour` in [service]; known keys: "));
+    assert_eq!(lines.len(), 7, "{found}");
+}
+
+#[test]
+fn durations_need_a_unit_and_a_length() {
+    assert!(errors(&[("a.toml", "dns.ttl = \"5\"")]).contains("write \"5s\" for seconds"));
+    assert!(errors(&[("a.toml", "dns.ttl = \"0s\"")]).contains("longer than nothing"));
+    assert_eq!(
+        load(&[("a.toml", "dns.ttl = \"1m 30s\"")]).unwrap().dns.ttl,
+        Duration::from_secs(90)
+    );
+}
+
+#[test]
+fn syntax_errors_have_their_place_and_do_not_hide_others() {
+    let found = errors(&[("a.toml", "[node]\nname = \n"), ("b.toml", "[nodde]\n")]);
+    assert!(found.contains("a.toml:2:"), "{found}");
+    assert!(found.contains("b.toml:1:2: unknown key `nodde`; did you mean `node`?"));
+}
+
+#[test]
+fn later_files_then_variables_then_flags_win_and_services_join() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = "[node]\nname = \"one\"\ndata_dir = \"/a\"\n[[service]]\nname = \"web\"\n";
+    let second = "[node]\nname = \"two\"\n[[service]]\nname = \"db\"\n";
+    fs::write(dir.path().join("10.toml"), first).unwrap();
+    fs::write(dir.path().join("20.toml"), second).unwrap();
+    fs::write(dir.path().join("notes.txt"), "not read").unwrap();
+    let sources = Sources::new(&[dir.path().to_owned()]);
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.node.name.as_str(), "two");
+    assert_eq!(config.node.data_dir, Path::new("/a"));
+    assert_eq!(config.services.len(), 2);
+    let var = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let sources = sources.with_env([
+        var("MESH_NODE_NAME", "three"),
+        var("MESH_PORTS_HTTP", "0"),
+        var("MESH_PORTS_DNS", "false"),
+        var("MESH_JOIN_SEEDS", "a, b:1"),
+        var("MESH_HTTP_ADDR", "http://other"),
+    ]);
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.node.name.as_str(), "three");
+    assert_eq!((config.ports.http, config.ports.dns), (Some(0), None));
+    assert_eq!(config.join.seeds, ["a:8301", "b:1"]);
+    let sources = sources.with_flag("--node-name", "node", "name", "four");
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.node.name.as_str(), "four");
+    let sources = sources.with_env([var("MESH_NODE_NMAE", "x")]);
+    let found = Config::load(&sources).unwrap_err().to_string();
+    assert_eq!(
+        found,
+        "MESH_NODE_NMAE: unknown variable; did you mean MESH_NODE_NAME?"
+    );
+    let sources = sources
+        .with_env([])
+        .with_flag("--node-name", "node", "name", "a b");
+    let found = Config::load(&sources).unwrap_err().to_string();
+    assert!(found.starts_with("--node-name: `node.name`"), "{found}");
+}
+
+#[test]
+fn services_checks_and_seals_are_checked() {
+    let found = errors(&[(
+        "a.toml",
+        "[[service]]\nname = \"web\"\n[[service]]\nname = \"web\"\n\
+         [[service.check]]\nhttp = \"http://x/\"\ntcp = \"x:1\"\n\
+         [[service]]\nport = 1\n[server.seal]\ntype = \"static\"\n",
+    )]);
+    assert!(found.contains("service id \"web\" is already used at a.toml:1:1"));
+    assert!(found.contains("a check needs exactly one of"), "{found}");
+    assert!(found.contains("a [[service]] needs a `name`"), "{found}");
+    assert!(found.contains("a static seal needs `key_file`"), "{found}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let sources = Sources::new(&["/nonexistent/mesh.toml".into()]);
+    let found = Config::load(&sources).unwrap_err().to_string();
+    assert!(found.starts_with("/nonexistent/mesh.toml: cannot be read: "));
+}
