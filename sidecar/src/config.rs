@@ -318,7 +318,12 @@ impl Config {
         }
         overlay_env(&mut tree, &sources.env, &mut problems);
         for (flag, section, key, value) in &sources.flags {
-            tree.set(section, key, &Place::named(flag), Kind::Loose(value.clone()));
+            tree.set(
+                section,
+                key,
+                &Place::named(flag),
+                Kind::Loose(value.clone()),
+            );
         }
         let problems = RefCell::new(problems);
         let config = read(tree, &problems);
@@ -356,7 +361,8 @@ fn overlay_env(tree: &mut Table, vars: &[(String, String)], problems: &mut Vec<P
             .is_some_and(|(section, _)| section_of(section));
         if ours {
             let names: Vec<&str> = known.iter().map(String::as_str).collect();
-            let hint = nearest(var, &names).map_or(String::new(), |n| format!("; did you mean {n}?"));
+            let hint =
+                nearest(var, &names).map_or(String::new(), |n| format!("; did you mean {n}?"));
             problems.push(Problem {
                 place,
                 message: format!("unknown variable{hint}"),
@@ -368,9 +374,8 @@ fn overlay_env(tree: &mut Table, vars: &[(String, String)], problems: &mut Vec<P
 fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let mut top = Reader::new("", Place::named("configuration"), tree, problems);
     let mut section = |key| {
-        top.section(key).unwrap_or_else(|| {
-            Reader::new(key, Place::named(key), Table::default(), problems)
-        })
+        top.section(key)
+            .unwrap_or_else(|| Reader::new(key, Place::named(key), Table::default(), problems))
     };
     let node = read_node(section("node"));
     let join = read_join(section("join"));
@@ -522,7 +527,8 @@ fn read_dns(mut reader: Reader<'_>) -> DnsConfig {
         if let Ok(ip) = text.parse() {
             return Ok(SocketAddr::new(ip, 53));
         }
-        text.parse::<SocketAddr>().map_err(|error| error.to_string())
+        text.parse::<SocketAddr>()
+            .map_err(|error| error.to_string())
     });
     let dns = DnsConfig {
         domains: domains.unwrap_or_else(|| vec!["mesh".to_owned(), "consul".to_owned()]),
@@ -530,7 +536,10 @@ fn read_dns(mut reader: Reader<'_>) -> DnsConfig {
         ttl: reader.duration("ttl").unwrap_or(Duration::from_secs(5)),
     };
     if dns.domains.is_empty() {
-        reader.report(reader.place(), "`dns.domains` must name at least one domain");
+        reader.report(
+            reader.place(),
+            "`dns.domains` must name at least one domain",
+        );
     }
     reader.finish();
     dns
@@ -542,7 +551,9 @@ fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> 
         Some(section) => read_seal(section),
         None => Some(Seal::Shamir),
     };
-    let audit = reader.list("audit", "a file's path", |path| Ok::<_, String>(path.into()));
+    let audit = reader.list("audit", "a file's path", |path| {
+        Ok::<_, String>(path.into())
+    });
     let day = Duration::from_secs(24 * 3600);
     let service_cert_ttl = reader.duration("service_cert_ttl").unwrap_or(day);
     let node_cert_ttl = reader.duration("node_cert_ttl").unwrap_or(day * 7);

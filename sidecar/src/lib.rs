@@ -4,10 +4,10 @@
 //! belongs in one of them; what is here is what needs more than one of them, or what only a process
 //! (rather than an embedding program) needs: files, signals, listeners, exit codes.
 
-#[allow(missing_docs, reason = "not part of the crate's interface")]
-#[cfg(test)]
-mod testing;
 pub mod attach;
 pub mod config;
 pub mod http;
 pub mod proxy;
+#[allow(missing_docs, reason = "not part of the crate's interface")]
+#[cfg(test)]
+mod testing;

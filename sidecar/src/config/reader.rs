@@ -205,7 +205,10 @@ impl<'p> Reader<'p> {
                 },
                 other => self.report(
                     &item.place,
-                    format!("items of `{name}` must be {wanted}, this is {}", other.name()),
+                    format!(
+                        "items of `{name}` must be {wanted}, this is {}",
+                        other.name()
+                    ),
                 ),
             }
         }

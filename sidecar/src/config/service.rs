@@ -170,15 +170,26 @@ impl CheckConfig {
         }
         let id = reader.text("id");
         let name = reader.text("name");
-        let http = reader.parsed("http", "a URL such as \"http://127.0.0.1:8080/health\"", |url| {
-            let known = url.starts_with("http://") || url.starts_with("https://");
-            match known && url.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some()) {
-                true => Ok(CheckKind::Http(url.to_owned())),
-                false => Err("it is no http or https URL"),
-            }
-        });
+        let http = reader.parsed(
+            "http",
+            "a URL such as \"http://127.0.0.1:8080/health\"",
+            |url| {
+                let known = url.starts_with("http://") || url.starts_with("https://");
+                match known
+                    && url
+                        .parse::<http::Uri>()
+                        .is_ok_and(|uri| uri.host().is_some())
+                {
+                    true => Ok(CheckKind::Http(url.to_owned())),
+                    false => Err("it is no http or https URL"),
+                }
+            },
+        );
         let tcp = reader.parsed("tcp", "\"host:port\"", |address| {
-            match address.rsplit_once(':').map(|(_, port)| port.parse::<u16>()) {
+            match address
+                .rsplit_once(':')
+                .map(|(_, port)| port.parse::<u16>())
+            {
                 Some(Ok(_)) => Ok(CheckKind::Tcp(address.to_owned())),
                 _ => Err("the port is missing or no number"),
             }

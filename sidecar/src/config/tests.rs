@@ -53,7 +53,10 @@ fn documented_example_is_read() {
     let config = load(&[("example.toml", blocks[0])]).unwrap();
     // Every section occurs in the first block, with something in it.
     assert_eq!(config.node.name.as_str(), "web-1");
-    assert_eq!(config.join.seeds, ["10.0.0.2:8301", "seed.example.net:8301"]);
+    assert_eq!(
+        config.join.seeds,
+        ["10.0.0.2:8301", "seed.example.net:8301"]
+    );
     assert_eq!(config.ports.https, Some(8501));
     assert_eq!(config.dns.recursors, ["9.9.9.9:53".parse().unwrap()]);
     assert!(matches!(config.server.seal, Seal::Static { .. }));
