@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch as tokio_watch;
 
@@ -47,7 +48,7 @@ pub use watch::ServiceWatch;
 use facts::{Facts, Touched};
 use index::Index;
 use local::OwnWrite;
-use log::NodeLog;
+use log::{Head, NodeLog};
 use state::State;
 
 /// The records of all nodes, as one node sees them. Cheap to clone; all clones are the same catalog.
@@ -64,6 +65,8 @@ struct Inner {
     index: Arc<Index>,
     state: Mutex<State>,
     own_head: tokio_watch::Sender<OwnHead>,
+    /// The own log's last snapshot, signed, and where the log was then.
+    own_snapshot: Mutex<Option<(Head, Vec<Bytes>)>>,
     rejected: AtomicU64,
 }
 
@@ -163,6 +166,7 @@ impl Catalog {
                 index: Arc::new(Index::new()),
                 state: Mutex::new(State::new(own, log, now)),
                 own_head,
+                own_snapshot: Mutex::new(None),
                 rejected: AtomicU64::new(0),
             }),
         }
@@ -176,6 +180,11 @@ impl Catalog {
     /// Write access to the own node's records.
     pub fn local(&self) -> LocalLog {
         LocalLog::new(self.clone())
+    }
+
+    /// Where the own node's log stands.
+    pub fn own_head(&self) -> Head {
+        self.inner.own_head.borrow().at
     }
 
     /// The revision of the last change of anything: `max(last + 1, unix µs)`. Never goes back, close between nodes.

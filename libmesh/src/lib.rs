@@ -7,5 +7,6 @@ pub mod join;
 pub mod member;
 pub mod model;
 pub mod rpc;
+pub mod sync;
 
 mod files;

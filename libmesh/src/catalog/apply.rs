@@ -12,7 +12,7 @@ use super::facts::Touched;
 use super::log::{Delta, Effect, Head};
 use super::record::{self, Key};
 use super::state::NodeState;
-use super::verify::VerifiedNode;
+use super::verify::{Signer, VerifiedNode};
 use super::wire::{Message, PART_BYTES, WireError};
 use super::{Catalog, wire};
 use crate::model::{Liveness, NodeId};
@@ -233,14 +233,36 @@ impl Catalog {
                 .get(&node)
                 .map_or_else(Vec::new, |n| n.replica.messages_since(have));
         }
-        let Some(signer) = &self.inner.signer else {
+        self.inner.signer.as_ref().map_or_else(Vec::new, |signer| self.own_messages_since(have, &**signer))
+    }
+
+    /// The last snapshot is kept and followed by deltas as long as that works: signing it for each joiner would cost
+    /// more, and someone who fetches a long one in several turns finds it unchanged.
+    fn own_messages_since(&self, have: Head, signer: &dyn Signer) -> Vec<Bytes> {
+        let mut snapshot = self.inner.own_snapshot.lock();
+        let encode = |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
+        let state = self.inner.state.lock();
+        let log = &state.own_log;
+        if have >= log.head() {
             return Vec::new();
-        };
-        let deltas = self.inner.state.lock().own_log.since(have, PART_BYTES);
-        deltas
-            .iter()
-            .map(|delta| wire::encode(delta, &**signer))
-            .collect()
+        }
+        if !log.needs_snapshot(have) {
+            let deltas = log.since(have, PART_BYTES);
+            drop(state);
+            return encode(deltas).collect();
+        }
+        if let Some((at, messages)) = &*snapshot
+            && !log.needs_snapshot(*at)
+        {
+            let deltas = log.since(*at, PART_BYTES);
+            drop(state);
+            return messages.iter().cloned().chain(encode(deltas)).collect();
+        }
+        let (at, deltas) = (log.head(), log.since(Head::default(), PART_BYTES));
+        drop(state);
+        let messages: Vec<_> = encode(deltas).collect();
+        *snapshot = Some((at, messages.clone()));
+        messages
     }
 
     /// How far this catalog is with each node's log, itself included. Leaves out nodes it wants nothing of.

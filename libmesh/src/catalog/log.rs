@@ -236,12 +236,12 @@ impl NodeLog {
         if have >= self.at || self.at.head == 0 {
             return Vec::new();
         }
-        let complete = have.epoch != self.at.epoch || have.head < self.gc.max(self.base).max(1);
-        if complete {
-            self.snapshot(part_bytes)
-        } else {
-            self.deltas(have.head, part_bytes)
-        }
+        if self.needs_snapshot(have) { self.snapshot(part_bytes) } else { self.deltas(have.head, part_bytes) }
+    }
+
+    /// Whether someone at `have` can only be helped with the whole map.
+    pub fn needs_snapshot(&self, have: Head) -> bool {
+        have.epoch != self.at.epoch || have.head < self.gc.max(self.base).max(1)
     }
 
     fn snapshot(&self, part_bytes: usize) -> Vec<Delta> {
