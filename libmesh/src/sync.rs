@@ -66,7 +66,12 @@ pub struct CallFailed {
 pub trait SyncTransport: Send + Sync + 'static {
     /// POSTs `body` (at most [`FRAME_MAX`] bytes) and returns the reply's body (the same limit). Must end by itself,
     /// within five seconds or so.
-    fn call(&self, peer: Member, call: SyncCall, body: Bytes) -> BoxFuture<'_, Result<Bytes, CallFailed>>;
+    fn call(
+        &self,
+        peer: Member,
+        call: SyncCall,
+        body: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, CallFailed>>;
 }
 
 #[cfg(test)]

@@ -233,14 +233,18 @@ impl Catalog {
                 .get(&node)
                 .map_or_else(Vec::new, |n| n.replica.messages_since(have));
         }
-        self.inner.signer.as_ref().map_or_else(Vec::new, |signer| self.own_messages_since(have, &**signer))
+        self.inner
+            .signer
+            .as_ref()
+            .map_or_else(Vec::new, |signer| self.own_messages_since(have, &**signer))
     }
 
     /// The last snapshot is kept and followed by deltas as long as that works: signing it for each joiner would cost
     /// more, and someone who fetches a long one in several turns finds it unchanged.
     fn own_messages_since(&self, have: Head, signer: &dyn Signer) -> Vec<Bytes> {
         let mut snapshot = self.inner.own_snapshot.lock();
-        let encode = |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
+        let encode =
+            |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
         let state = self.inner.state.lock();
         let log = &state.own_log;
         if have >= log.head() {

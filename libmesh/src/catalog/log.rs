@@ -236,7 +236,11 @@ impl NodeLog {
         if have >= self.at || self.at.head == 0 {
             return Vec::new();
         }
-        if self.needs_snapshot(have) { self.snapshot(part_bytes) } else { self.deltas(have.head, part_bytes) }
+        if self.needs_snapshot(have) {
+            self.snapshot(part_bytes)
+        } else {
+            self.deltas(have.head, part_bytes)
+        }
     }
 
     /// Whether someone at `have` can only be helped with the whole map.

@@ -152,7 +152,8 @@ impl Message {
 /// Whose message this claims to be; `None` when it is none.
 pub(crate) fn node_of(raw: &[u8]) -> Option<NodeId> {
     let body = raw.get(1 + SIGNATURE..)?;
-    raw.starts_with(&[FORMAT]).then(|| body.first_chunk().copied().map(NodeId))?
+    raw.starts_with(&[FORMAT])
+        .then(|| body.first_chunk().copied().map(NodeId))?
 }
 
 /// Signs and encodes.

@@ -91,14 +91,18 @@ pub(super) trait Frame: Sized {
 }
 
 fn framed(value: &impl Serialize) -> Bytes {
-    postcard::to_extend(value, vec![FORMAT]).expect("plain data always encodes").into()
+    postcard::to_extend(value, vec![FORMAT])
+        .expect("plain data always encodes")
+        .into()
 }
 
 fn open<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
     if body.len() > FRAME_MAX {
         return Err(CodecError::Length(body.len()));
     }
-    let Some((&FORMAT, rest)) = body.split_first() else { return Err(CodecError::Format) };
+    let Some((&FORMAT, rest)) = body.split_first() else {
+        return Err(CodecError::Format);
+    };
     match postcard::take_from_bytes(rest) {
         Ok((value, [])) => Ok(value),
         _ => Err(CodecError::Body),
@@ -106,7 +110,11 @@ fn open<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
 }
 
 fn bounded(what: &'static str, len: usize, max: usize) -> Result<(), CodecError> {
-    if len > max { Err(CodecError::Bounds(what)) } else { Ok(()) }
+    if len > max {
+        Err(CodecError::Bounds(what))
+    } else {
+        Ok(())
+    }
 }
 
 impl Frame for Digest {
@@ -154,7 +162,10 @@ struct WireMessages<'a> {
 
 impl Frame for Messages {
     fn encode(&self) -> Bytes {
-        framed(&WireMessages { messages: self.messages.iter().map(|raw| &**raw).collect(), next: self.next.clone() })
+        framed(&WireMessages {
+            messages: self.messages.iter().map(|raw| &**raw).collect(),
+            next: self.next.clone(),
+        })
     }
 
     fn decode(body: &Bytes) -> Result<Self, CodecError> {
@@ -162,7 +173,14 @@ impl Frame for Messages {
         bounded("messages", wire.messages.len(), MESSAGES_MAX)?;
         bounded("nodes", wire.next.len(), NODES_MAX)?;
         // Copies, not slices: what a catalog keeps of one message must not hold the whole body.
-        Ok(Self { messages: wire.messages.into_iter().map(Bytes::copy_from_slice).collect(), next: wire.next })
+        Ok(Self {
+            messages: wire
+                .messages
+                .into_iter()
+                .map(Bytes::copy_from_slice)
+                .collect(),
+            next: wire.next,
+        })
     }
 }
 

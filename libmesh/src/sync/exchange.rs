@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::codec::{CodecError, DeltaReply, Digest, DigestEntry, FRAME_MAX, Frame, Messages, PullRequest, Want};
+use super::codec::{
+    CodecError, DeltaReply, Digest, DigestEntry, FRAME_MAX, Frame, Messages, PullRequest, Want,
+};
 use crate::catalog::log::Head;
 use crate::catalog::{Catalog, Outcome};
 use crate::model::NodeId;
@@ -19,7 +21,9 @@ pub(super) fn digest(catalog: &Catalog, with_content: bool) -> Digest {
         at: log.at,
         content: with_content.then_some(log.content),
     };
-    Digest { heads: catalog.heads().into_iter().map(entry).collect() }
+    Digest {
+        heads: catalog.heads().into_iter().map(entry).collect(),
+    }
 }
 
 /// What a comparison of digests says to do.
@@ -35,18 +39,27 @@ pub struct Plan {
 
 /// Compares `catalog` with a peer's digest.
 pub fn compare(catalog: &Catalog, theirs: &[DigestEntry]) -> Plan {
-    let ours: HashMap<_, _> = catalog.heads().into_iter().map(|log| (log.node, log)).collect();
+    let ours: HashMap<_, _> = catalog
+        .heads()
+        .into_iter()
+        .map(|log| (log.node, log))
+        .collect();
     let mut plan = Plan::default();
     for entry in theirs {
         if entry.node == catalog.own() {
             plan.knows_us = entry.at;
         }
         if let Some(have) = catalog.lacks(&entry.node, entry.at) {
-            plan.wants.push(Want { node: entry.node, have, skip: 0 });
+            plan.wants.push(Want {
+                node: entry.node,
+                have,
+                skip: 0,
+            });
             continue;
         }
         let differs = |content: u128| {
-            ours.get(&entry.node).is_some_and(|log| log.at == entry.at && log.content != content)
+            ours.get(&entry.node)
+                .is_some_and(|log| log.at == entry.at && log.content != content)
         };
         if entry.node != catalog.own() && entry.content.is_some_and(differs) {
             plan.damaged.push(entry.node);
@@ -69,19 +82,32 @@ pub(super) fn take_in(catalog: &Catalog, messages: Vec<Bytes>) -> DeltaReply {
             Outcome::Known | Outcome::Staged => {}
         }
     }
-    let wants = lacking.into_iter().map(|(node, have)| Want { node, have, skip: 0 }).collect();
+    let wants = lacking
+        .into_iter()
+        .map(|(node, have)| Want {
+            node,
+            have,
+            skip: 0,
+        })
+        .collect();
     DeltaReply { wants, rejected }
 }
 
 /// Answers what someone lacks, as far as it fits into one body.
 pub(super) fn answer(catalog: &Catalog, wants: &[Want]) -> Messages {
-    let mut reply = Messages { messages: Vec::new(), next: Vec::new() };
+    let mut reply = Messages {
+        messages: Vec::new(),
+        next: Vec::new(),
+    };
     let mut size = 0;
     for (at, want) in wants.iter().enumerate() {
         let messages = catalog.messages_since(want.node, want.have);
         for (number, raw) in messages.into_iter().enumerate().skip(want.skip as usize) {
             if size > 0 && size + raw.len() > FRAME_PAYLOAD {
-                reply.next.push(Want { skip: number as u32, ..*want });
+                reply.next.push(Want {
+                    skip: number as u32,
+                    ..*want
+                });
                 reply.next.extend(&wants[at + 1..]);
                 return reply;
             }
@@ -95,7 +121,10 @@ pub(super) fn answer(catalog: &Catalog, wants: &[Want]) -> Messages {
 /// Messages in bodies for `/catalog/delta`.
 pub(super) fn in_bodies(messages: Vec<Bytes>) -> Vec<Bytes> {
     let mut bodies = Vec::new();
-    let mut group = Messages { messages: Vec::new(), next: Vec::new() };
+    let mut group = Messages {
+        messages: Vec::new(),
+        next: Vec::new(),
+    };
     let mut size = 0;
     for raw in messages {
         if size > 0 && size + raw.len() > FRAME_PAYLOAD {

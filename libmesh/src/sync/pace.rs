@@ -19,7 +19,11 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { sent: None, window: SHORTEST, due: None }
+        Self {
+            sent: None,
+            window: SHORTEST,
+            due: None,
+        }
     }
 
     /// Something changed.
@@ -38,8 +42,14 @@ impl Pace {
 
     /// It was sent. A batch right after the last one makes the next wait longer; a quiet time resets that.
     pub(super) fn sent(&mut self, now: Instant) {
-        let quiet = self.sent.is_none_or(|sent| now - sent >= LONGEST + self.window);
-        self.window = if quiet { SHORTEST } else { (self.window * 2).min(LONGEST) };
+        let quiet = self
+            .sent
+            .is_none_or(|sent| now - sent >= LONGEST + self.window);
+        self.window = if quiet {
+            SHORTEST
+        } else {
+            (self.window * 2).min(LONGEST)
+        };
         self.sent = Some(now);
         self.due = None;
     }
@@ -66,7 +76,11 @@ mod tests {
         assert_eq!(pace.due(), None);
 
         pace.changed(false, now + Duration::from_secs(1));
-        assert_eq!(pace.due(), Some(now + Duration::from_secs(1)), "quiet: at once again");
+        assert_eq!(
+            pace.due(),
+            Some(now + Duration::from_secs(1)),
+            "quiet: at once again"
+        );
     }
 
     #[test]

@@ -38,7 +38,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { exchange_every: Duration::from_secs(10), call_deadline: Duration::from_secs(5) }
+        Self {
+            exchange_every: Duration::from_secs(10),
+            call_deadline: Duration::from_secs(5),
+        }
     }
 }
 
@@ -53,7 +56,10 @@ pub struct Members {
 impl From<&Membership> for Members {
     fn from(membership: &Membership) -> Self {
         let handle = membership.clone();
-        Self { events: membership.events(), list: Box::new(move || handle.members()) }
+        Self {
+            events: membership.events(),
+            list: Box::new(move || handle.members()),
+        }
     }
 }
 
@@ -69,7 +75,12 @@ pub struct Plane {
 impl Plane {
     /// A plane over `transport`.
     pub fn new(catalog: Catalog, transport: Arc<dyn SyncTransport>, config: Config) -> Self {
-        Self { catalog, transport, config, calls: Arc::new(Semaphore::new(CALLS_MAX)) }
+        Self {
+            catalog,
+            transport,
+            config,
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+        }
     }
 
     /// Serves `/catalog/delta`.
@@ -107,16 +118,32 @@ impl Plane {
     }
 
     async fn call(&self, peer: Member, call: SyncCall, body: Bytes) -> Result<Bytes, CallFailed> {
-        let failed = |reason: &str| CallFailed { call, peer, reason: reason.to_owned() };
+        let failed = |reason: &str| CallFailed {
+            call,
+            peer,
+            reason: reason.to_owned(),
+        };
         let _permit = self.calls.acquire().await.map_err(|_| failed("stopped"))?;
-        tokio::time::timeout(self.config.call_deadline, self.transport.call(peer, call, body))
-            .await
-            .unwrap_or_else(|_| Err(failed("no answer in time")))
+        tokio::time::timeout(
+            self.config.call_deadline,
+            self.transport.call(peer, call, body),
+        )
+        .await
+        .unwrap_or_else(|_| Err(failed("no answer in time")))
     }
 
-    async fn ask<T: Frame>(&self, peer: Member, call: SyncCall, body: Bytes) -> Result<T, CallFailed> {
+    async fn ask<T: Frame>(
+        &self,
+        peer: Member,
+        call: SyncCall,
+        body: Bytes,
+    ) -> Result<T, CallFailed> {
         let reply = self.call(peer, call, body).await?;
-        T::decode(&reply).map_err(|error| CallFailed { call, peer, reason: error.to_string() })
+        T::decode(&reply).map_err(|error| CallFailed {
+            call,
+            peer,
+            reason: error.to_string(),
+        })
     }
 
     /// Brings `peer` from `have` to where our own log is. Without knowing what it has, sends the last change: it
@@ -124,16 +151,28 @@ impl Plane {
     async fn push(&self, peer: Member, have: Option<Head>) -> Result<Head, CallFailed> {
         let own = self.catalog.own();
         let at = self.catalog.own_head();
-        let mut have = have.unwrap_or(Head { epoch: at.epoch, head: at.head.saturating_sub(1) });
+        let mut have = have.unwrap_or(Head {
+            epoch: at.epoch,
+            head: at.head.saturating_sub(1),
+        });
         // The second turn closes the gap that the first one found, the third one what changed in between.
         for _ in 0..3 {
             let mut lacks = None;
             for body in exchange::in_bodies(self.catalog.messages_since(own, have)) {
                 let reply: DeltaReply = self.ask(peer, SyncCall::Delta, body).await?;
-                lacks = reply.wants.iter().find(|want| want.node == own).map(|want| want.have).or(lacks);
+                lacks = reply
+                    .wants
+                    .iter()
+                    .find(|want| want.node == own)
+                    .map(|want| want.have)
+                    .or(lacks);
                 if reply.rejected > 0 {
                     let reason = "it does not believe our records; its log says why".to_owned();
-                    return Err(CallFailed { call: SyncCall::Delta, peer, reason });
+                    return Err(CallFailed {
+                        call: SyncCall::Delta,
+                        peer,
+                        reason,
+                    });
                 }
             }
             match lacks {
@@ -141,11 +180,20 @@ impl Plane {
                 None => return Ok(at),
             }
         }
-        Err(CallFailed { call: SyncCall::Delta, peer, reason: "it keeps missing what was sent before".to_owned() })
+        Err(CallFailed {
+            call: SyncCall::Delta,
+            peer,
+            reason: "it keeps missing what was sent before".to_owned(),
+        })
     }
 
     /// Compares with `peer` and fetches what we lack. Returns how far it is with our own log.
-    async fn exchange(&self, peer: Member, with_content: bool, owners: &[Member]) -> Result<Head, CallFailed> {
+    async fn exchange(
+        &self,
+        peer: Member,
+        with_content: bool,
+        owners: &[Member],
+    ) -> Result<Head, CallFailed> {
         let ours = exchange::digest(&self.catalog, with_content).encode();
         let theirs: Digest = self.ask(peer, SyncCall::Digest, ours).await?;
         let plan = exchange::compare(&self.catalog, &theirs.heads);
@@ -153,8 +201,20 @@ impl Plane {
         for node in plan.damaged {
             tracing::warn!(%node, peer = %peer.addr, "a node's records differ at the same head; fetching them anew");
             self.catalog.distrust(&node);
-            let from = owners.iter().copied().find(|member| member.id == node).unwrap_or(peer);
-            self.pull(from, vec![Want { node, have: Head::default(), skip: 0 }]).await?;
+            let from = owners
+                .iter()
+                .copied()
+                .find(|member| member.id == node)
+                .unwrap_or(peer);
+            self.pull(
+                from,
+                vec![Want {
+                    node,
+                    have: Head::default(),
+                    skip: 0,
+                }],
+            )
+            .await?;
         }
         Ok(plan.knows_us)
     }
@@ -198,8 +258,14 @@ struct PeerState {
 }
 
 enum Done {
-    Push { to: Member, result: Result<Head, CallFailed> },
-    Exchange { with: Member, result: Result<Head, CallFailed> },
+    Push {
+        to: Member,
+        result: Result<Head, CallFailed>,
+    },
+    Exchange {
+        with: Member,
+        result: Result<Head, CallFailed>,
+    },
 }
 
 impl Worker {
@@ -274,13 +340,20 @@ impl Worker {
 
     fn push_to(&mut self, id: NodeId) {
         let now = Instant::now();
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         if peer.busy || peer.retry_at > now || peer.acked.is_some_and(|acked| acked >= self.sent) {
             return;
         }
         peer.busy = true;
         let (plane, to, have) = (self.plane.clone(), peer.member, peer.acked);
-        self.tasks.spawn(async move { Done::Push { to, result: plane.push(to, have).await } });
+        self.tasks.spawn(async move {
+            Done::Push {
+                to,
+                result: plane.push(to, have).await,
+            }
+        });
     }
 
     fn exchange_with_anybody(&mut self) {
@@ -319,7 +392,9 @@ impl Worker {
                 (with, result)
             }
         };
-        let Some(peer) = self.peers.get_mut(&to.id).filter(|peer| peer.member == to) else { return };
+        let Some(peer) = self.peers.get_mut(&to.id).filter(|peer| peer.member == to) else {
+            return;
+        };
         match result {
             Ok(head) => {
                 peer.acked = Some(head);
@@ -343,7 +418,11 @@ impl Worker {
             MemberEvent::Suspect(id) => catalog.set_liveness(id, Liveness::Suspect),
             MemberEvent::Alive(id) => catalog.set_liveness(id, Liveness::Alive),
             MemberEvent::Down(id) | MemberEvent::Left(id) => {
-                let liveness = if event == MemberEvent::Down(id) { Liveness::Down } else { Liveness::Left };
+                let liveness = if event == MemberEvent::Down(id) {
+                    Liveness::Down
+                } else {
+                    Liveness::Left
+                };
                 catalog.set_liveness(id, liveness);
                 self.peers.remove(&id);
             }
@@ -356,10 +435,19 @@ impl Worker {
             return;
         }
         let now = Instant::now();
-        let state = PeerState { member, acked: None, busy: false, failures: 0, retry_at: now };
+        let state = PeerState {
+            member,
+            acked: None,
+            busy: false,
+            failures: 0,
+            retry_at: now,
+        };
         self.peers.insert(member.id, state);
         self.push_to(member.id);
-        if self.last_exchange.is_none_or(|last| now - last >= UP_EXCHANGE_APART) {
+        if self
+            .last_exchange
+            .is_none_or(|last| now - last >= UP_EXCHANGE_APART)
+        {
             self.exchange_with(member);
         } else {
             self.next_exchange = self.next_exchange.min(now + UP_EXCHANGE_APART);
@@ -370,7 +458,9 @@ impl Worker {
     fn resync(&mut self) {
         let members = (self.members.list)();
         self.peers.retain(|id, peer| {
-            members.iter().any(|state| state.member == peer.member && state.liveness.is_present() && *id == peer.member.id)
+            members.iter().any(|state| {
+                state.member == peer.member && state.liveness.is_present() && *id == peer.member.id
+            })
         });
         for state in members {
             let id = state.member.id;

@@ -32,9 +32,18 @@ struct Link {
 }
 
 impl SyncTransport for Link {
-    fn call(&self, peer: Member, call: SyncCall, body: Bytes) -> BoxFuture<'_, Result<Bytes, CallFailed>> {
+    fn call(
+        &self,
+        peer: Member,
+        call: SyncCall,
+        body: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, CallFailed>> {
         Box::pin(async move {
-            let failed = |reason: &str| CallFailed { call, peer, reason: reason.to_owned() };
+            let failed = |reason: &str| CallFailed {
+                call,
+                peer,
+                reason: reason.to_owned(),
+            };
             if self.net.cut.lock().contains(&(self.own, peer.id)) {
                 return Err(failed("cut"));
             }
@@ -42,7 +51,13 @@ impl SyncTransport for Link {
             assert!(body.len() <= FRAME_MAX);
             // One millisecond each way.
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let plane = self.net.planes.lock().get(&peer.id).cloned().ok_or_else(|| failed("unknown"))?;
+            let plane = self
+                .net
+                .planes
+                .lock()
+                .get(&peer.id)
+                .cloned()
+                .ok_or_else(|| failed("unknown"))?;
             let reply = match call {
                 SyncCall::Delta => plane.handle_delta(body).await,
                 SyncCall::Digest => plane.handle_digest(body).await,
@@ -68,19 +83,33 @@ fn ip(n: u8) -> IpAddr {
 
 fn start(net: &Arc<Net>, n: u8) -> Running {
     let node = TestNode::new(&format!("node{n}"), ip(n));
-    let link = Arc::new(Link { net: Arc::clone(net), own: node.id() });
+    let link = Arc::new(Link {
+        net: Arc::clone(net),
+        own: node.id(),
+    });
     let plane = Plane::new(node.catalog.clone(), link, Config::default());
     net.planes.lock().insert(node.id(), plane.clone());
     let (events, receiver) = broadcast::channel(64);
     let stop = CancellationToken::new();
-    let members = Members { events: receiver, list: Box::new(Vec::<MemberState>::new) };
+    let members = Members {
+        events: receiver,
+        list: Box::new(Vec::<MemberState>::new),
+    };
     tokio::spawn(plane.run(members, stop.clone()));
-    Running { node, events, _stop: stop.drop_guard() }
+    Running {
+        node,
+        events,
+        _stop: stop.drop_guard(),
+    }
 }
 
 impl Running {
     fn member(&self) -> Member {
-        Member { id: self.node.id(), addr: SocketAddr::new(self.node.record.address, 8301), generation: 1 }
+        Member {
+            id: self.node.id(),
+            addr: SocketAddr::new(self.node.record.address, 8301),
+            generation: 1,
+        }
     }
 
     fn meets(&self, other: &Self) {
@@ -91,7 +120,10 @@ impl Running {
     /// Waits until `name` has `count` instances here; how long that took.
     async fn sees(&self, name: &str, count: usize) -> Duration {
         let start = Instant::now();
-        let watch = self.node.catalog.watch_service(&ServiceName::parse(name).unwrap());
+        let watch = self
+            .node
+            .catalog
+            .watch_service(&ServiceName::parse(name).unwrap());
         let wait = async {
             loop {
                 let revision = watch.revision();
@@ -101,7 +133,9 @@ impl Running {
                 watch.changed_after(revision).await;
             }
         };
-        timeout(Duration::from_secs(60), wait).await.expect("it never shows up");
+        timeout(Duration::from_secs(60), wait)
+            .await
+            .expect("it never shows up");
         Instant::now() - start
     }
 }
@@ -125,7 +159,10 @@ async fn a_first_change_is_seen_at_once_and_urgent_ones_never_wait() {
     assert!(b.sees("web", 1).await <= Duration::from_millis(5));
     a.node.local().put_service(instance("web", 1)).unwrap();
     let batched = b.sees("web", 2).await;
-    assert!((Duration::from_millis(10)..Duration::from_millis(60)).contains(&batched), "{batched:?}");
+    assert!(
+        (Duration::from_millis(10)..Duration::from_millis(60)).contains(&batched),
+        "{batched:?}"
+    );
     a.node.local().put_service(instance("web", 2)).unwrap();
     a.node.local().remove_service(&instance("web", 0).id);
     assert!(b.sees("web", 2).await <= Duration::from_millis(5));
@@ -144,8 +181,14 @@ async fn many_changes_travel_in_few_calls() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     b.sees("web", 1_001).await;
-    let calls = net.calls.lock()[before..].iter().filter(|(_, _, call)| *call == SyncCall::Delta).count();
-    assert!((4..=30).contains(&calls), "{calls} calls for 1,000 changes in a second");
+    let calls = net.calls.lock()[before..]
+        .iter()
+        .filter(|(_, _, call)| *call == SyncCall::Delta)
+        .count();
+    assert!(
+        (4..=30).contains(&calls),
+        "{calls} calls for 1,000 changes in a second"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +205,10 @@ async fn a_joiner_gets_everything_from_the_one_peer_it_reaches() {
     c.meets(&b);
     c.sees("web", 1).await;
     a.node.local().put_service(instance("web", 1)).unwrap();
-    assert!(c.sees("web", 2).await <= Duration::from_secs(15), "anti-entropy goes round the cut link");
+    assert!(
+        c.sees("web", 2).await <= Duration::from_secs(15),
+        "anti-entropy goes round the cut link"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,7 +242,10 @@ async fn liveness_follows_membership() {
     b.events.send(MemberEvent::Alive(a.node.id())).unwrap();
     b.events.send(MemberEvent::Down(a.node.id())).unwrap();
     b.sees("web", 0).await;
-    assert_eq!(b.node.catalog.node("node1").unwrap().liveness, Liveness::Down);
+    assert_eq!(
+        b.node.catalog.node("node1").unwrap().liveness,
+        Liveness::Down
+    );
     b.events.send(MemberEvent::Up(a.member())).unwrap();
     b.sees("web", 1).await;
 }
@@ -209,7 +258,12 @@ fn a_log_longer_than_a_body_is_fetched_in_turns_while_it_changes() {
         big.tags.push(Arc::from(format!("{n}{}", "x".repeat(250))));
     }
     for n in 0..4_000 {
-        a.local().put_service(Instance { id: instance("web", n).id, ..big.clone() }).unwrap();
+        a.local()
+            .put_service(Instance {
+                id: instance("web", n).id,
+                ..big.clone()
+            })
+            .unwrap();
     }
     let mut wants = compare(&b.catalog, &digest(&a.catalog, false).heads).wants;
     let mut turns = 0;
@@ -226,7 +280,10 @@ fn a_log_longer_than_a_body_is_fetched_in_turns_while_it_changes() {
     assert!(turns >= 3, "{turns}");
     b.catalog.set_liveness(a.id(), Liveness::Alive);
     assert_eq!(b.catalog.service("web").unwrap().instances.len(), 4_000);
-    assert_eq!(b.catalog.service("other").unwrap().instances.len(), turns - 1);
+    assert_eq!(
+        b.catalog.service("other").unwrap().instances.len(),
+        turns - 1
+    );
 }
 
 #[test]
@@ -239,10 +296,24 @@ fn silent_divergence_is_found_and_mended() {
     theirs[0].content = theirs[0].content.map(|content| content ^ 1);
     assert_eq!(compare(&b.catalog, &theirs).damaged, [a.id()]);
     b.catalog.distrust(&a.id());
-    let want = Want { node: a.id(), have: Head::default(), skip: 0 };
-    assert_eq!(compare(&b.catalog, &digest(&a.catalog, true).heads).wants, [want]);
-    assert!(take_in(&b.catalog, answer(&a.catalog, &[want]).messages).wants.is_empty());
-    assert_eq!(compare(&b.catalog, &digest(&a.catalog, true).heads), Plan::default());
+    let want = Want {
+        node: a.id(),
+        have: Head::default(),
+        skip: 0,
+    };
+    assert_eq!(
+        compare(&b.catalog, &digest(&a.catalog, true).heads).wants,
+        [want]
+    );
+    assert!(
+        take_in(&b.catalog, answer(&a.catalog, &[want]).messages)
+            .wants
+            .is_empty()
+    );
+    assert_eq!(
+        compare(&b.catalog, &digest(&a.catalog, true).heads),
+        Plan::default()
+    );
 }
 
 #[test]
@@ -256,8 +327,18 @@ fn a_gap_is_answered_with_what_is_there() {
     a.local().put_service(instance("web", 1)).unwrap();
     let second = a.catalog.messages_since(a.id(), middle);
     let reply = take_in(&b.catalog, second.clone());
-    assert_eq!(reply.wants, [Want { node: a.id(), have, skip: 0 }]);
-    let reply = take_in(&b.catalog, [second, first, a.catalog.messages_since(a.id(), middle)].concat());
+    assert_eq!(
+        reply.wants,
+        [Want {
+            node: a.id(),
+            have,
+            skip: 0
+        }]
+    );
+    let reply = take_in(
+        &b.catalog,
+        [second, first, a.catalog.messages_since(a.id(), middle)].concat(),
+    );
     assert!(reply.wants.is_empty() && reply.rejected == 0);
     b.catalog.set_liveness(a.id(), Liveness::Alive);
     assert_eq!(b.catalog.service("web").unwrap().instances.len(), 2);
@@ -286,10 +367,19 @@ proptest! {
 #[test]
 fn bodies_are_bounded() {
     let long = Bytes::from(vec![1; FRAME_MAX + 1]);
-    assert_eq!(Messages::decode(&long), Err(CodecError::Length(FRAME_MAX + 1)));
+    assert_eq!(
+        Messages::decode(&long),
+        Err(CodecError::Length(FRAME_MAX + 1))
+    );
     // A count that promises more than there is allocates nothing to speak of.
     let liar = Bytes::from_static(&[1, 0xff, 0xff, 0xff, 0xff, 0x0f]);
     assert_eq!(PullRequest::decode(&liar), Err(CodecError::Body));
-    let many = Messages { messages: vec![Bytes::new(); 65_537], next: vec![] };
-    assert_eq!(Messages::decode(&many.encode()), Err(CodecError::Bounds("messages")));
+    let many = Messages {
+        messages: vec![Bytes::new(); 65_537],
+        next: vec![],
+    };
+    assert_eq!(
+        Messages::decode(&many.encode()),
+        Err(CodecError::Bounds("messages"))
+    );
 }
