@@ -66,7 +66,7 @@ pub enum Upstreams {
     /// Nobody: REFUSED.
     #[default]
     None,
-    /// These, in this order.
+    /// These. The one that answered last is asked first; when it fails, the next in this order is.
     List(Vec<SocketAddr>),
     /// Those that the system is configured with (`/etc/resolv.conf`).
     System,

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns as HickoryEdns, Message, MessageType, OpCode, Query as HickoryQuery};
@@ -15,7 +16,6 @@ use hickory_proto::serialize::binary::BinDecodable;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-    ServerOrderingStrategy,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
@@ -36,10 +36,17 @@ const UNDER_WAY: usize = 1024;
 /// Octets of a relayed UDP reply.
 const RELAY_BUFFER: usize = 4096;
 
+/// Each upstream has a resolver of its own: one for all would let a silent upstream use up the time of the others.
+struct Upstream {
+    address: SocketAddr,
+    resolver: TokioResolver,
+}
+
 /// Asks upstreams.
 pub struct Forwarder {
-    upstreams: Vec<SocketAddr>,
-    resolver: TokioResolver,
+    upstreams: Vec<Upstream>,
+    /// Which upstream answered last.
+    preferred: AtomicUsize,
     wait: Duration,
     under_way: Arc<Semaphore>,
 }
@@ -70,11 +77,17 @@ impl Forwarder {
                 list
             }
         };
-        let resolver = resolver(&upstreams, config.upstream_timeout)
+        let upstreams = upstreams
+            .into_iter()
+            .map(|address| {
+                let resolver = resolver(address, config.upstream_timeout)?;
+                Ok(Upstream { address, resolver })
+            })
+            .collect::<Result<_, NetError>>()
             .map_err(|error| Error::SystemResolvers(error.to_string()))?;
         Ok(Some(Self {
             upstreams,
-            resolver,
+            preferred: AtomicUsize::new(0),
             wait: config.upstream_timeout,
             under_way: Arc::new(Semaphore::new(UNDER_WAY)),
         }))
@@ -125,24 +138,7 @@ impl Forwarder {
         reply.metadata.recursion_desired = true;
         reply.metadata.recursion_available = true;
         reply.add_query(HickoryQuery::query(name.clone(), rtype));
-        match self.resolver.lookup(name, rtype).await {
-            Ok(lookup) => {
-                reply.metadata.response_code = lookup.message().metadata.response_code;
-                reply.add_answers(lookup.answers().iter().cloned());
-                reply.add_authorities(lookup.authorities().iter().cloned());
-            }
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
-                reply.metadata.response_code = none.response_code;
-                if let Some(soa) = none.soa {
-                    reply.add_authority(soa.into_record_of_rdata());
-                }
-            }
-            Err(NetError::Dns(DnsError::ResponseCode(code))) => reply.metadata.response_code = code,
-            Err(error) => {
-                tracing::debug!(%error, "no upstream answered");
-                return None;
-            }
-        }
+        self.resolve_into(&mut reply, &name, rtype).await?;
         let limit = query.edns.map_or(UDP_WITHOUT_EDNS, |edns| {
             usize::from(edns.payload.max(UDP_WITHOUT_EDNS as u16))
         });
@@ -161,36 +157,86 @@ impl Forwarder {
         reply.to_vec().ok()
     }
 
-    /// Octet for octet, to one upstream after the other; `None` when none answered.
+    /// Puts what the first upstream that answers says into `reply`; `None` when none does.
+    async fn resolve_into(
+        &self,
+        reply: &mut Message,
+        name: &Name,
+        rtype: RecordType,
+    ) -> Option<()> {
+        for (index, upstream) in self.in_order() {
+            match upstream.resolver.lookup(name.clone(), rtype).await {
+                Ok(lookup) => {
+                    reply.metadata.response_code = lookup.message().metadata.response_code;
+                    reply.add_answers(lookup.answers().iter().cloned());
+                    reply.add_authorities(lookup.authorities().iter().cloned());
+                }
+                Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+                    reply.metadata.response_code = none.response_code;
+                    if let Some(soa) = none.soa {
+                        reply.add_authority(soa.into_record_of_rdata());
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(upstream = %upstream.address, %error, "upstream failed");
+                    continue;
+                }
+            }
+            self.preferred.store(index, Ordering::Relaxed);
+            return Some(());
+        }
+        None
+    }
+
+    /// Octet for octet; `None` when no upstream answered.
     async fn relay(&self, request: &[u8], via: Via) -> Option<Vec<u8>> {
         let mut sent = request.to_vec();
         // An id of our own: the asker's may be known to somebody who would like to answer in the upstream's place.
         let id: [u8; 2] = rand::random();
         sent[..2].copy_from_slice(&id);
-        for upstream in &self.upstreams {
+        for (index, upstream) in self.in_order() {
+            let address = upstream.address;
             let asked = async {
                 match via {
-                    Via::Udp => relay_udp(*upstream, &sent).await,
-                    Via::Tcp => relay_tcp(*upstream, &sent).await,
+                    Via::Udp => relay_udp(address, &sent).await,
+                    Via::Tcp => relay_tcp(address, &sent).await,
                 }
             };
             match timeout(self.wait, asked).await {
                 Ok(Ok(mut reply)) => {
+                    self.preferred.store(index, Ordering::Relaxed);
                     reply[..2].copy_from_slice(&request[..2]);
                     return Some(reply);
                 }
-                Ok(Err(error)) => tracing::debug!(%upstream, %error, "upstream failed"),
-                Err(_) => tracing::debug!(%upstream, "upstream did not answer in time"),
+                Ok(Err(error)) => tracing::debug!(upstream = %address, %error, "upstream failed"),
+                Err(_) => tracing::debug!(upstream = %address, "upstream did not answer in time"),
             }
         }
         None
+    }
+
+    /// All upstreams, the one that answered last first.
+    fn in_order(&self) -> impl Iterator<Item = (usize, &Upstream)> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let count = self.upstreams.len();
+        (0..count).map(move |i| {
+            let index = (first + i) % count;
+            (index, &self.upstreams[index])
+        })
     }
 }
 
 impl std::fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Forwarder")
-            .field("upstreams", &self.upstreams)
+            .field(
+                "upstreams",
+                &self
+                    .upstreams
+                    .iter()
+                    .map(|upstream| upstream.address)
+                    .collect::<Vec<_>>(),
+            )
             .finish_non_exhaustive()
     }
 }
@@ -334,22 +380,17 @@ fn system() -> Result<Vec<SocketAddr>, NetError> {
     Ok(list)
 }
 
-fn resolver(upstreams: &[SocketAddr], wait: Duration) -> Result<TokioResolver, NetError> {
-    let servers = upstreams.iter().map(|upstream| {
-        let connections =
-            [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-                connection.port = upstream.port();
-                connection
-            });
-        NameServerConfig::new(upstream.ip(), true, connections.into())
+fn resolver(upstream: SocketAddr, wait: Duration) -> Result<TokioResolver, NetError> {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = upstream.port();
+        connection
     });
-    let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+    let server = NameServerConfig::new(upstream.ip(), true, connections.into());
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
     let mut options = ResolverOpts::default();
     options.timeout = wait;
     options.attempts = 1;
     options.use_hosts_file = ResolveHosts::Never;
-    options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
-    options.num_concurrent_reqs = 1;
     options.max_active_requests = UNDER_WAY;
     options.try_tcp_on_error = true;
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())

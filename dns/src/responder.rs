@@ -137,6 +137,11 @@ impl Responder {
         }
     }
 
+    /// Makes the random choices from here on those of [`seeded`](Self::seeded), for tests.
+    pub fn reseed(&mut self, seed: u64) {
+        self.scratch = Scratch::seeded(seed);
+    }
+
     /// Reads one request and writes its reply into `out`: at least [`Self::UDP_BUFFER`] octets for UDP, 65,535 for
     /// TCP.
     pub fn respond(&mut self, request: &[u8], via: Via, out: &mut [u8]) -> Outcome {

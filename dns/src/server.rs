@@ -27,6 +27,9 @@ mod tcp;
 /// How often a free port is tried before the TCP side of it must be free too.
 const PORT_ATTEMPTS: u32 = 16;
 
+/// Octets of requests that wait in the kernel.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -306,6 +309,8 @@ fn udp_socket(address: SocketAddr, share_port: bool) -> io::Result<UdpSocket> {
     if share_port {
         socket.set_reuse_port(true)?;
     }
+    // A burst should wait rather than be lost; the system may grant less than is asked for.
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     sys::prepare(&socket)?;
     socket.bind(&address.into())?;
     Ok(socket.into())

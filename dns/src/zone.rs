@@ -107,6 +107,11 @@ impl Zone {
         })
     }
 
+    /// Whether a node has a name: while it is present, and while its instances are shown although it is down.
+    fn is_shown(&self, node: &NodeView) -> bool {
+        node.liveness.is_present() || !self.catalog.instances_on(&node.record.id).is_empty()
+    }
+
     /// The name of a node's address. Addresses that are not ours are foreign names.
     fn reverse(&self, folded: &[u8], rtype: u16) -> Option<Answer> {
         if !matches!(rtype, rtype::PTR | rtype::ANY) {
@@ -117,7 +122,7 @@ impl Zone {
         let node = self
             .catalog
             .node_by_ip(ip)
-            .filter(|node| node.liveness.is_present())?;
+            .filter(|node| self.is_shown(node))?;
         let name = node_name(&node, self.domains.first()?)?;
         let mut template = Template::new(rcode::NOERROR, true);
         template.push_answer(rtype::PTR, seconds(self.ttl.node), &name);
@@ -198,7 +203,7 @@ impl Ask<'_> {
             .zone
             .catalog
             .node(name)
-            .filter(|node| node.liveness.is_present());
+            .filter(|node| self.zone.is_shown(node));
         let Some(node) = node else {
             return self.no_name();
         };

@@ -1,0 +1,7 @@
+//! The DNS server from outside: real sockets over a real catalog, answers decoded by somebody else's code.
+
+mod answers;
+mod cached;
+mod forward;
+mod support;
+mod transport;
