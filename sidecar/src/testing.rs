@@ -1,10 +1,11 @@
 //! A certificate authority and names for tests, all in memory.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use libmesh::bundle::{Action, BundleStore, ConfigBundle, Intention, ServiceMatch, SignedBundle};
 use libmesh::identity::{
-    BoxFuture, CertificateSource, Identity, Issued, SourceError, SpiffeId, Trust, TrustBundle,
-    TrustDomain,
+    BoxFuture, CertificateSource, Identity, Issued, ServiceKey, SigningKeyPair, SourceError,
+    SpiffeId, Trust, TrustBundle, TrustDomain,
 };
 use libmesh::model::{Datacenter, NodeName, ServiceName};
 use rcgen::{
@@ -65,6 +66,48 @@ impl TestCa {
             bundle: self.bundle(),
             not_after: now + ttl,
         }
+    }
+
+    pub fn sign_bundle(
+        &self,
+        index: u64,
+        intentions: &[(&str, &str, Action)],
+        default_action: Action,
+    ) -> SignedBundle {
+        let key = ServiceKey::generate().unwrap();
+        let signer = SpiffeId::config_signer(&self.domain, &self.datacenter);
+        let issued = self.issue(key.csr_der().unwrap(), &signer, Duration::from_secs(3600));
+        let matching = |text: &str| match text {
+            "*" => ServiceMatch::Any,
+            other => ServiceMatch::Name(name(other)),
+        };
+        let intentions = intentions
+            .iter()
+            .map(|(source, destination, action)| Intention {
+                source: matching(source),
+                destination: matching(destination),
+                action: *action,
+            });
+        let bundle = ConfigBundle {
+            index,
+            head: [index as u8; 32],
+            issued_at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_secs(),
+            trust_domain: self.domain.clone(),
+            datacenter: self.datacenter.clone(),
+            roots: Vec::new(),
+            intentions: intentions.collect(),
+            default_action,
+            revoked: Vec::new(),
+            entries: Default::default(),
+        };
+        SignedBundle::sign(&bundle, &key, issued.chain).unwrap()
+    }
+
+    pub fn bundles(&self, trust: &Trust) -> BundleStore {
+        BundleStore::open(trust.clone(), self.datacenter.clone(), None).unwrap()
     }
 
     pub async fn identity(&self, service: &str) -> Identity {

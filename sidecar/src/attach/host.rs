@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use libmesh::bundle::BundleStore;
 use libmesh::catalog::Catalog;
 use libmesh::identity::{BoxFuture, Issued, SourceError, SpiffeId, Trust};
 use libmesh::model::{Datacenter, Instance, InstanceId, NodeName, ServiceName};
@@ -18,15 +19,6 @@ pub struct About {
     pub node: NodeName,
     /// Its datacenter.
     pub datacenter: Datacenter,
-}
-
-/// The newest config bundle that the agent has verified.
-#[derive(Debug, Clone)]
-pub struct BundleBytes {
-    /// Its ledger index.
-    pub index: u64,
-    /// It, signed, as it goes over the wire.
-    pub signed: Bytes,
 }
 
 /// The agent, as the attach API sees it.
@@ -60,11 +52,8 @@ pub trait AttachHost: Send + Sync + 'static {
         ttl: Option<Duration>,
     ) -> BoxFuture<'_, Result<Issued, SourceError>>;
 
-    /// The newest config bundle; `None` before the first.
-    fn bundle(&self) -> Option<BundleBytes>;
-
-    /// Resolves when [`AttachHost::bundle`] has an index above `index`.
-    fn bundle_after(&self, index: u64) -> BoxFuture<'_, ()>;
+    /// The config bundles that the agent has verified.
+    fn bundles(&self) -> &BundleStore;
 
     /// Answers a request of the Vault API in the name of `identity`.
     fn vault(

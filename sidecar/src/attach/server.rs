@@ -7,8 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, header};
 use http_body_util::Full;
@@ -27,7 +25,7 @@ use super::leases::{Attachment, Granted, Leases};
 use super::pem;
 use super::wire::{
     AttachReply, AttachRequest, BundleReply, EndpointWire, EndpointsReply, LEASE, SERVICE_HEADER,
-    SignReply, SignRequest, TOKEN_HEADER,
+    SignReply, SignRequest, TOKEN_HEADER, encode_bundle,
 };
 use crate::http::{Call, Reply, Routes, empty, json};
 
@@ -353,24 +351,19 @@ impl<H: AttachHost> AttachServer<H> {
 
     async fn bundle(&self, call: &Call) -> Result<Reply, Problem> {
         self.caller(call)?;
-        let (index, wait) = poll(call)?;
-        if let Some(index) = index {
+        let (after, wait) = poll(call)?;
+        let bundles = self.inner.host.bundles();
+        if let Some(after) = after {
+            let mut changes = bundles.watch();
             tokio::select! {
-                _ = timeout(wait, self.inner.host.bundle_after(index)) => {}
+                _ = timeout(wait, changes.wait_for(|_| bundles.index() > after)) => {}
                 () = call.conn.shutdown.cancelled() => {}
             }
         }
-        let reply = match self.inner.host.bundle() {
-            Some(bundle) => BundleReply {
-                index: bundle.index,
-                bundle: Some(STANDARD.encode(&bundle.signed)),
-            },
-            None => BundleReply {
-                index: 0,
-                bundle: None,
-            },
-        };
-        Ok(json(StatusCode::OK, &reply))
+        // Taken before the bundle: one that is newer than its index only makes the next poll return at once.
+        let index = bundles.index();
+        let bundle = bundles.signed().map(|signed| encode_bundle(&signed));
+        Ok(json(StatusCode::OK, &BundleReply { index, bundle }))
     }
 
     async fn vault(&self, call: Call) -> Result<Reply, Problem> {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use libmesh::bundle::{Action, BundleStore};
 use libmesh::catalog::{Catalog, Options};
 use libmesh::identity::{BoxFuture, Identity, Issued, SourceError, SpiffeId, Trust};
 use libmesh::model::{
@@ -19,9 +20,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::callers::{AttachToken, Callers, Declaration};
 use super::client::{AgentClient, AgentError};
-use super::host::{About, AttachHost, BundleBytes};
+use super::host::{About, AttachHost};
 use super::server::AttachServer;
-use super::wire::{AttachRequest, CheckSpec, EndpointWire, LEASE};
+use super::wire::{AttachRequest, CheckSpec, EndpointWire, LEASE, decode_bundle};
 use crate::http::{Limits, Remote, bind_unix, serve};
 use crate::testing::{TestCa, name};
 
@@ -33,7 +34,7 @@ struct FakeAgent {
     catalog: Catalog,
     callers: Mutex<Arc<Callers>>,
     checks: Mutex<Vec<(InstanceId, CheckSpec)>>,
-    bundle: watch::Sender<u64>,
+    bundles: BundleStore,
     sealed: watch::Sender<bool>,
 }
 
@@ -54,13 +55,14 @@ impl FakeAgent {
         };
         catalog.local().put_node(record).unwrap();
         catalog.set_liveness(own, Liveness::Alive);
+        let trust = ca.trust();
         Self {
-            trust: ca.trust(),
+            bundles: ca.bundles(&trust),
+            trust,
             ca,
             catalog,
             callers: Mutex::new(Arc::new(callers)),
             checks: Mutex::default(),
-            bundle: watch::Sender::new(0),
             sealed: watch::Sender::new(false),
         }
     }
@@ -122,19 +124,8 @@ impl AttachHost for FakeAgent {
         })
     }
 
-    fn bundle(&self) -> Option<BundleBytes> {
-        let index = *self.bundle.borrow();
-        (index > 0).then(|| BundleBytes {
-            index,
-            signed: Bytes::from(format!("signed {index}")),
-        })
-    }
-
-    fn bundle_after(&self, index: u64) -> BoxFuture<'_, ()> {
-        let mut changes = self.bundle.subscribe();
-        Box::pin(async move {
-            changes.wait_for(|now| *now > index).await.unwrap();
-        })
+    fn bundles(&self) -> &BundleStore {
+        &self.bundles
     }
 
     fn vault(&self, request: Request<Bytes>, identity: SpiffeId) -> BoxFuture<'_, Response<Bytes>> {
@@ -470,12 +461,14 @@ async fn the_bundle_is_followed() {
                 .unwrap()
         })
     };
-    rig.agent.bundle.send_replace(7);
+    let signed = rig
+        .agent
+        .ca
+        .sign_bundle(7, &[("web", "db", Action::Allow)], Action::Deny);
+    rig.agent.bundles.offer(signed.clone()).await.unwrap();
     let bundle = waiting.await.unwrap();
-    assert_eq!(
-        (bundle.index, bundle.bundle.as_deref()),
-        (7, Some("c2lnbmVkIDc="))
-    );
+    assert_eq!(bundle.index, 7);
+    assert_eq!(decode_bundle(&bundle.bundle.unwrap()), Some(signed));
     let same = client
         .bundle(Some(7), Duration::from_millis(20))
         .await

@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use libmesh::bundle::SignedBundle;
 use serde::{Deserialize, Serialize};
 
 /// The header in which a caller shows its attach token.
@@ -153,7 +156,17 @@ pub struct EndpointWire {
 pub struct BundleReply {
     /// To be given back as `?index=` in order to wait for the next one.
     pub index: u64,
-    /// The signed bundle (base64), to be verified by whoever uses it; none before the first one was seen.
+    /// The signed bundle (postcard, in base64), to be verified by whoever uses it; none before the first one was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
+}
+
+/// A signed bundle as it stands in [`BundleReply`].
+pub fn encode_bundle(signed: &SignedBundle) -> String {
+    STANDARD.encode(postcard::to_stdvec(signed).expect("bytes always encode"))
+}
+
+/// The signed bundle in a [`BundleReply`]; `None` when it is malformed. Verifying it is the caller's.
+pub fn decode_bundle(text: &str) -> Option<SignedBundle> {
+    postcard::from_bytes(&STANDARD.decode(text).ok()?).ok()
 }
