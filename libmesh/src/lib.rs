@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod catalog;
+pub mod connect;
 pub mod identity;
 pub mod join;
 pub mod member;

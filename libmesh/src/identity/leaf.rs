@@ -121,6 +121,16 @@ impl Leaf {
     }
 }
 
+impl Leaf {
+    /// The raw public key, if it is an Ed25519 key (as every node's is).
+    pub fn ed25519(&self) -> Option<[u8; 32]> {
+        match &self.key {
+            PublicKey::Ed25519(key) => key.as_slice().try_into().ok(),
+            PublicKey::P256(_) | PublicKey::Other => None,
+        }
+    }
+}
+
 /// Whether `signature` over `message` was made with the key of `leaf` (Ed25519, or ECDSA P-256 with
 /// SHA-256 in ASN.1 form).
 pub fn verify_signature(leaf: &Leaf, message: &[u8], signature: &[u8]) -> bool {

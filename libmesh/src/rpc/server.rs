@@ -230,18 +230,18 @@ impl Server {
             .keep_alive_timeout(Duration::from_secs(10))
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        let untrusted = distrusted(self.identity.trust(), leaf);
-        let mut untrusted = pin!(untrusted);
+        let mut revoked = pin!(revoked(self.identity.trust(), leaf.as_ref()));
         tokio::select! {
             _ = connection.as_mut() => return,
-            () = untrusted.as_mut() => return,
+            () = revoked.as_mut() => return,
+            () = expired(leaf.as_ref()) => {}
             () = stop.cancelled() => {}
             () = activity.idle(self.limits.idle) => {}
         }
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection => {}
-            () = untrusted => {}
+            () = revoked => {}
             () = sleep(self.limits.drain) => {}
         }
     }
@@ -341,29 +341,28 @@ impl Drop for Running {
     }
 }
 
-/// Returns when the certificate of a connection has expired or is revoked; never for joiners, whose
-/// calls are short.
-pub(crate) async fn distrusted(trust: &Trust, leaf: Option<Leaf>) {
-    let Some(leaf) = leaf else {
-        return std::future::pending().await;
-    };
+/// Returns when the peer of a connection is revoked; never for joiners, whose calls are short.
+async fn revoked(trust: &Trust, leaf: Option<&Leaf>) {
+    let Some(leaf) = leaf else { return std::future::pending().await };
     let mut changes = trust.watch();
-    loop {
-        if trust.revoked().covers(&leaf) {
+    while !trust.revoked().covers(leaf) {
+        if changes.changed().await.is_err() {
             return;
         }
-        let left = leaf
-            .not_after
-            .duration_since(SystemTime::now())
-            .unwrap_or_default();
+    }
+}
+
+/// Returns when the certificate of a connection has expired: running calls may end, new ones need a new
+/// handshake.
+async fn expired(leaf: Option<&Leaf>) {
+    let Some(leaf) = leaf else { return std::future::pending().await };
+    loop {
+        let left = leaf.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         if left.is_zero() {
             return;
         }
-        tokio::select! {
-            // The longest nap notices a clock that was moved.
-            () = sleep(left.min(Duration::from_secs(60))) => {}
-            Ok(()) = changes.changed() => {}
-        }
+        // The longest nap notices a clock that was moved.
+        sleep(left.min(Duration::from_secs(60))).await;
     }
 }
 
