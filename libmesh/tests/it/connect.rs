@@ -289,7 +289,7 @@ async fn bundles_are_believed_for_their_signer_and_never_go_back() {
     foreign.bundle.index = 7;
     assert!(matches!(bundles.offer(foreign.next()).await, Err(BundleError::Signer(_))));
     let key = ServiceKey::generate().unwrap();
-    let chain = ca.sign_for(&key.csr_der().unwrap(), &ca.service_id("web"), None, SOON).chain;
+    let chain = ca.sign_for(&key.csr_der().unwrap(), &ca.service_id("web"), None, Duration::from_secs(60)).chain;
     let by_service = SignedBundle::sign(&signer.bundle, &key, chain).unwrap();
     assert!(matches!(bundles.offer(by_service).await, Err(BundleError::NotASigner(_))));
     // Signed at a time when the signer's certificate was not valid.
