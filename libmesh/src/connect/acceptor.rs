@@ -54,29 +54,54 @@ impl Acceptor {
     /// Outside a tokio runtime.
     pub fn new(identity: Identity, bundles: BundleStore, service: ServiceName) -> Self {
         let tls = TlsAcceptor::from(identity.server_config(ALPN));
-        Self { identity, tls, open: Open::new(Role::Callee { service }, bundles) }
+        Self {
+            identity,
+            tls,
+            open: Open::new(Role::Callee { service }, bundles),
+        }
     }
 
     /// Makes the handshake on an accepted connection, verifies the caller and evaluates the intentions.
     pub async fn accept(&self, stream: TcpStream) -> Result<MeshStream, AcceptError> {
         stream.set_nodelay(true)?;
-        let handshake = timeout(HANDSHAKE, self.tls.accept(stream)).await.map_err(|_| AcceptError::TimedOut)?;
+        let handshake = timeout(HANDSHAKE, self.tls.accept(stream))
+            .await
+            .map_err(|_| AcceptError::TimedOut)?;
         let tls = handshake.map_err(|e| AcceptError::Handshake(explain(&e)))?;
         let (_, session) = tls.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
-            return Err(AcceptError::Handshake("the caller does not speak mesh-tcp/1".to_owned()));
+            return Err(AcceptError::Handshake(
+                "the caller does not speak mesh-tcp/1".to_owned(),
+            ));
         }
         let leaf = session.peer_certificates().and_then(|chain| chain.first());
-        let leaf = leaf.ok_or_else(|| AcceptError::Handshake("the caller shows no certificate".to_owned()))?;
+        let leaf = leaf
+            .ok_or_else(|| AcceptError::Handshake("the caller shows no certificate".to_owned()))?;
         let peer = Leaf::parse(leaf).map_err(|e| AcceptError::Handshake(e.to_string()))?;
         if peer.spiffe.as_service().is_none() {
             return Err(AcceptError::NotAService(peer.spiffe));
         }
         let gate = Arc::<Gate>::default();
-        let watched = self.open.add(&peer, gate.clone()).map_err(AcceptError::Denied)?;
+        let watched = self
+            .open
+            .add(&peer, gate.clone())
+            .map_err(AcceptError::Denied)?;
         // The certificate shown is the newest at the handshake; a renewal just after it does not matter.
-        let local = End { spiffe: self.identity.spiffe_id(), serial: self.identity.serial() };
-        let peer = End { spiffe: peer.spiffe, serial: peer.serial };
-        Ok(MeshStream::new(tls.into(), local, peer, gate, None, watched))
+        let local = End {
+            spiffe: self.identity.spiffe_id(),
+            serial: self.identity.serial(),
+        };
+        let peer = End {
+            spiffe: peer.spiffe,
+            serial: peer.serial,
+        };
+        Ok(MeshStream::new(
+            tls.into(),
+            local,
+            peer,
+            gate,
+            None,
+            watched,
+        ))
     }
 }

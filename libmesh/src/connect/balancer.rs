@@ -84,8 +84,14 @@ impl Balancer {
     pub fn set(&self, endpoints: Vec<Endpoint>) {
         let old = self.endpoints.load();
         let tracked = endpoints.into_iter().map(|endpoint| {
-            let same = |known: &&Arc<Tracked>| known.endpoint.id == endpoint.id && known.endpoint.addr == endpoint.addr;
-            let history = old.iter().find(same).map(|known| known.history.clone()).unwrap_or_default();
+            let same = |known: &&Arc<Tracked>| {
+                known.endpoint.id == endpoint.id && known.endpoint.addr == endpoint.addr
+            };
+            let history = old
+                .iter()
+                .find(same)
+                .map(|known| known.history.clone())
+                .unwrap_or_default();
             Arc::new(Tracked { endpoint, history })
         });
         self.endpoints.store(Arc::new(tracked.collect()));
@@ -93,14 +99,22 @@ impl Balancer {
 
     /// The endpoints now.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        self.endpoints.load().iter().map(|tracked| tracked.endpoint.clone()).collect()
+        self.endpoints
+            .load()
+            .iter()
+            .map(|tracked| tracked.endpoint.clone())
+            .collect()
     }
 
     /// The next endpoint, none of `except`; `None` when there is no other.
     pub fn pick(&self, except: &[SocketAddr], now: Instant) -> Option<Pick> {
         let all = self.endpoints.load();
-        let others = || all.iter().filter(|tracked| !except.contains(&tracked.endpoint.addr));
-        let fit = |tracked: &&Arc<Tracked>| !tracked.endpoint.suspect && !tracked.history.is_ejected(now);
+        let others = || {
+            all.iter()
+                .filter(|tracked| !except.contains(&tracked.endpoint.addr))
+        };
+        let fit =
+            |tracked: &&Arc<Tracked>| !tracked.endpoint.suspect && !tracked.history.is_ejected(now);
         let weighted = |tracked: &&Arc<Tracked>| tracked.endpoint.weight > 0;
         let mut candidates: Vec<_> = others().filter(fit).filter(weighted).collect();
         if candidates.is_empty() {
@@ -110,7 +124,10 @@ impl Balancer {
         if candidates.is_empty() {
             candidates = others().collect();
         }
-        let nearest = candidates.iter().map(|tracked| tracked.endpoint.distance).min()?;
+        let nearest = candidates
+            .iter()
+            .map(|tracked| tracked.endpoint.distance)
+            .min()?;
         candidates.retain(|tracked| tracked.endpoint.distance == nearest);
         let chosen = match candidates[..] {
             [only] => only,
@@ -118,11 +135,18 @@ impl Balancer {
                 let first = rand::random_range(0..candidates.len());
                 let second = (first + rand::random_range(1..candidates.len())) % candidates.len();
                 let (first, second) = (candidates[first], candidates[second]);
-                if second.cost(now) < first.cost(now) { second } else { first }
+                if second.cost(now) < first.cost(now) {
+                    second
+                } else {
+                    first
+                }
             }
         };
         chosen.history.load.fetch_add(1, Ordering::Relaxed);
-        Some(Pick { tracked: chosen.clone(), began: now })
+        Some(Pick {
+            tracked: chosen.clone(),
+            began: now,
+        })
     }
 }
 
@@ -137,13 +161,18 @@ impl Tracked {
 
 impl History {
     fn is_ejected(&self, now: Instant) -> bool {
-        self.past.lock().ejected_until.is_some_and(|until| now < until)
+        self.past
+            .lock()
+            .ejected_until
+            .is_some_and(|until| now < until)
     }
 }
 
 impl Past {
     fn latency_at(&self, now: Instant) -> f64 {
-        self.latency.map_or(0.0, |(latency, stamp)| latency * decay(now.saturating_duration_since(stamp)))
+        self.latency.map_or(0.0, |(latency, stamp)| {
+            latency * decay(now.saturating_duration_since(stamp))
+        })
     }
 }
 
@@ -164,7 +193,10 @@ impl Pick {
             }
             _ => took,
         };
-        *past = Past { latency: Some((average, now)), ..Past::default() };
+        *past = Past {
+            latency: Some((average, now)),
+            ..Past::default()
+        };
     }
 
     /// The endpoint could not be reached, or was not who it should be.
@@ -172,7 +204,10 @@ impl Pick {
         let mut past = self.tracked.history.past.lock();
         past.failures += 1;
         if past.failures >= FAILURES {
-            let span = EJECTION.0.saturating_mul(1 << past.ejections.min(6)).min(EJECTION.1);
+            let span = EJECTION
+                .0
+                .saturating_mul(1 << past.ejections.min(6))
+                .min(EJECTION.1);
             past.ejected_until = Some(now + span);
             past.ejections += 1;
             // One failure after the ejection ejects again.

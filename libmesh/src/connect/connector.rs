@@ -62,10 +62,25 @@ impl Connector {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(identity: Identity, bundles: BundleStore, service: ServiceName, balancer: Balancer) -> Self {
+    pub fn new(
+        identity: Identity,
+        bundles: BundleStore,
+        service: ServiceName,
+        balancer: Balancer,
+    ) -> Self {
         let tls = TlsConnector::from(identity.client_config(ALPN));
-        let role = Role::Caller { own: identity.spiffe_id(), service: service.clone() };
-        Self { identity, service, balancer, tls, bundles: bundles.clone(), open: Open::new(role, bundles) }
+        let role = Role::Caller {
+            own: identity.spiffe_id(),
+            service: service.clone(),
+        };
+        Self {
+            identity,
+            service,
+            balancer,
+            tls,
+            bundles: bundles.clone(),
+            open: Open::new(role, bundles),
+        }
     }
 
     /// Where endpoints are put.
@@ -83,7 +98,9 @@ impl Connector {
         let mut attempts = String::new();
         while tried.len() < ATTEMPTS && (tried.is_empty() || Instant::now() < until) {
             let now = Instant::now();
-            let Some(pick) = self.balancer.pick(&tried, now) else { break };
+            let Some(pick) = self.balancer.pick(&tried, now) else {
+                break;
+            };
             let addr = pick.endpoint().addr;
             let left = until.saturating_duration_since(now);
             let share = left / u32::try_from(ATTEMPTS - tried.len()).expect("a small count");
@@ -103,7 +120,10 @@ impl Connector {
         }
         match tried.is_empty() {
             true => Err(ConnectError::NoEndpoint(self.service.clone())),
-            false => Err(ConnectError::Failed { service: self.service.clone(), attempts }),
+            false => Err(ConnectError::Failed {
+                service: self.service.clone(),
+                attempts,
+            }),
         }
     }
 
@@ -116,9 +136,14 @@ impl Connector {
             let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
             stream.set_nodelay(true).map_err(|e| e.to_string())?;
             let name = ServerName::IpAddress(addr.ip().into());
-            self.tls.connect(name, stream).await.map_err(|e| explain(&e))
+            self.tls
+                .connect(name, stream)
+                .await
+                .map_err(|e| explain(&e))
         };
-        let tls = timeout_at(until, dial).await.map_err(|_| "no answer in time".to_owned())??;
+        let tls = timeout_at(until, dial)
+            .await
+            .map_err(|_| "no answer in time".to_owned())??;
         let (_, session) = tls.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
             return Err("it does not speak mesh-tcp/1".to_owned());
@@ -129,7 +154,10 @@ impl Connector {
         // Another datacenter's service of the same name is another service.
         let same_datacenter = leaf.spiffe.datacenter() == self.identity.spiffe_id().datacenter();
         if leaf.spiffe.as_service() != Some(&self.service) || !same_datacenter {
-            return Err(format!("{} answers there, not {}", leaf.spiffe, self.service));
+            return Err(format!(
+                "{} answers there, not {}",
+                leaf.spiffe, self.service
+            ));
         }
         Ok((tls, leaf))
     }
@@ -141,9 +169,25 @@ impl Connector {
         pick: Pick,
     ) -> Result<MeshStream, ConnectError> {
         let gate = Arc::<Gate>::default();
-        let watched = self.open.add(&leaf, gate.clone()).map_err(ConnectError::Denied)?;
-        let local = End { spiffe: self.identity.spiffe_id(), serial: self.identity.serial() };
-        let peer = End { spiffe: leaf.spiffe, serial: leaf.serial };
-        Ok(MeshStream::new(tls.into(), local, peer, gate, Some(pick), watched))
+        let watched = self
+            .open
+            .add(&leaf, gate.clone())
+            .map_err(ConnectError::Denied)?;
+        let local = End {
+            spiffe: self.identity.spiffe_id(),
+            serial: self.identity.serial(),
+        };
+        let peer = End {
+            spiffe: leaf.spiffe,
+            serial: leaf.serial,
+        };
+        Ok(MeshStream::new(
+            tls.into(),
+            local,
+            peer,
+            gate,
+            Some(pick),
+            watched,
+        ))
     }
 }

@@ -4,9 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc, OnceLock,
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
 };
 
@@ -71,7 +69,14 @@ impl MeshStream {
         pick: Option<Pick>,
         watched: Watched,
     ) -> Self {
-        Self { tls, local, peer, gate, _pick: pick, _watched: watched }
+        Self {
+            tls,
+            local,
+            peer,
+            gate,
+            _pick: pick,
+            _watched: watched,
+        }
     }
 
     /// The other end.
@@ -120,7 +125,10 @@ impl Gate {
 
     fn check(&self) -> io::Result<()> {
         match self.reason.get() {
-            Some(reason) => Err(io::Error::new(io::ErrorKind::PermissionDenied, reason.clone())),
+            Some(reason) => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                reason.clone(),
+            )),
             None => Ok(()),
         }
     }
@@ -131,20 +139,31 @@ impl Gate {
             Side::Read => &mut waiting.reader,
             Side::Write => &mut waiting.writer,
         };
-        if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if !slot
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             *slot = Some(cx.waker().clone());
         }
     }
 }
 
 impl AsyncRead for MeshStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.through(Side::Read, cx, |tls, cx| tls.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for MeshStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.through(Side::Write, cx, |tls, cx| tls.poll_write(cx, buf))
     }
 
@@ -171,6 +190,10 @@ impl AsyncWrite for MeshStream {
 
 impl std::fmt::Debug for MeshStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MeshStream({} - {})", self.local.spiffe, self.peer.spiffe)
+        write!(
+            f,
+            "MeshStream({} - {})",
+            self.local.spiffe, self.peer.spiffe
+        )
     }
 }

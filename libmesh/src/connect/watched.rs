@@ -11,7 +11,11 @@ use parking_lot::Mutex;
 use tokio::time::interval;
 
 use super::stream::Gate;
-use crate::{bundle::BundleStore, identity::{Leaf, SpiffeId}, model::ServiceName};
+use crate::{
+    bundle::BundleStore,
+    identity::{Leaf, SpiffeId},
+    model::ServiceName,
+};
 
 /// Which end of its connections we are.
 #[derive(Clone)]
@@ -44,7 +48,11 @@ impl Open {
     /// Must be called in a tokio runtime: a task watches for changes until all connections and the
     /// owner are gone.
     pub(super) fn new(role: Role, bundles: BundleStore) -> Arc<Self> {
-        let open = Arc::new(Self { role, bundles: bundles.clone(), connections: Mutex::default() });
+        let open = Arc::new(Self {
+            role,
+            bundles: bundles.clone(),
+            connections: Mutex::default(),
+        });
         tokio::spawn(watch(Arc::downgrade(&open), bundles));
         open
     }
@@ -70,7 +78,10 @@ impl Open {
             connections.open.insert(id, (peer.clone(), gate));
             id
         };
-        let watched = Watched { id, open: self.clone() };
+        let watched = Watched {
+            id,
+            open: self.clone(),
+        };
         match self.refusal(peer) {
             Some(reason) => Err(reason),
             None => Ok(watched),
@@ -78,7 +89,8 @@ impl Open {
     }
 
     fn judge_all(&self) {
-        let judged: Vec<(Leaf, Arc<Gate>)> = self.connections.lock().open.values().cloned().collect();
+        let judged: Vec<(Leaf, Arc<Gate>)> =
+            self.connections.lock().open.values().cloned().collect();
         for (peer, gate) in judged {
             if let Some(reason) = self.refusal(&peer) {
                 gate.shut(reason);
@@ -88,10 +100,16 @@ impl Open {
 }
 
 /// Why the intentions do not let `source` call `destination`.
-pub(super) fn denial(bundles: &BundleStore, source: &SpiffeId, destination: &ServiceName) -> Option<String> {
+pub(super) fn denial(
+    bundles: &BundleStore,
+    source: &SpiffeId,
+    destination: &ServiceName,
+) -> Option<String> {
     let decision = bundles.decide(source, destination);
     (!decision.is_allowed()).then(|| {
-        let source = source.as_service().map_or_else(|| source.to_string(), ToString::to_string);
+        let source = source
+            .as_service()
+            .map_or_else(|| source.to_string(), ToString::to_string);
         format!("{source} may not call {destination}: {decision}")
     })
 }

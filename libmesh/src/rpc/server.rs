@@ -343,7 +343,9 @@ impl Drop for Running {
 
 /// Returns when the peer of a connection is revoked; never for joiners, whose calls are short.
 async fn revoked(trust: &Trust, leaf: Option<&Leaf>) {
-    let Some(leaf) = leaf else { return std::future::pending().await };
+    let Some(leaf) = leaf else {
+        return std::future::pending().await;
+    };
     let mut changes = trust.watch();
     while !trust.revoked().covers(leaf) {
         if changes.changed().await.is_err() {
@@ -355,9 +357,14 @@ async fn revoked(trust: &Trust, leaf: Option<&Leaf>) {
 /// Returns when the certificate of a connection has expired: running calls may end, new ones need a new
 /// handshake.
 async fn expired(leaf: Option<&Leaf>) {
-    let Some(leaf) = leaf else { return std::future::pending().await };
+    let Some(leaf) = leaf else {
+        return std::future::pending().await;
+    };
     loop {
-        let left = leaf.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = leaf
+            .not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         if left.is_zero() {
             return;
         }

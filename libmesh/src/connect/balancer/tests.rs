@@ -45,11 +45,17 @@ fn the_faster_of_two_is_preferred_and_a_slow_one_gets_its_next_chance() {
 
 #[test]
 fn load_is_spread_by_weight() {
-    let heavy = Endpoint { weight: 3, ..endpoint(1) };
+    let heavy = Endpoint {
+        weight: 3,
+        ..endpoint(1)
+    };
     let balancer = balancer([heavy, endpoint(2)]);
     let now = Instant::now();
     let held: Vec<Pick> = (0..400).map(|_| balancer.pick(&[], now).unwrap()).collect();
-    let heavy = held.iter().filter(|pick| pick.endpoint().weight == 3).count();
+    let heavy = held
+        .iter()
+        .filter(|pick| pick.endpoint().weight == 3)
+        .count();
     assert!((280..=320).contains(&heavy), "{heavy}");
 }
 
@@ -75,14 +81,32 @@ fn three_failures_in_a_row_eject_and_time_brings_back() {
 
 #[test]
 fn the_nearest_fit_endpoint_serves_and_the_unfit_one_is_better_than_none() {
-    let near = Endpoint { distance: 0, ..endpoint(1) };
-    let suspect = Endpoint { suspect: true, ..near.clone() };
+    let near = Endpoint {
+        distance: 0,
+        ..endpoint(1)
+    };
+    let suspect = Endpoint {
+        suspect: true,
+        ..near.clone()
+    };
     let now = Instant::now();
-    assert_eq!(shares(&balancer([near.clone(), endpoint(2)]), now), [1000, 0]);
-    assert_eq!(shares(&balancer([suspect.clone(), endpoint(2)]), now), [0, 1000]);
+    assert_eq!(
+        shares(&balancer([near.clone(), endpoint(2)]), now),
+        [1000, 0]
+    );
+    assert_eq!(
+        shares(&balancer([suspect.clone(), endpoint(2)]), now),
+        [0, 1000]
+    );
     assert_eq!(shares(&balancer([suspect]), now), [1000]);
-    let drained = Endpoint { weight: 0, ..endpoint(1) };
-    assert_eq!(shares(&balancer([drained.clone(), endpoint(2)]), now), [0, 1000]);
+    let drained = Endpoint {
+        weight: 0,
+        ..endpoint(1)
+    };
+    assert_eq!(
+        shares(&balancer([drained.clone(), endpoint(2)]), now),
+        [0, 1000]
+    );
     assert_eq!(shares(&balancer([drained]), now), [1000]);
     assert!(balancer([near]).pick(&[endpoint(1).addr], now).is_none());
     assert!(balancer([]).pick(&[], now).is_none());
