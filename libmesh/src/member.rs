@@ -22,6 +22,7 @@
 
 mod candidates;
 mod config;
+pub mod core;
 mod counters;
 mod handle;
 pub mod keyring;
