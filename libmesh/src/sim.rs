@@ -40,7 +40,11 @@ pub struct Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { loss: 0.0, latency: (Duration::from_millis(1), Duration::from_millis(5)), streams: true }
+        Self {
+            loss: 0.0,
+            latency: (Duration::from_millis(1), Duration::from_millis(5)),
+            streams: true,
+        }
     }
 }
 
@@ -62,8 +66,18 @@ enum State {
 
 enum Input {
     Packet(Bytes),
-    Question { from: usize, life: u64, id: u64, route: Route, body: Bytes },
-    Reply { life: u64, id: u64, reply: StreamReply },
+    Question {
+        from: usize,
+        life: u64,
+        id: u64,
+        route: Route,
+        body: Bytes,
+    },
+    Reply {
+        life: u64,
+        id: u64,
+        reply: StreamReply,
+    },
 }
 
 enum Event {
@@ -147,7 +161,10 @@ impl Drop for Sim {
     #[expect(clippy::print_stderr, reason = "for whoever reads the failed test")]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("simulation failed with seed {} at {:?}", self.seed, self.now);
+            eprintln!(
+                "simulation failed with seed {} at {:?}",
+                self.seed, self.now
+            );
         }
     }
 }
@@ -159,7 +176,9 @@ fn address(node: usize) -> SocketAddr {
 
 fn index(addr: SocketAddr) -> Option<usize> {
     match addr.ip() {
-        std::net::IpAddr::V4(ip) => usize::from(u16::from_be_bytes([ip.octets()[2], ip.octets()[3]])).checked_sub(1),
+        std::net::IpAddr::V4(ip) => {
+            usize::from(u16::from_be_bytes([ip.octets()[2], ip.octets()[3]])).checked_sub(1)
+        }
         std::net::IpAddr::V6(_) => None,
     }
 }
@@ -223,12 +242,21 @@ impl Sim {
         }
     }
 
-    fn core(&mut self, node: usize, life: u64, preset: &Preset, seeds: &[SocketAddr]) -> (Core, Arc<Counters>) {
+    fn core(
+        &mut self,
+        node: usize,
+        life: u64,
+        preset: &Preset,
+        seeds: &[SocketAddr],
+    ) -> (Core, Arc<Counters>) {
         let counters = Arc::new(Counters::default());
         let mut config = Config::lan(node_id(node), address(node), life * 1000);
         config.preset = preset.clone();
         config.seeds = seeds.to_vec();
-        (Core::new(&config, self.now, self.rng.random(), Arc::clone(&counters)), counters)
+        (
+            Core::new(&config, self.now, self.rng.random(), Arc::clone(&counters)),
+            counters,
+        )
     }
 
     /// Number of nodes, ended ones included.
@@ -254,16 +282,29 @@ impl Sim {
     /// What a node thinks of another; `None` if it does not know it.
     pub fn liveness(&self, of: usize, by: usize) -> Option<Liveness> {
         let id = node_id(of);
-        self.nodes[by].core.members().into_iter().find(|state| state.member.id == id).map(|state| state.liveness)
+        self.nodes[by]
+            .core
+            .members()
+            .into_iter()
+            .find(|state| state.member.id == id)
+            .map(|state| state.liveness)
     }
 
     /// Whether every running node shows every other running node Alive, and no other node present.
     pub fn agrees(&self) -> bool {
-        let running: Vec<_> = (0..self.nodes.len()).filter(|node| self.nodes[*node].state == State::Running).collect();
+        let running: Vec<_> = (0..self.nodes.len())
+            .filter(|node| self.nodes[*node].state == State::Running)
+            .collect();
         running.iter().all(|by| {
             let members = self.nodes[*by].core.members();
-            let alive = members.iter().filter(|state| state.liveness == Liveness::Alive).count();
-            let present = members.iter().filter(|state| state.liveness.is_present()).count();
+            let alive = members
+                .iter()
+                .filter(|state| state.liveness == Liveness::Alive)
+                .count();
+            let present = members
+                .iter()
+                .filter(|state| state.liveness.is_present())
+                .count();
             alive == present
                 && alive + 1 == running.len()
                 && members
@@ -284,7 +325,10 @@ impl Sim {
 
     /// Starts an ended node again, with a higher generation and an empty memory.
     pub fn restart(&mut self, node: usize) {
-        let (preset, seeds) = (self.nodes[node].preset.clone(), self.nodes[node].seeds.clone());
+        let (preset, seeds) = (
+            self.nodes[node].preset.clone(),
+            self.nodes[node].seeds.clone(),
+        );
         let life = self.nodes[node].life + 1;
         let (core, counters) = self.core(node, life, &preset, &seeds);
         let this = &mut self.nodes[node];
@@ -345,12 +389,16 @@ impl Sim {
     }
 
     fn step(&mut self) {
-        let Some(Reverse(next)) = self.heap.pop() else { return };
+        let Some(Reverse(next)) = self.heap.pop() else {
+            return;
+        };
         self.now = next.at;
         match next.event {
             Event::Wake(node) => {
                 // A wake that was replaced by an earlier one, or of a process that does not run.
-                if self.nodes[node].state == State::Running && self.nodes[node].wake == Some(self.now) {
+                if self.nodes[node].state == State::Running
+                    && self.nodes[node].wake == Some(self.now)
+                {
                     self.nodes[node].wake = None;
                     self.nodes[node].core.handle_timeout(self.now);
                     self.drain(node);
@@ -374,7 +422,11 @@ impl Sim {
 
     fn schedule(&mut self, at: Duration, event: Event) {
         self.number += 1;
-        self.heap.push(Reverse(Scheduled { at, number: self.number, event }));
+        self.heap.push(Reverse(Scheduled {
+            at,
+            number: self.number,
+            event,
+        }));
     }
 
     fn arrival(&mut self) -> Duration {
@@ -383,7 +435,10 @@ impl Sim {
     }
 
     fn separated(&self, one: usize, other: usize) -> bool {
-        self.sides.get(one).zip(self.sides.get(other)).is_some_and(|(one, other)| one != other)
+        self.sides
+            .get(one)
+            .zip(self.sides.get(other))
+            .is_some_and(|(one, other)| one != other)
     }
 
     fn reply(&mut self, to: usize, life: u64, id: u64, reply: StreamReply) {
@@ -401,7 +456,13 @@ impl Sim {
                     this.core.handle_stream_reply(now, id, &reply);
                 }
             }
-            Input::Question { from, life, id, route, body } => {
+            Input::Question {
+                from,
+                life,
+                id,
+                route,
+                body,
+            } => {
                 let answer = match route {
                     Route::Ping => {
                         this.tokens += 1;
@@ -428,11 +489,24 @@ impl Sim {
         while let Some(output) = self.nodes[node].core.poll_output() {
             match output {
                 Output::Send { to, packet } => self.send(node, to, packet),
-                Output::Ask { id, to, route, body, .. } => {
-                    let reached = index(to.addr).filter(|to| *to < self.nodes.len() && !self.separated(node, *to));
+                Output::Ask {
+                    id,
+                    to,
+                    route,
+                    body,
+                    ..
+                } => {
+                    let reached = index(to.addr)
+                        .filter(|to| *to < self.nodes.len() && !self.separated(node, *to));
                     if let Some(to) = reached.filter(|_| self.network.streams) {
                         let (at, life) = (self.arrival(), self.nodes[node].life);
-                        let question = Input::Question { from: node, life, id, route, body };
+                        let question = Input::Question {
+                            from: node,
+                            life,
+                            id,
+                            route,
+                            body,
+                        };
                         self.schedule(at, Event::Input(to, question));
                     }
                 }
@@ -441,7 +515,11 @@ impl Sim {
                         self.reply(from, life, id, StreamReply::Acked(body));
                     }
                 }
-                Output::Event(event) => self.seen.push(Seen { at: self.now, by: node, event }),
+                Output::Event(event) => self.seen.push(Seen {
+                    at: self.now,
+                    by: node,
+                    event,
+                }),
                 Output::Local(_) => {}
                 Output::Left => self.crash(node, Crash::Process),
             }

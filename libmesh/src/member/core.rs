@@ -152,10 +152,21 @@ pub struct Core {
 
 fn foca_config(preset: &Preset, members: usize) -> foca::Config {
     let size = |n: usize| NonZeroUsize::new(n).expect("a constant or clamped to at least 1");
-    let every = |frequency, n| Some(PeriodicParams { frequency, num_members: size(n) });
+    let every = |frequency, n| {
+        Some(PeriodicParams {
+            frequency,
+            num_members: size(n),
+        })
+    };
     // As memberlist: 4·log10(N+1), rounded up; six at least, they cost nothing in a small cluster.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 6 and 40")]
-    let transmissions = (4.0 * ((members + 1) as f64).log10()).ceil().clamp(6.0, 40.0) as u8;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 6 and 40"
+    )]
+    let transmissions = (4.0 * ((members + 1) as f64).log10())
+        .ceil()
+        .clamp(6.0, 40.0) as u8;
     foca::Config {
         probe_period: preset.probe_period,
         probe_rtt: preset.probe_rtt,
@@ -180,8 +191,15 @@ impl Core {
     /// A node that knows nobody yet. `now` is any clock that does not run back; `seed` feeds all random choices.
     pub fn new(config: &Config, now: Duration, seed: u64, counters: Arc<Counters>) -> Self {
         // No scope ids or mapped addresses: an identity must be the same to everybody.
-        let advertise = SocketAddr::new(config.advertise.ip().to_canonical(), config.advertise.port());
-        let own = Identity { node: config.node, addr: advertise, generation: config.generation };
+        let advertise = SocketAddr::new(
+            config.advertise.ip().to_canonical(),
+            config.advertise.port(),
+        );
+        let own = Identity {
+            node: config.node,
+            addr: advertise,
+            generation: config.generation,
+        };
         let leaving = Arc::new(AtomicBool::new(false));
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let foca_rng = Xoshiro256PlusPlus::from_rng(&mut rng);
@@ -215,7 +233,8 @@ impl Core {
         for addr in &config.seeds {
             core.seeds.add(*addr, time);
         }
-        core.seeds.add_candidates(&config.candidates, time, time + config.forget_after);
+        core.seeds
+            .add_candidates(&config.candidates, time, time + config.forget_after);
         core.set_seed_timer();
         core.set_push_pull_timer();
         core.timers.set(Item::Forget, FORGET_PERIOD);
@@ -244,7 +263,12 @@ impl Core {
 
     /// Addresses of present members as bytes, see [`candidates`].
     pub fn candidates(&self) -> Vec<u8> {
-        candidates::encode(self.table.iter().filter(|k| k.liveness.is_present()).map(|known| known.identity.addr))
+        candidates::encode(
+            self.table
+                .iter()
+                .filter(|k| k.liveness.is_present())
+                .map(|known| known.identity.addr),
+        )
     }
 
     /// Timers that are set; bounded by members and open questions.
@@ -280,7 +304,12 @@ impl Core {
     ///
     /// # Errors
     /// [`AnswerError`].
-    pub fn answer_ping(&mut self, now: Duration, body: &[u8], token: u64) -> Result<Option<Bytes>, AnswerError> {
+    pub fn answer_ping(
+        &mut self,
+        now: Duration,
+        body: &[u8],
+        token: u64,
+    ) -> Result<Option<Bytes>, AnswerError> {
         self.advance(now);
         if self.is_leaving() {
             return Err(MembershipGone.into());
@@ -307,7 +336,10 @@ impl Core {
     pub fn add_seed(&mut self, now: Duration, addr: SocketAddr) {
         self.advance(now);
         let time = self.timers.time();
-        if self.seeds.add(SocketAddr::new(addr.ip().to_canonical(), addr.port()), time) {
+        if self
+            .seeds
+            .add(SocketAddr::new(addr.ip().to_canonical(), addr.port()), time)
+        {
             self.set_seed_timer();
         }
     }
@@ -315,7 +347,10 @@ impl Core {
     /// A stream from `node` ended without a goodbye: ping it over the stream at once.
     pub fn peer_closed(&mut self, now: Duration, node: NodeId) {
         self.advance(now);
-        let present = self.table.get(node).filter(|known| known.liveness.is_present());
+        let present = self
+            .table
+            .get(node)
+            .filter(|known| known.liveness.is_present());
         if let Some(target) = present.map(|known| known.identity) {
             self.ping_over_stream(target, 0);
         }
@@ -332,9 +367,18 @@ impl Core {
         // Over streams too: the few datagrams of a small cluster may all be lost.
         let state = Bytes::from(self.state());
         for known in self.random_present(INDIRECT_PROBES, &|_| true) {
-            self.ask(Purpose::Goodbye, known, Route::Sync, state.clone(), Duration::from_millis(500));
+            self.ask(
+                Purpose::Goodbye,
+                known,
+                Route::Sync,
+                state.clone(),
+                Duration::from_millis(500),
+            );
         }
-        self.timers.set(Item::GoodbyeRound(GOODBYE_ROUNDS), self.preset.gossip_period);
+        self.timers.set(
+            Item::GoodbyeRound(GOODBYE_ROUNDS),
+            self.preset.gossip_period,
+        );
     }
 
     /// The whole member list as bytes, this node first.
@@ -345,7 +389,11 @@ impl Core {
         } else {
             foca::Member::new(own, self.incarnation, State::Alive)
         };
-        let others = self.foca.iter_membership_state().filter(|member| member.id().node != own.node).cloned();
+        let others = self
+            .foca
+            .iter_membership_state()
+            .filter(|member| member.id().node != own.node)
+            .cloned();
         stream::encode_state(&std::iter::once(myself).chain(others).collect::<Vec<_>>())
     }
 
@@ -367,17 +415,31 @@ impl Core {
         let own = *self.foca.identity();
         let mut touched: Vec<NodeId> = updates.iter().map(|update| update.id().node).collect();
         touched.push(header.src.node);
-        let unknown = touched.iter().filter(|node| **node != own.node && self.table.get(**node).is_none()).count();
+        let unknown = touched
+            .iter()
+            .filter(|node| **node != own.node && self.table.get(**node).is_none())
+            .count();
         if unknown > 0 && self.table.len() + unknown > self.max_members {
             count(&self.counters.dropped_full);
             return;
         }
-        let claims = updates.iter().map(|update| *update.id()).chain([header.dst]);
-        self.outrun(claims.filter(|id| id.node == own.node).map(|id| id.generation).max());
+        let claims = updates
+            .iter()
+            .map(|update| *update.id())
+            .chain([header.dst]);
+        self.outrun(
+            claims
+                .filter(|id| id.node == own.node)
+                .map(|id| id.generation)
+                .max(),
+        );
 
         let (answers_for, number) = match header.message {
             Message::Ack(number) => (header.src, Some(number)),
-            Message::ForwardedAck { origin, probe_number } => (origin, Some(probe_number)),
+            Message::ForwardedAck {
+                origin,
+                probe_number,
+            } => (origin, Some(probe_number)),
             _ => (header.src, None),
         };
         self.cases.remove(&header.src.node);
@@ -396,9 +458,16 @@ impl Core {
     /// go past it, or nobody believes us.
     fn outrun(&mut self, generation: Option<u64>) {
         let own = *self.foca.identity();
-        let ahead = generation.filter(|seen| *seen > own.generation && *seen - own.generation < MAX_GENERATION_LEAD);
+        let ahead = generation
+            .filter(|seen| *seen > own.generation && *seen - own.generation < MAX_GENERATION_LEAD);
         if let Some(seen) = ahead.filter(|_| !self.is_leaving()) {
-            let result = self.foca.change_identity(Identity { generation: seen + 1, ..own }, &mut self.effects);
+            let result = self.foca.change_identity(
+                Identity {
+                    generation: seen + 1,
+                    ..own
+                },
+                &mut self.effects,
+            );
             self.effects.rejoin();
             self.settle(result, &[]);
         }
@@ -406,7 +475,11 @@ impl Core {
 
     fn fire(&mut self, item: Item) {
         match item {
-            Item::Foca(Timer::ChangeSuspectToDown { member_id, incarnation, token }) => {
+            Item::Foca(Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                token,
+            }) => {
                 self.suspicion_due(member_id, incarnation, token);
             }
             Item::Foca(timer) => {
@@ -434,19 +507,27 @@ impl Core {
             Item::GoodbyeRound(rounds) => {
                 let result = self.foca.gossip(&mut self.effects);
                 self.settle(result, &[]);
-                self.timers.set(Item::GoodbyeRound(rounds - 1), self.preset.gossip_period);
+                self.timers
+                    .set(Item::GoodbyeRound(rounds - 1), self.preset.gossip_period);
             }
         }
     }
 
     fn is_suspect(&self, member: &Identity, incarnation: Incarnation) -> bool {
         self.foca.iter_membership_state().any(|known| {
-            known.id() == member && known.state() == State::Suspect && known.incarnation() == incarnation
+            known.id() == member
+                && known.state() == State::Suspect
+                && known.incarnation() == incarnation
         })
     }
 
     /// foca's timer for a suspicion: only delivered while it still stands, and after one last question.
-    fn suspicion_due(&mut self, member_id: Identity, incarnation: Incarnation, token: foca::TimerToken) {
+    fn suspicion_due(
+        &mut self,
+        member_id: Identity,
+        incarnation: Incarnation,
+        token: foca::TimerToken,
+    ) {
         #[cfg(test)]
         if self.unguarded {
             self.declare_down(member_id, incarnation, token);
@@ -459,14 +540,27 @@ impl Core {
         }
         let asked = self.confirm(member_id, incarnation, token);
         if !asked {
-            let timer = Timer::ChangeSuspectToDown { member_id, incarnation, token };
+            let timer = Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                token,
+            };
             self.timers.set(Item::Foca(timer), self.preset.probe_period);
         }
     }
 
-    fn declare_down(&mut self, member_id: Identity, incarnation: Incarnation, token: foca::TimerToken) {
+    fn declare_down(
+        &mut self,
+        member_id: Identity,
+        incarnation: Incarnation,
+        token: foca::TimerToken,
+    ) {
         self.suspicions.remove(&member_id.node);
-        let timer = Timer::ChangeSuspectToDown { member_id, incarnation, token };
+        let timer = Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            token,
+        };
         let result = self.foca.handle_timer(timer, &mut self.effects);
         self.settle(result, &[member_id.node]);
     }
@@ -483,7 +577,12 @@ impl Core {
             self.probe = None;
         }
         for (timer, after) in std::mem::take(&mut self.effects.timers) {
-            if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
+            if let Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                ..
+            } = &timer
+            {
                 let suspicion = (*member_id, *incarnation);
                 // Every failed probe of a suspect sets its timer again; the first one counts.
                 if self.suspicions.insert(member_id.node, suspicion) == Some(suspicion) {
@@ -511,12 +610,21 @@ impl Core {
         if let Ok(header) = wire::decode_header(&mut &packet[..]) {
             self.incarnation = header.src_incarnation;
             if let Message::Ping(number) = header.message {
-                self.probe = Some(Probe { target: to, number, answered: false });
+                self.probe = Some(Probe {
+                    target: to,
+                    number,
+                    answered: false,
+                });
             }
         }
         match &mut self.capture {
-            Some((node, packets)) if *node == to.node && packets.len() < stream::MAX_PACKETS => packets.push(packet),
-            _ => self.outputs.push_back(Output::Send { to: to.addr, packet }),
+            Some((node, packets)) if *node == to.node && packets.len() < stream::MAX_PACKETS => {
+                packets.push(packet)
+            }
+            _ => self.outputs.push_back(Output::Send {
+                to: to.addr,
+                packet,
+            }),
         }
     }
 
@@ -553,12 +661,17 @@ impl Core {
 
     fn set_seed_timer(&mut self) {
         if let Some(next) = self.seeds.next() {
-            self.timers.replace(Item::Seeds, next.saturating_sub(self.timers.time()));
+            self.timers
+                .replace(Item::Seeds, next.saturating_sub(self.timers.time()));
         }
     }
 
     fn present_addresses(&self) -> HashSet<SocketAddr> {
-        self.table.iter().filter(|known| known.liveness.is_present()).map(|known| known.identity.addr).collect()
+        self.table
+            .iter()
+            .filter(|known| known.liveness.is_present())
+            .map(|known| known.identity.addr)
+            .collect()
     }
 
     fn announce_to_seeds(&mut self) {
@@ -567,7 +680,9 @@ impl Core {
         }
         let present = self.present_addresses();
         for addr in self.seeds.due(self.timers.time(), &present, &mut self.rng) {
-            let result = self.foca.announce(Identity::unknown(addr), &mut self.effects);
+            let result = self
+                .foca
+                .announce(Identity::unknown(addr), &mut self.effects);
             self.settle(result, &[]);
             if !self.joined {
                 self.sync_with(Peer { addr, node: None });
@@ -577,7 +692,9 @@ impl Core {
     }
 
     fn set_push_pull_timer(&mut self) {
-        let after = self.push_pull_pause.mul_f64(self.rng.random_range(1.0..2.0));
+        let after = self
+            .push_pull_pause
+            .mul_f64(self.rng.random_range(1.0..2.0));
         self.push_pull_pause = (self.push_pull_pause * 2).min(self.preset.push_pull_period);
         self.timers.replace(Item::PushPull, after);
     }
@@ -599,8 +716,14 @@ impl Core {
             .table
             .iter()
             .filter(|known| known.liveness != Liveness::Left)
-            .map(|known| Peer { addr: known.identity.addr, node: Some(known.identity.node) });
-        let seeds = self.seeds.unknown(&present).map(|addr| Peer { addr, node: None });
+            .map(|known| Peer {
+                addr: known.identity.addr,
+                node: Some(known.identity.node),
+            });
+        let seeds = self
+            .seeds
+            .unknown(&present)
+            .map(|addr| Peer { addr, node: None });
         let peers: Vec<Peer> = members.chain(seeds).collect();
         if !peers.is_empty() {
             let peer = peers[self.rng.random_range(0..peers.len())];
@@ -611,7 +734,13 @@ impl Core {
 
     fn sync_with(&mut self, to: Peer) {
         let body = self.state().into();
-        self.ask(Purpose::Sync, to, Route::Sync, body, self.preset.push_pull_period / 2);
+        self.ask(
+            Purpose::Sync,
+            to,
+            Route::Sync,
+            body,
+            self.preset.push_pull_period / 2,
+        );
     }
 
     fn apply_state(&mut self, members: Vec<foca::Member<Identity>>, spread: bool) {
@@ -632,9 +761,16 @@ impl Core {
                 fits
             })
             .collect();
-        self.outrun(news.iter().filter(|member| member.id().node == own).map(|member| member.id().generation).max());
+        self.outrun(
+            news.iter()
+                .filter(|member| member.id().node == own)
+                .map(|member| member.id().generation)
+                .max(),
+        );
         let touched: Vec<NodeId> = news.iter().map(|member| member.id().node).collect();
-        let result = self.foca.apply_many(news.into_iter(), spread, &mut self.effects);
+        let result = self
+            .foca
+            .apply_many(news.into_iter(), spread, &mut self.effects);
         self.settle(result, &touched);
     }
 
@@ -644,11 +780,16 @@ impl Core {
         let old: Vec<Identity> = self
             .table
             .iter()
-            .filter(|known| !known.liveness.is_present() && time.saturating_sub(known.since) >= self.forget_after)
+            .filter(|known| {
+                !known.liveness.is_present()
+                    && time.saturating_sub(known.since) >= self.forget_after
+            })
             .map(|known| known.identity)
             .collect();
         for identity in old {
-            let result = self.foca.handle_timer(Timer::RemoveDown(identity), &mut self.effects);
+            let result = self
+                .foca
+                .handle_timer(Timer::RemoveDown(identity), &mut self.effects);
             self.settle(result, &[]);
             self.table.remove(identity.node);
         }

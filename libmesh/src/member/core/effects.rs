@@ -28,7 +28,9 @@ pub(super) fn has_token(timer: &Timer<Identity>) -> bool {
 impl foca::Runtime<Identity> for &mut Effects {
     fn notify(&mut self, notification: Notification<'_, Identity>) {
         match notification {
-            Notification::MemberUp(member) | Notification::MemberDown(member) | Notification::Rename(_, member) => {
+            Notification::MemberUp(member)
+            | Notification::MemberDown(member)
+            | Notification::Rename(_, member) => {
                 self.touched.push(member.node);
             }
             Notification::Active => {}

@@ -36,28 +36,56 @@ pub(super) struct Seeds {
 
 impl Seeds {
     pub(super) fn new(own: SocketAddr, (first, longest): (Duration, Duration)) -> Self {
-        Self { seeds: Vec::new(), first, longest, own }
+        Self {
+            seeds: Vec::new(),
+            first,
+            longest,
+            own,
+        }
     }
 
     /// Adds a seed, to be tried at once; false when it is us, or there are too many.
     pub(super) fn add(&mut self, addr: SocketAddr, now: Duration) -> bool {
         if let Some(known) = self.seeds.iter_mut().find(|seed| seed.addr == addr) {
-            *known = Seed { addr, next: now, pause: self.first, longest: self.longest, until: None };
+            *known = Seed {
+                addr,
+                next: now,
+                pause: self.first,
+                longest: self.longest,
+                until: None,
+            };
             return true;
         }
         if addr == self.own || self.seeds.len() >= MAX_SEEDS + MAX_CANDIDATES {
             return false;
         }
-        self.seeds.push(Seed { addr, next: now, pause: self.first, longest: self.longest, until: None });
+        self.seeds.push(Seed {
+            addr,
+            next: now,
+            pause: self.first,
+            longest: self.longest,
+            until: None,
+        });
         true
     }
 
-    pub(super) fn add_candidates(&mut self, candidates: &[SocketAddr], now: Duration, until: Duration) {
+    pub(super) fn add_candidates(
+        &mut self,
+        candidates: &[SocketAddr],
+        now: Duration,
+        until: Duration,
+    ) {
         for (addr, place) in candidates.iter().copied().take(MAX_CANDIDATES).zip(0..) {
             if addr != self.own && self.seeds.iter().all(|seed| seed.addr != addr) {
                 let next = now + CANDIDATE_SPREAD * place;
                 let until = Some(until);
-                self.seeds.push(Seed { addr, next, pause: self.first, longest: CANDIDATE_PAUSE, until });
+                self.seeds.push(Seed {
+                    addr,
+                    next,
+                    pause: self.first,
+                    longest: CANDIDATE_PAUSE,
+                    until,
+                });
             }
         }
     }
@@ -68,8 +96,14 @@ impl Seeds {
     }
 
     /// Seeds to announce to now; they are due again after their back-off.
-    pub(super) fn due(&mut self, now: Duration, present: &HashSet<SocketAddr>, rng: &mut impl Rng) -> Vec<SocketAddr> {
-        self.seeds.retain(|seed| seed.until.is_none_or(|until| until > now));
+    pub(super) fn due(
+        &mut self,
+        now: Duration,
+        present: &HashSet<SocketAddr>,
+        rng: &mut impl Rng,
+    ) -> Vec<SocketAddr> {
+        self.seeds
+            .retain(|seed| seed.until.is_none_or(|until| until > now));
         let mut due = Vec::new();
         for seed in self.seeds.iter_mut().filter(|seed| seed.next <= now) {
             if present.contains(&seed.addr) {
@@ -86,8 +120,14 @@ impl Seeds {
     }
 
     /// All that are not among `present`.
-    pub(super) fn unknown<'a>(&'a self, present: &'a HashSet<SocketAddr>) -> impl Iterator<Item = SocketAddr> + 'a {
-        self.seeds.iter().map(|seed| seed.addr).filter(|addr| !present.contains(addr))
+    pub(super) fn unknown<'a>(
+        &'a self,
+        present: &'a HashSet<SocketAddr>,
+    ) -> impl Iterator<Item = SocketAddr> + 'a {
+        self.seeds
+            .iter()
+            .map(|seed| seed.addr)
+            .filter(|addr| !present.contains(addr))
     }
 }
 
@@ -101,20 +141,29 @@ mod tests {
     #[test]
     fn an_absent_seed_is_tried_for_ever_with_back_off() {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
-        let (own, seed): (SocketAddr, SocketAddr) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:1".parse().unwrap());
+        let (own, seed): (SocketAddr, SocketAddr) = (
+            "192.0.2.1:1".parse().unwrap(),
+            "192.0.2.2:1".parse().unwrap(),
+        );
         let mut seeds = Seeds::new(own, (Duration::from_millis(500), Duration::from_secs(15)));
         assert!(!seeds.add(own, Duration::ZERO), "not to ourselves");
         assert!(seeds.add(seed, Duration::ZERO));
         let nobody = HashSet::new();
         let mut tries = 0;
         for second in 0..3600 {
-            tries += seeds.due(Duration::from_secs(second), &nobody, &mut rng).len();
+            tries += seeds
+                .due(Duration::from_secs(second), &nobody, &mut rng)
+                .len();
         }
         assert!((200..400).contains(&tries), "{tries} tries in an hour");
 
         let present = HashSet::from([seed]);
         assert_eq!(seeds.due(Duration::from_secs(3700), &present, &mut rng), []);
-        assert_eq!(seeds.due(Duration::from_secs(3715), &nobody, &mut rng), [seed], "it went, so it is tried again");
+        assert_eq!(
+            seeds.due(Duration::from_secs(3715), &nobody, &mut rng),
+            [seed],
+            "it went, so it is tried again"
+        );
     }
 
     #[test]
@@ -122,7 +171,9 @@ mod tests {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
         let own = "192.0.2.1:1".parse().unwrap();
         let mut seeds = Seeds::new(own, (Duration::from_millis(500), Duration::from_secs(15)));
-        let candidates: Vec<_> = (0..2000u16).map(|port| SocketAddr::from(([192, 0, 2, 2], port))).collect();
+        let candidates: Vec<_> = (0..2000u16)
+            .map(|port| SocketAddr::from(([192, 0, 2, 2], port)))
+            .collect();
         seeds.add_candidates(&candidates, Duration::ZERO, Duration::from_secs(60));
         let nobody = HashSet::new();
         assert_eq!(seeds.due(Duration::ZERO, &nobody, &mut rng).len(), 1);

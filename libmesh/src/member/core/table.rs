@@ -22,7 +22,11 @@ pub(super) struct Known {
 }
 
 pub(super) fn public(identity: &Identity) -> Member {
-    Member { id: identity.node, addr: identity.addr, generation: identity.generation }
+    Member {
+        id: identity.node,
+        addr: identity.addr,
+        generation: identity.generation,
+    }
 }
 
 fn liveness(member: &FocaMember<Identity>) -> Liveness {
@@ -47,7 +51,9 @@ impl Table {
 
     /// The entry of exactly this life of a node, if it is present.
     pub(super) fn present_as(&self, identity: &Identity) -> Option<&Known> {
-        self.known.get(&identity.node).filter(|known| known.identity == *identity && known.liveness.is_present())
+        self.known
+            .get(&identity.node)
+            .filter(|known| known.identity == *identity && known.liveness.is_present())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Known> {
@@ -68,7 +74,12 @@ impl Table {
     }
 
     pub(super) fn states(&self) -> Vec<MemberState> {
-        self.iter().map(|known| MemberState { member: public(&known.identity), liveness: known.liveness }).collect()
+        self.iter()
+            .map(|known| MemberState {
+                member: public(&known.identity),
+                liveness: known.liveness,
+            })
+            .collect()
     }
 
     /// Whether foca would learn anything from `update`.
@@ -81,11 +92,20 @@ impl Table {
     }
 
     /// Takes over what foca thinks of a member now; pushes what changed.
-    pub(super) fn refresh(&mut self, member: &FocaMember<Identity>, now: Duration, events: &mut Vec<MemberEvent>) {
+    pub(super) fn refresh(
+        &mut self,
+        member: &FocaMember<Identity>,
+        now: Duration,
+        events: &mut Vec<MemberEvent>,
+    ) {
         let node = member.id().node;
         let before = self.known.get(&node).copied();
-        let mut after =
-            Known { identity: *member.id(), incarnation: member.incarnation(), liveness: liveness(member), since: now };
+        let mut after = Known {
+            identity: *member.id(),
+            incarnation: member.incarnation(),
+            liveness: liveness(member),
+            since: now,
+        };
         if let Some(before) = before.filter(|before| before.liveness == after.liveness) {
             after.since = before.since;
         }
@@ -101,7 +121,9 @@ impl Table {
                 if !was_present || !same_life {
                     events.push(MemberEvent::Up(public(&after.identity)));
                 }
-                let was = before.filter(|_| was_present && same_life).map_or(Liveness::Alive, |before| before.liveness);
+                let was = before
+                    .filter(|_| was_present && same_life)
+                    .map_or(Liveness::Alive, |before| before.liveness);
                 match (was, after.liveness) {
                     (Liveness::Alive, Liveness::Suspect) => events.push(MemberEvent::Suspect(node)),
                     (Liveness::Suspect, Liveness::Alive) => events.push(MemberEvent::Alive(node)),
@@ -126,7 +148,11 @@ mod tests {
     use super::*;
 
     fn id(generation: u64) -> Identity {
-        Identity { node: NodeId([1; 16]), addr: "192.0.2.1:1".parse().unwrap(), generation }
+        Identity {
+            node: NodeId([1; 16]),
+            addr: "192.0.2.1:1".parse().unwrap(),
+            generation,
+        }
     }
 
     fn events(table: &mut Table, member: &FocaMember<Identity>) -> Vec<MemberEvent> {
@@ -140,20 +166,42 @@ mod tests {
         let mut table = Table::default();
         let node = NodeId([1; 16]);
         let alive = FocaMember::alive(id(1));
-        assert_eq!(events(&mut table, &alive), [MemberEvent::Up(public(&id(1)))]);
+        assert_eq!(
+            events(&mut table, &alive),
+            [MemberEvent::Up(public(&id(1)))]
+        );
         assert_eq!(events(&mut table, &alive), []);
-        assert_eq!(events(&mut table, &FocaMember::new(id(1), 0, State::Suspect)), [MemberEvent::Suspect(node)]);
-        assert_eq!(events(&mut table, &FocaMember::new(id(1), 1, State::Alive)), [MemberEvent::Alive(node)]);
-        assert_eq!(events(&mut table, &FocaMember::down(id(1))), [MemberEvent::Down(node)]);
+        assert_eq!(
+            events(&mut table, &FocaMember::new(id(1), 0, State::Suspect)),
+            [MemberEvent::Suspect(node)]
+        );
+        assert_eq!(
+            events(&mut table, &FocaMember::new(id(1), 1, State::Alive)),
+            [MemberEvent::Alive(node)]
+        );
+        assert_eq!(
+            events(&mut table, &FocaMember::down(id(1))),
+            [MemberEvent::Down(node)]
+        );
         assert_eq!(table.present(), 0);
         let suspect_again = FocaMember::new(id(2), 0, State::Suspect);
         assert_eq!(
             events(&mut table, &suspect_again),
             [MemberEvent::Up(public(&id(2))), MemberEvent::Suspect(node)]
         );
-        assert_eq!(events(&mut table, &FocaMember::alive(id(3))), [MemberEvent::Up(public(&id(3)))]);
-        assert_eq!(events(&mut table, &FocaMember::new(id(3), LEFT, State::Down)), [MemberEvent::Left(node)]);
-        assert_eq!(events(&mut table, &FocaMember::down(id(4))), [], "it was gone already");
+        assert_eq!(
+            events(&mut table, &FocaMember::alive(id(3))),
+            [MemberEvent::Up(public(&id(3)))]
+        );
+        assert_eq!(
+            events(&mut table, &FocaMember::new(id(3), LEFT, State::Down)),
+            [MemberEvent::Left(node)]
+        );
+        assert_eq!(
+            events(&mut table, &FocaMember::down(id(4))),
+            [],
+            "it was gone already"
+        );
     }
 
     #[test]

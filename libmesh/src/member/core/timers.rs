@@ -57,13 +57,20 @@ pub(super) struct Timers {
 
 impl Timers {
     pub(super) fn new(now: Duration) -> Self {
-        Self { heap: BinaryHeap::new(), number: 0, now, slept: Duration::ZERO }
+        Self {
+            heap: BinaryHeap::new(),
+            number: 0,
+            now,
+            slept: Duration::ZERO,
+        }
     }
 
     /// Takes note of the caller's clock; true when a stall was found.
     pub(super) fn advance(&mut self, now: Duration) -> bool {
         self.now = self.now.max(now);
-        let late = self.heap.peek().map_or(Duration::ZERO, |Reverse(next)| self.time().saturating_sub(next.due));
+        let late = self.heap.peek().map_or(Duration::ZERO, |Reverse(next)| {
+            self.time().saturating_sub(next.due)
+        });
         let stalled = late > STALL;
         if stalled {
             self.slept += late;
@@ -83,7 +90,11 @@ impl Timers {
 
     pub(super) fn set(&mut self, item: Item, after: Duration) {
         self.number += 1;
-        self.heap.push(Reverse(Entry { due: self.time() + after, number: self.number, item }));
+        self.heap.push(Reverse(Entry {
+            due: self.time() + after,
+            number: self.number,
+            item,
+        }));
     }
 
     /// Sets a timer of which there is only one.
@@ -94,14 +105,19 @@ impl Timers {
 
     /// Drops foca's timers that carry a token.
     pub(super) fn void(&mut self) {
-        self.heap.retain(|Reverse(entry)| !matches!(&entry.item, Item::Foca(timer) if has_token(timer)));
+        self.heap
+            .retain(|Reverse(entry)| !matches!(&entry.item, Item::Foca(timer) if has_token(timer)));
     }
 
     /// What is due, in an order that is safe even when it comes late: the indirect stage of a probe before its end.
     pub(super) fn due(&mut self) -> Vec<Item> {
         let time = self.time();
         let mut due = Vec::new();
-        while self.heap.peek().is_some_and(|Reverse(next)| next.due <= time) {
+        while self
+            .heap
+            .peek()
+            .is_some_and(|Reverse(next)| next.due <= time)
+        {
             due.extend(self.heap.pop().map(|Reverse(entry)| entry.item));
         }
         due.sort_by(|one, other| match (one, other) {
@@ -131,9 +147,16 @@ mod tests {
         let mut timers = Timers::new(ms(1000));
         timers.set(Item::PushPull, ms(100));
         timers.set(Item::Forget, ms(500));
-        assert!(!timers.advance(ms(1100) + STALL), "a little late is no stall");
+        assert!(
+            !timers.advance(ms(1100) + STALL),
+            "a little late is no stall"
+        );
         assert!(timers.advance(ms(6100)));
-        assert_eq!(timers.due(), [Item::PushPull], "the second is not due: we were not there");
+        assert_eq!(
+            timers.due(),
+            [Item::PushPull],
+            "the second is not due: we were not there"
+        );
         assert_eq!(timers.next(), Some(ms(6500)));
         timers.advance(ms(6500));
         assert_eq!(timers.due(), [Item::Forget]);
@@ -144,9 +167,18 @@ mod tests {
         let id = Identity::unknown("192.0.2.1:1".parse().unwrap());
         let mut timers = Timers::new(ms(0));
         timers.set(Item::Foca(Timer::ProbeRandomMember(1)), ms(10));
-        timers.set(Item::Foca(Timer::SendIndirectProbe { probed_id: id, token: 1 }), ms(20));
+        timers.set(
+            Item::Foca(Timer::SendIndirectProbe {
+                probed_id: id,
+                token: 1,
+            }),
+            ms(20),
+        );
         timers.advance(ms(30));
-        assert!(matches!(timers.due()[0], Item::Foca(Timer::SendIndirectProbe { .. })));
+        assert!(matches!(
+            timers.due()[0],
+            Item::Foca(Timer::SendIndirectProbe { .. })
+        ));
     }
 
     #[test]
