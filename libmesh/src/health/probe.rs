@@ -31,7 +31,10 @@ pub struct ProbeResult {
 impl ProbeResult {
     /// A failure.
     pub fn critical(output: impl Into<String>) -> Self {
-        Self { health: Health::Critical, output: output.into() }
+        Self {
+            health: Health::Critical,
+            output: output.into(),
+        }
     }
 }
 
@@ -56,10 +59,17 @@ impl TcpProbe {
     /// # Errors
     /// [`InvalidField`] `tcp` when there is no port.
     pub fn new(address: &str) -> Result<Self, InvalidField> {
-        let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
+        let port = address
+            .rsplit_once(':')
+            .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
         match port {
-            Some(Ok(_)) => Ok(Self { address: address.to_owned() }),
-            _ => Err(InvalidField::new("tcp", format!("{address:?} is not host:port"))),
+            Some(Ok(_)) => Ok(Self {
+                address: address.to_owned(),
+            }),
+            _ => Err(InvalidField::new(
+                "tcp",
+                format!("{address:?} is not host:port"),
+            )),
         }
     }
 }
@@ -76,7 +86,9 @@ impl Probe for TcpProbe {
                     health: Health::Passing,
                     output: format!("TCP connect {}: Success", self.address),
                 },
-                Err(error) => ProbeResult::critical(format!("TCP connect {}: {error}", self.address)),
+                Err(error) => {
+                    ProbeResult::critical(format!("TCP connect {}: {error}", self.address))
+                }
             }
         })
     }
@@ -98,11 +110,21 @@ impl HttpProbe {
     /// # Errors
     /// [`InvalidField`] `http` when it is no `http://` URL.
     pub fn new(url: &str) -> Result<Self, InvalidField> {
-        let uri: Uri = url.parse().map_err(|error| InvalidField::new("http", format!("{url:?}: {error}")))?;
+        let uri: Uri = url
+            .parse()
+            .map_err(|error| InvalidField::new("http", format!("{url:?}: {error}")))?;
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(InvalidField::new("http", format!("{url:?} is not an http:// URL (https is not supported)")));
+            return Err(InvalidField::new(
+                "http",
+                format!("{url:?} is not an http:// URL (https is not supported)"),
+            ));
         }
-        Ok(Self { uri, method: Method::GET, headers: Vec::new(), body: Bytes::new() })
+        Ok(Self {
+            uri,
+            method: Method::GET,
+            headers: Vec::new(),
+            body: Bytes::new(),
+        })
     }
 
     /// With another method.
@@ -110,7 +132,9 @@ impl HttpProbe {
     /// # Errors
     /// [`InvalidField`] `method`.
     pub fn method(mut self, method: &str) -> Result<Self, InvalidField> {
-        self.method = method.parse().map_err(|_| InvalidField::new("method", format!("{method:?} is no method")))?;
+        self.method = method
+            .parse()
+            .map_err(|_| InvalidField::new("method", format!("{method:?} is no method")))?;
         Ok(self)
     }
 
@@ -119,8 +143,16 @@ impl HttpProbe {
     /// # Errors
     /// [`InvalidField`] `header`; the value is not quoted, as it may be a secret.
     pub fn header(mut self, name: &str, value: &str) -> Result<Self, InvalidField> {
-        let wrong = || InvalidField::new("header", format!("{name:?} or its value is not well formed"));
-        let pair = (name.parse().map_err(|_| wrong())?, value.parse().map_err(|_| wrong())?);
+        let wrong = || {
+            InvalidField::new(
+                "header",
+                format!("{name:?} or its value is not well formed"),
+            )
+        };
+        let pair = (
+            name.parse().map_err(|_| wrong())?,
+            value.parse().map_err(|_| wrong())?,
+        );
         self.headers.push(pair);
         Ok(self)
     }
@@ -144,7 +176,10 @@ impl HttpProbe {
 
     async fn ask_once(&self, uri: &Uri) -> Result<Answer, String> {
         let authority = uri.authority().ok_or("a URL without a host")?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         let stream = connect(host, authority.port_u16().unwrap_or(80)).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -155,18 +190,37 @@ impl HttpProbe {
 
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::builder().method(&self.method).uri(path);
-        let headers = request.headers_mut().ok_or("a request that cannot be built")?;
-        headers.insert(HOST, authority.as_str().parse().map_err(|_| "a host name that is no header value")?);
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("mesh-health-check/", env!("CARGO_PKG_VERSION"))));
+        let headers = request
+            .headers_mut()
+            .ok_or("a request that cannot be built")?;
+        headers.insert(
+            HOST,
+            authority
+                .as_str()
+                .parse()
+                .map_err(|_| "a host name that is no header value")?,
+        );
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("mesh-health-check/", env!("CARGO_PKG_VERSION"))),
+        );
         headers.insert(ACCEPT, HeaderValue::from_static("text/plain, text/*, */*"));
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
         }
-        let request = request.body(Full::new(self.body.clone())).map_err(|error| error.to_string())?;
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let request = request
+            .body(Full::new(self.body.clone()))
+            .map_err(|error| error.to_string())?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let status = answer.status();
         if status.is_redirection()
-            && let Some(location) = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok())
+            && let Some(location) = answer
+                .headers()
+                .get(LOCATION)
+                .and_then(|value| value.to_str().ok())
         {
             return Ok(Answer::Elsewhere(location.to_owned()));
         }
@@ -197,7 +251,10 @@ enum Answer {
 
 async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let failed = |error| format!("connect to {host} port {port}: {error}");
-    let addrs: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(failed)?.collect();
+    let addrs: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(failed)?
+        .collect();
     TcpStream::connect(&*addrs).await.map_err(failed)
 }
 
@@ -209,7 +266,11 @@ fn join(base: &Uri, location: &str) -> Result<Uri, String> {
         location.to_owned()
     };
     let uri: Uri = target.parse().map_err(|_| wrong())?;
-    if uri.scheme_str() == Some("http") && uri.host().is_some() { Ok(uri) } else { Err(wrong()) }
+    if uri.scheme_str() == Some("http") && uri.host().is_some() {
+        Ok(uri)
+    } else {
+        Err(wrong())
+    }
 }
 
 impl Probe for HttpProbe {

@@ -63,7 +63,14 @@ pub enum How {
 impl Check {
     /// A check of the node that looks at `probe` every `interval`, with nothing else set.
     pub fn every(id: &str, interval: Duration, probe: impl Probe + 'static) -> Self {
-        Self::new(id, How::Every { interval, timeout: Duration::from_secs(10), probe: Arc::new(probe) })
+        Self::new(
+            id,
+            How::Every {
+                interval,
+                timeout: Duration::from_secs(10),
+                probe: Arc::new(probe),
+            },
+        )
     }
 
     /// A check of the node that must be told within `ttl`, with nothing else set.
@@ -86,7 +93,10 @@ impl Check {
 
     /// The same, for an instance.
     pub fn of(self, instance: InstanceId) -> Self {
-        Self { instance: Some(instance), ..self }
+        Self {
+            instance: Some(instance),
+            ..self
+        }
     }
 
     /// `http`, `tcp`, `ttl`, …
@@ -111,10 +121,17 @@ impl Check {
     }
 
     fn validate(&self) -> Result<(), InvalidField> {
-        let too_short = |field| InvalidField::new(field, format!("must be at least {} ms", INTERVAL_MIN.as_millis()));
+        let too_short = |field| {
+            InvalidField::new(
+                field,
+                format!("must be at least {} ms", INTERVAL_MIN.as_millis()),
+            )
+        };
         match self.how {
             How::Every { interval, .. } if interval < INTERVAL_MIN => Err(too_short("interval")),
-            How::Every { timeout, .. } if timeout.is_zero() => Err(InvalidField::new("timeout", "must not be 0")),
+            How::Every { timeout, .. } if timeout.is_zero() => {
+                Err(InvalidField::new("timeout", "must not be 0"))
+            }
             How::Ttl { ttl } if ttl < INTERVAL_MIN => Err(too_short("ttl")),
             How::Every { .. } | How::Ttl { .. } => Ok(()),
         }
@@ -123,7 +140,10 @@ impl Check {
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check").field("id", &self.id).field("kind", &self.kind()).finish_non_exhaustive()
+        f.debug_struct("Check")
+            .field("id", &self.id)
+            .field("kind", &self.kind())
+            .finish_non_exhaustive()
     }
 }
 
@@ -168,7 +188,12 @@ impl Drop for Running {
 impl Scheduler {
     /// A scheduler without checks that publishes to `log`.
     pub fn new(log: LocalLog) -> Self {
-        Self { inner: Arc::new(Inner { log, checks: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                log,
+                checks: Mutex::default(),
+            }),
+        }
     }
 
     /// Publishes a check and begins to run it; in place of the one with its id. Needs a tokio runtime.
@@ -181,7 +206,10 @@ impl Scheduler {
         let known = self.inner.log.check(&check.id).map(|record| record.status);
         let status = check.initial.or(known).unwrap_or(Health::Critical);
         self.inner.log.put_check(check.record(status))?;
-        let output = checks.get(&check.id).map(|known| Arc::clone(&known.output)).unwrap_or_default();
+        let output = checks
+            .get(&check.id)
+            .map(|known| Arc::clone(&known.output))
+            .unwrap_or_default();
         let check = Arc::new(check);
         let run = Run {
             scheduler: Arc::downgrade(&self.inner),
@@ -193,15 +221,31 @@ impl Scheduler {
             critical_since: Instant::now(),
         };
         let (task, updates) = match check.how.clone() {
-            How::Every { interval, timeout, probe } => {
-                (tokio::spawn(run.every(interval, timeout, probe)).abort_handle(), None)
-            }
+            How::Every {
+                interval,
+                timeout,
+                probe,
+            } => (
+                tokio::spawn(run.every(interval, timeout, probe)).abort_handle(),
+                None,
+            ),
             How::Ttl { ttl } => {
                 let (sender, receiver) = mpsc::channel(UPDATES_MAX);
-                (tokio::spawn(run.ttl(ttl, receiver)).abort_handle(), Some(sender))
+                (
+                    tokio::spawn(run.ttl(ttl, receiver)).abort_handle(),
+                    Some(sender),
+                )
             }
         };
-        checks.insert(Arc::clone(&check.id), Running { check, output, updates, task });
+        checks.insert(
+            Arc::clone(&check.id),
+            Running {
+                check,
+                output,
+                updates,
+                task,
+            },
+        );
         Ok(())
     }
 
@@ -223,31 +267,54 @@ impl Scheduler {
     /// [`CheckError::Unknown`], [`CheckError::NotTtl`].
     pub fn update(&self, id: &str, status: Health, note: &str) -> Result<(), CheckError> {
         let checks = self.inner.checks.lock();
-        let running = checks.get(id).ok_or_else(|| CheckError::Unknown(Arc::from(id)))?;
-        let updates = running.updates.as_ref().ok_or_else(|| CheckError::NotTtl(Arc::clone(&running.check.id)))?;
-        let _ = updates.try_send(ProbeResult { health: status, output: note.to_owned() });
+        let running = checks
+            .get(id)
+            .ok_or_else(|| CheckError::Unknown(Arc::from(id)))?;
+        let updates = running
+            .updates
+            .as_ref()
+            .ok_or_else(|| CheckError::NotTtl(Arc::clone(&running.check.id)))?;
+        let _ = updates.try_send(ProbeResult {
+            health: status,
+            output: note.to_owned(),
+        });
         Ok(())
     }
 
     /// What a check printed last; `None` when there is no such check.
     pub fn output(&self, id: &str) -> Option<String> {
-        self.inner.checks.lock().get(id).map(|running| running.output.lock().clone())
+        self.inner
+            .checks
+            .lock()
+            .get(id)
+            .map(|running| running.output.lock().clone())
     }
 
     /// A check that runs.
     pub fn check(&self, id: &str) -> Option<Arc<Check>> {
-        self.inner.checks.lock().get(id).map(|running| Arc::clone(&running.check))
+        self.inner
+            .checks
+            .lock()
+            .get(id)
+            .map(|running| Arc::clone(&running.check))
     }
 
     /// The checks that run, in no order.
     pub fn checks(&self) -> Vec<Arc<Check>> {
-        self.inner.checks.lock().values().map(|running| Arc::clone(&running.check)).collect()
+        self.inner
+            .checks
+            .lock()
+            .values()
+            .map(|running| Arc::clone(&running.check))
+            .collect()
     }
 }
 
 impl fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scheduler").field("checks", &self.checks()).finish()
+        f.debug_struct("Scheduler")
+            .field("checks", &self.checks())
+            .finish()
     }
 }
 
@@ -255,7 +322,9 @@ impl Inner {
     fn remove_service(&self, id: &InstanceId) -> bool {
         // The record first: a task that is stopped here may be the caller.
         let found = self.log.remove_service(id);
-        self.checks.lock().retain(|_, running| running.check.instance.as_ref() != Some(id));
+        self.checks
+            .lock()
+            .retain(|_, running| running.check.instance.as_ref() != Some(id));
         found
     }
 }
@@ -346,14 +415,22 @@ impl Run {
     /// Ends when the instance has been critical for too long.
     async fn deregistration(&self) {
         match self.check.deregister_after {
-            Some(after) if self.status == Health::Critical => sleep_until(self.critical_since + after).await,
+            Some(after) if self.status == Health::Critical => {
+                sleep_until(self.critical_since + after).await
+            }
             _ => std::future::pending().await,
         }
     }
 
     fn deregister(&self) {
-        let Some(instance) = &self.check.instance else { return };
-        tracing::info!(instance = instance.as_str(), check = &*self.check.id, "critical for too long: deregistered");
+        let Some(instance) = &self.check.instance else {
+            return;
+        };
+        tracing::info!(
+            instance = instance.as_str(),
+            check = &*self.check.id,
+            "critical for too long: deregistered"
+        );
         match self.scheduler.upgrade() {
             Some(scheduler) => drop(scheduler.remove_service(instance)),
             None => drop(self.log.remove_service(instance)),

@@ -27,7 +27,11 @@ struct Scripted {
 impl Scripted {
     /// `None` = never answers.
     fn new(health: Option<Health>) -> Self {
-        Self { health: Arc::new(Mutex::new(health)), looks: Arc::default(), under_way: Arc::default() }
+        Self {
+            health: Arc::new(Mutex::new(health)),
+            looks: Arc::default(),
+            under_way: Arc::default(),
+        }
     }
 
     fn set(&self, health: Health) {
@@ -53,11 +57,18 @@ impl Probe for Scripted {
         }
         Box::pin(async {
             self.looks.fetch_add(1, Ordering::SeqCst);
-            assert_eq!(self.under_way.fetch_add(1, Ordering::SeqCst), 0, "a check overlaps itself");
+            assert_eq!(
+                self.under_way.fetch_add(1, Ordering::SeqCst),
+                0,
+                "a check overlaps itself"
+            );
             let _guard = UnderWay(&self.under_way);
             let health = *self.health.lock();
             match health {
-                Some(health) => ProbeResult { health, output: format!("it is {health}") },
+                Some(health) => ProbeResult {
+                    health,
+                    output: format!("it is {health}"),
+                },
                 None => pending().await,
             }
         })
@@ -82,11 +93,17 @@ async fn becomes(node: &TestNode, id: &str, status: Health) -> Duration {
     let start = Instant::now();
     let mut changes = node.catalog.watch_all();
     let wait = async {
-        while node.local().check(id).is_none_or(|check| check.status != status) {
+        while node
+            .local()
+            .check(id)
+            .is_none_or(|check| check.status != status)
+        {
             changes.changed().await.unwrap();
         }
     };
-    timeout(Duration::from_secs(600), wait).await.expect("it never gets there");
+    timeout(Duration::from_secs(600), wait)
+        .await
+        .expect("it never gets there");
     Instant::now() - start
 }
 
@@ -95,12 +112,21 @@ async fn a_check_is_critical_until_it_ran_and_then_follows_its_thresholds() {
     let (node, scheduler, id) = node();
     let probe = Scripted::new(Some(Health::Passing));
     let mut check = Check::every("c", 10 * SECOND, probe.clone()).of(id);
-    check.thresholds =
-        Thresholds { success_before_passing: 3, failures_before_warning: Some(2), failures_before_critical: 3 };
+    check.thresholds = Thresholds {
+        success_before_passing: 3,
+        failures_before_warning: Some(2),
+        failures_before_critical: 3,
+    };
     scheduler.add(check).unwrap();
     assert_eq!(health(&node), Health::Critical);
-    assert!(becomes(&node, "c", Health::Passing).await < 10 * SECOND, "the first run comes within the interval");
-    assert_eq!((probe.looks(), scheduler.output("c").unwrap().as_str()), (1, "it is passing"));
+    assert!(
+        becomes(&node, "c", Health::Passing).await < 10 * SECOND,
+        "the first run comes within the interval"
+    );
+    assert_eq!(
+        (probe.looks(), scheduler.output("c").unwrap().as_str()),
+        (1, "it is passing")
+    );
 
     probe.set(Health::Critical);
     assert_eq!(becomes(&node, "c", Health::Warning).await.as_secs(), 20);
@@ -116,7 +142,9 @@ async fn a_check_that_hangs_fails_and_never_overlaps_itself() {
     let probe = Scripted::new(None);
     let mut check = Check::every("c", SECOND, probe.clone()).of(id);
     check.initial = Some(Health::Passing);
-    let How::Every { timeout, .. } = &mut check.how else { unreachable!() };
+    let How::Every { timeout, .. } = &mut check.how else {
+        unreachable!()
+    };
     *timeout = 5 * SECOND;
     scheduler.add(check).unwrap();
     assert_eq!(health(&node), Health::Passing, "as told");
@@ -130,15 +158,22 @@ async fn a_check_that_hangs_fails_and_never_overlaps_itself() {
 async fn a_removed_check_runs_no_more() {
     let (node, scheduler, id) = node();
     let probe = Scripted::new(Some(Health::Critical));
-    scheduler.add(Check::every("c", SECOND, probe.clone()).of(id.clone())).unwrap();
+    scheduler
+        .add(Check::every("c", SECOND, probe.clone()).of(id.clone()))
+        .unwrap();
     sleep(5 * SECOND).await;
     assert!(scheduler.remove("c") && !scheduler.remove("c"));
     let looks = probe.looks();
     sleep(5 * SECOND).await;
     assert_eq!(probe.looks(), looks);
-    assert_eq!((health(&node), scheduler.output("c")), (Health::Passing, None));
+    assert_eq!(
+        (health(&node), scheduler.output("c")),
+        (Health::Passing, None)
+    );
 
-    scheduler.add(Check::every("d", SECOND, probe.clone()).of(id)).unwrap();
+    scheduler
+        .add(Check::every("d", SECOND, probe.clone()).of(id))
+        .unwrap();
     sleep(5 * SECOND).await;
     drop(scheduler);
     sleep(SECOND).await;
@@ -151,11 +186,18 @@ async fn a_removed_check_runs_no_more() {
 async fn registering_again_keeps_status_and_output() {
     let (node, scheduler, id) = node();
     let probe = Scripted::new(Some(Health::Passing));
-    scheduler.add(Check::every("c", SECOND, probe.clone()).of(id.clone())).unwrap();
+    scheduler
+        .add(Check::every("c", SECOND, probe.clone()).of(id.clone()))
+        .unwrap();
     becomes(&node, "c", Health::Passing).await;
     let before = node.local().check("c").unwrap();
-    scheduler.add(Check::every("c", 3600 * SECOND, probe.clone()).of(id)).unwrap();
-    assert_eq!((health(&node), scheduler.output("c").unwrap().as_str()), (Health::Passing, "it is passing"));
+    scheduler
+        .add(Check::every("c", 3600 * SECOND, probe.clone()).of(id))
+        .unwrap();
+    assert_eq!(
+        (health(&node), scheduler.output("c").unwrap().as_str()),
+        (Health::Passing, "it is passing")
+    );
     assert!(Arc::ptr_eq(&before, &node.local().check("c").unwrap()));
     let looks = probe.looks();
     sleep(60 * SECOND).await;
@@ -177,8 +219,13 @@ async fn a_ttl_check_is_told_and_expires() {
     assert_eq!(health(&node), Health::Passing);
     let expired = becomes(&node, "t", Health::Critical).await;
     assert_eq!(expired.as_secs(), 10);
-    assert_eq!(scheduler.output("t").unwrap(), "TTL expired (last output before timeout follows): still");
-    scheduler.update("t", Health::Warning, &"é".repeat(4000)).unwrap();
+    assert_eq!(
+        scheduler.output("t").unwrap(),
+        "TTL expired (last output before timeout follows): still"
+    );
+    scheduler
+        .update("t", Health::Warning, &"é".repeat(4000))
+        .unwrap();
     becomes(&node, "t", Health::Warning).await;
     assert_eq!(scheduler.output("t").unwrap().len(), 4096);
 }
@@ -190,13 +237,18 @@ async fn what_stays_critical_is_deregistered_with_all_its_checks() {
     let mut check = Check::every("c", SECOND, probe.clone()).of(id.clone());
     check.deregister_after = Some(90 * SECOND);
     scheduler.add(check).unwrap();
-    scheduler.add(Check::ttl("t", 10 * SECOND).of(id.clone())).unwrap();
+    scheduler
+        .add(Check::ttl("t", 10 * SECOND).of(id.clone()))
+        .unwrap();
     sleep(60 * SECOND).await;
     probe.set(Health::Passing);
     sleep(10 * SECOND).await;
     probe.set(Health::Critical);
     sleep(80 * SECOND).await;
-    assert!(node.local().service(&id).is_some(), "it was passing in between");
+    assert!(
+        node.local().service(&id).is_some(),
+        "it was passing in between"
+    );
     sleep(20 * SECOND).await;
     assert!(node.local().service(&id).is_none() && node.local().checks().is_empty());
     assert!(scheduler.checks().is_empty());
@@ -210,15 +262,31 @@ async fn wrong_checks_are_refused_by_name() {
     let (_node, scheduler, id) = node();
     let probe = Scripted::new(None);
     let unknown = InstanceId::parse("no").unwrap();
-    let refused = scheduler.add(Check::ttl("t", SECOND).of(unknown)).unwrap_err();
-    assert_eq!(refused.to_string(), "instance \"no\" is not registered on this node");
+    let refused = scheduler
+        .add(Check::ttl("t", SECOND).of(unknown))
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "instance \"no\" is not registered on this node"
+    );
     let fast = Check::every("c", Duration::from_millis(1), probe).of(id.clone());
-    assert_eq!(scheduler.add(fast).unwrap_err().to_string(), "interval: must be at least 100 ms");
+    assert_eq!(
+        scheduler.add(fast).unwrap_err().to_string(),
+        "interval: must be at least 100 ms"
+    );
     assert!(scheduler.checks().is_empty());
-    assert_eq!(scheduler.update("c", Health::Passing, ""), Err(CheckError::Unknown(Arc::from("c"))));
+    assert_eq!(
+        scheduler.update("c", Health::Passing, ""),
+        Err(CheckError::Unknown(Arc::from("c")))
+    );
     let tcp = TcpProbe::new("127.0.0.1:1").unwrap();
-    scheduler.add(Check::every("c", SECOND, tcp).of(id)).unwrap();
-    assert_eq!(scheduler.update("c", Health::Passing, ""), Err(CheckError::NotTtl(Arc::from("c"))));
+    scheduler
+        .add(Check::every("c", SECOND, tcp).of(id))
+        .unwrap();
+    assert_eq!(
+        scheduler.update("c", Health::Passing, ""),
+        Err(CheckError::NotTtl(Arc::from("c")))
+    );
     assert!(TcpProbe::new("127.0.0.1").is_err() && TcpProbe::new(":80").is_err());
     assert!(HttpProbe::new("https://a/").is_err() && HttpProbe::new("/a").is_err());
 }
@@ -255,18 +323,36 @@ async fn http_status_decides() {
     ])
     .await;
     let url = format!("http://127.0.0.1:{port}/health?x=1");
-    let probe = HttpProbe::new(&url).unwrap().method("HEAD").unwrap().header("x-token", "t").unwrap();
+    let probe = HttpProbe::new(&url)
+        .unwrap()
+        .method("HEAD")
+        .unwrap()
+        .header("x-token", "t")
+        .unwrap();
     assert_eq!(probe.probe().await.health, Health::Passing);
     let probe = HttpProbe::new(&url).unwrap();
     let warning = probe.probe().await;
     assert_eq!(warning.health, Health::Warning);
-    assert_eq!(warning.output, format!("HTTP GET {url}: 429 Too Many Requests Output: slow"));
+    assert_eq!(
+        warning.output,
+        format!("HTTP GET {url}: 429 Too Many Requests Output: slow")
+    );
     assert_eq!(probe.probe().await.health, Health::Critical);
-    assert_eq!(probe.probe().await.health, Health::Passing, "redirects are followed");
+    assert_eq!(
+        probe.probe().await.health,
+        Health::Passing,
+        "redirects are followed"
+    );
     assert_eq!(probe.probe().await.health, Health::Critical);
     let asked = asked.await.unwrap();
-    assert!(asked[0].starts_with("HEAD /health?x=1 HTTP/1.1\r\n") && asked[0].contains("x-token: t\r\n"));
-    assert!(asked[1].contains("user-agent: mesh-health-check/") && asked[1].contains(&format!("host: 127.0.0.1:{port}\r\n")));
+    assert!(
+        asked[0].starts_with("HEAD /health?x=1 HTTP/1.1\r\n")
+            && asked[0].contains("x-token: t\r\n")
+    );
+    assert!(
+        asked[1].contains("user-agent: mesh-health-check/")
+            && asked[1].contains(&format!("host: 127.0.0.1:{port}\r\n"))
+    );
     assert!(asked[4].starts_with("GET /ok "));
     let gone = probe.probe().await;
     assert_eq!(gone.health, Health::Critical);
@@ -278,7 +364,10 @@ async fn tcp_is_content_with_a_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let probe = TcpProbe::new(&address).unwrap();
-    assert_eq!(probe.probe().await.output, format!("TCP connect {address}: Success"));
+    assert_eq!(
+        probe.probe().await.output,
+        format!("TCP connect {address}: Success")
+    );
     drop(listener);
     assert_eq!(probe.probe().await.health, Health::Critical);
 }

@@ -34,7 +34,11 @@ impl Fold {
 
     /// Takes a result in; the status that follows.
     pub(super) fn take(&mut self, result: Health) -> Health {
-        let Thresholds { success_before_passing, failures_before_warning, failures_before_critical } = self.thresholds;
+        let Thresholds {
+            success_before_passing,
+            failures_before_warning,
+            failures_before_critical,
+        } = self.thresholds;
         if result.is_usable() {
             self.successes = self.successes.saturating_add(1);
             self.failures = 0;
@@ -72,14 +76,29 @@ mod tests {
 
     #[test]
     fn the_first_result_counts_at_once_the_others_in_a_row() {
-        let thresholds =
-            Thresholds { success_before_passing: 2, failures_before_warning: Some(2), failures_before_critical: 3 };
-        assert_eq!(run(thresholds, &[Passing, Critical, Critical, Critical]), [Passing, Passing, Warning, Critical]);
+        let thresholds = Thresholds {
+            success_before_passing: 2,
+            failures_before_warning: Some(2),
+            failures_before_critical: 3,
+        };
         assert_eq!(
-            run(thresholds, &[Critical, Passing, Critical, Passing, Warning, Passing]),
+            run(thresholds, &[Passing, Critical, Critical, Critical]),
+            [Passing, Passing, Warning, Critical]
+        );
+        assert_eq!(
+            run(
+                thresholds,
+                &[Critical, Passing, Critical, Passing, Warning, Passing]
+            ),
             [Critical, Critical, Critical, Critical, Warning, Passing]
         );
-        let no_warning = Thresholds { failures_before_warning: None, ..thresholds };
-        assert_eq!(run(no_warning, &[Passing, Critical, Critical, Critical]), [Passing, Passing, Passing, Critical]);
+        let no_warning = Thresholds {
+            failures_before_warning: None,
+            ..thresholds
+        };
+        assert_eq!(
+            run(no_warning, &[Passing, Critical, Critical, Critical]),
+            [Passing, Passing, Passing, Critical]
+        );
     }
 }
