@@ -3,14 +3,11 @@
 pub mod bundle;
 pub mod catalog;
 pub mod connect;
-pub mod health;
 pub mod identity;
 pub mod join;
 pub mod member;
 pub mod model;
 pub mod rpc;
-#[cfg(any(test, feature = "sim"))]
-pub mod sim;
 pub mod sync;
 
 mod files;

@@ -22,7 +22,6 @@
 
 mod candidates;
 mod config;
-pub mod core;
 mod counters;
 mod handle;
 pub mod keyring;

@@ -32,8 +32,13 @@ pub enum AcceptError {
     #[error("{0} is not a service and may not call one")]
     NotAService(SpiffeId),
     /// No intention lets it in.
-    #[error("call refused: {0}")]
-    Denied(String),
+    #[error("call refused: {reason}")]
+    Denied {
+        /// Who called.
+        peer: End,
+        /// The rule, or that there is none.
+        reason: String,
+    },
     /// The connection broke.
     #[error("the connection broke during the handshake")]
     Io(#[from] io::Error),
@@ -82,19 +87,14 @@ impl Acceptor {
             return Err(AcceptError::NotAService(peer.spiffe));
         }
         let gate = Arc::<Gate>::default();
-        let watched = self
-            .open
-            .add(&peer, gate.clone())
-            .map_err(AcceptError::Denied)?;
+        let watched = self.open.add(&peer, gate.clone());
+        let peer = End::from(peer);
+        let watched = match watched {
+            Ok(watched) => watched,
+            Err(reason) => return Err(AcceptError::Denied { peer, reason }),
+        };
         // The certificate shown is the newest at the handshake; a renewal just after it does not matter.
-        let local = End {
-            spiffe: self.identity.spiffe_id(),
-            serial: self.identity.serial(),
-        };
-        let peer = End {
-            spiffe: peer.spiffe,
-            serial: peer.serial,
-        };
+        let local = End::from(self.identity.leaf());
         Ok(MeshStream::new(
             tls.into(),
             local,

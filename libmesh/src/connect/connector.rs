@@ -173,14 +173,7 @@ impl Connector {
             .open
             .add(&leaf, gate.clone())
             .map_err(ConnectError::Denied)?;
-        let local = End {
-            spiffe: self.identity.spiffe_id(),
-            serial: self.identity.serial(),
-        };
-        let peer = End {
-            spiffe: leaf.spiffe,
-            serial: leaf.serial,
-        };
+        let (local, peer) = (End::from(self.identity.leaf()), End::from(leaf));
         Ok(MeshStream::new(
             tls.into(),
             local,

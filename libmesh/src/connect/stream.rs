@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
+    time::SystemTime,
 };
 
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use super::{balancer::Pick, watched::Watched};
-use crate::identity::SpiffeId;
+use crate::identity::{Leaf, SpiffeId};
 
 /// One end of a connection: who, with which certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,18 @@ pub struct End {
     pub spiffe: SpiffeId,
     /// The serial number of its certificate at the handshake, in lower-case hexadecimal.
     pub serial: String,
+    /// When that certificate expires.
+    pub not_after: SystemTime,
+}
+
+impl From<Leaf> for End {
+    fn from(leaf: Leaf) -> Self {
+        Self {
+            spiffe: leaf.spiffe,
+            serial: leaf.serial,
+            not_after: leaf.not_after,
+        }
+    }
 }
 
 /// A connection between two services.

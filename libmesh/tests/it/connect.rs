@@ -199,7 +199,7 @@ async fn both_ends_know_each_other_and_lose_the_connection_with_the_intention() 
     let mut refused = connector.connect(SOON).await.unwrap();
     assert!(matches!(
         told.recv().await.unwrap(),
-        Err(AcceptError::Denied(_))
+        Err(AcceptError::Denied { .. })
     ));
     assert!(talk(&mut refused).await.is_err());
 

@@ -81,14 +81,14 @@ pub enum Caller {
 pub enum Denied {
     /// The uid is nobody's, and no token was shown.
     #[error(
-        "no service is declared for user id {0}: add `uids = [{0}]` to the service's [[services]] entry in the agent's \
-         configuration, or give the entry an `attach_token_file` and show that token"
+        "no service is declared for user id {0}: in the agent's configuration, set `uid = {0}` in [service.attach] of the \
+         service's [[service]], or set `token_file` there and show that token"
     )]
     UnknownUser(u32),
     /// The token is no service's.
     #[error(
-        "this attach token belongs to no declared service: compare the caller's file with `attach_token_file` of the \
-         service's [[services]] entry in the agent's configuration"
+        "this attach token belongs to no declared service: compare the caller's file with `token_file` in [service.attach] \
+         of the service's [[service]] in the agent's configuration"
     )]
     UnknownToken,
     /// Loopback TCP does not say who calls.
@@ -96,8 +96,8 @@ pub enum Denied {
     NotLocal,
     /// The caller is known, but as another service.
     #[error(
-        "this caller may act as {allowed}, not as {asked}: add its user id or an `attach_token_file` to the [[services]] \
-         entry of {asked} in the agent's configuration"
+        "this caller may act as {allowed}, not as {asked}: in the agent's configuration, set its `uid` or a `token_file` \
+         in [service.attach] of the [[service]] of {asked}"
     )]
     OtherService {
         /// What the caller may be.
@@ -276,7 +276,7 @@ mod tests {
         let callers = callers();
         let denied = callers.identify(&user(0), None).unwrap_err();
         assert_eq!(denied, Denied::UnknownUser(0));
-        assert!(denied.to_string().contains("uids = [0]"), "{denied}");
+        assert!(denied.to_string().contains("uid = 0"), "{denied}");
         let tcp = Remote::Tcp(([127, 0, 0, 1], 9).into());
         assert_eq!(callers.identify(&tcp, Some(TOKEN)), Err(Denied::NotLocal));
     }

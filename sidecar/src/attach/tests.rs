@@ -378,7 +378,7 @@ async fn nobody_acts_as_a_service_that_is_not_its_own() {
         403
     );
     let (_, detail) = refused(rig.client().attach(&request("db")).await);
-    assert!(detail.contains("[[services]]"), "{detail}");
+    assert!(detail.contains("[[service]]"), "{detail}");
     rig.client_with_token(DB_TOKEN)
         .attach(&request("db"))
         .await

@@ -4,9 +4,11 @@
 //! of a task can forget it. Attempts that were refused are kept among the recent ones with their reason.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -79,7 +81,7 @@ pub struct End {
     pub spiffe: Arc<str>,
     /// The certificate's serial number in hexadecimal.
     pub serial: Arc<str>,
-    /// When that certificate ends (Unix seconds).
+    /// When that certificate expires (Unix seconds).
     pub not_after: u64,
 }
 
@@ -190,6 +192,14 @@ struct Record {
     parties: Parties,
     started: f64,
     flow: Flow,
+    cut: Cut,
+}
+
+/// Tells the task of a connection to end it.
+#[derive(Default)]
+struct Cut {
+    reason: OnceLock<Arc<str>>,
+    waiting: Mutex<Option<Waker>>,
 }
 
 /// An open connection; dropping it moves it to the recent ones.
@@ -215,6 +225,7 @@ impl Connections {
             parties,
             started: unix_now(),
             flow: Flow::default(),
+            cut: Cut::default(),
         });
         self.inner
             .open
@@ -256,6 +267,22 @@ impl Connections {
             .values()
             .map(|record| (record.id, record.flow.total()))
             .collect()
+    }
+
+    /// Has the connection ended by its task, if it is still open.
+    pub fn cut(&self, id: u64, reason: &str) {
+        let record = self.inner.open.lock().get(&id).cloned();
+        if let Some(record) = record {
+            record.cut.ask(reason.into());
+        }
+    }
+
+    /// Has all connections ended.
+    pub fn cut_all(&self, reason: &str) {
+        let reason: Arc<str> = reason.into();
+        let open: Vec<_> = self.inner.open.lock().values().cloned().collect();
+        open.iter()
+            .for_each(|record| record.cut.ask(Arc::clone(&reason)));
     }
 
     /// Everything there is to see.
@@ -340,6 +367,32 @@ impl Record {
     }
 }
 
+impl Cut {
+    fn ask(&self, reason: Arc<str>) {
+        if self.reason.set(reason).is_ok()
+            && let Some(waker) = self.waiting.lock().take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<Arc<str>> {
+        if self.reason.get().is_none() {
+            let mut waiting = self.waiting.lock();
+            if !waiting
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()))
+            {
+                *waiting = Some(cx.waker().clone());
+            }
+        }
+        // Looked at after the waker is in place, so that no request falls in between.
+        self.reason
+            .get()
+            .map_or(Poll::Pending, |reason| Poll::Ready(Arc::clone(reason)))
+    }
+}
+
 impl Open {
     /// Its number.
     pub fn id(&self) -> u64 {
@@ -354,6 +407,11 @@ impl Open {
     /// Who talks to whom.
     pub fn parties(&self) -> &Parties {
         &self.record.parties
+    }
+
+    /// Resolves, with the reason, when this connection has to end.
+    pub async fn asked_to_end(&self) -> Arc<str> {
+        poll_fn(|cx| self.record.cut.poll(cx)).await
     }
 
     /// Ends it, saying how. `cut`: this proxy ended it, not one of the two ends.
@@ -449,6 +507,24 @@ mod tests {
         drop(second);
         assert_eq!(all.open_count(), 0);
         assert_eq!(all.snapshot().totals.inbound.bytes_sent, 15);
+    }
+
+    #[tokio::test]
+    async fn a_cut_reaches_the_waiting_task_and_no_other() {
+        let all = Connections::new();
+        let (one, other) = (
+            all.enter(parties(Direction::Inbound)),
+            all.enter(parties(Direction::Inbound)),
+        );
+        let id = one.id();
+        let asked = tokio::spawn(async move { one.asked_to_end().await });
+        tokio::task::yield_now().await;
+        all.cut(id, "idle");
+        assert_eq!(&*asked.await.unwrap(), "idle");
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(other.record.cut.poll(&mut cx).is_pending());
+        all.cut_all("drained");
+        assert_eq!(&*other.asked_to_end().await, "drained");
     }
 
     #[test]

@@ -48,10 +48,11 @@ impl Drain {
         self.stop.cancel();
     }
 
-    /// Stops accepting, waits until all tracked tasks have ended, and cuts those that have not after `within`.
+    /// Stops accepting, waits until all tracked tasks have ended, and cuts those that have not after `within`;
+    /// `cut` tells those that do not look at [`Drain::cutting`].
     ///
     /// Returns how many had to be cut.
-    pub async fn finish(&self, within: Duration) -> usize {
+    pub async fn finish(&self, within: Duration, cut: impl FnOnce()) -> usize {
         self.begin();
         self.tasks.close();
         if tokio::time::timeout(within, self.tasks.wait())
@@ -62,6 +63,7 @@ impl Drain {
         }
         let left = self.tasks.len();
         self.cut.cancel();
+        cut();
         self.tasks.wait().await;
         left
     }
@@ -80,7 +82,7 @@ mod tests {
         let hangs = tokio::spawn(drain.track(async move { hangs.cutting().await }));
         let finishing = drain.clone();
         let finishing =
-            tokio::spawn(async move { finishing.finish(Duration::from_millis(50)).await });
+            tokio::spawn(async move { finishing.finish(Duration::from_millis(50), || ()).await });
         drain.stopping().await;
         end.send(()).unwrap();
         assert!(ends_itself.await.unwrap());
@@ -91,7 +93,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_open_is_done_at_once() {
         let drain = Drain::new();
-        let done = drain.finish(Duration::from_secs(3600));
+        let done = drain.finish(Duration::from_secs(3600), || ());
         assert_eq!(
             tokio::time::timeout(Duration::from_secs(10), done).await,
             Ok(0)
