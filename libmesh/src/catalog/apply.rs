@@ -194,7 +194,7 @@ impl Catalog {
         let mut state = self.inner.state.lock();
         let known = state.node(node, now);
         if known.replica.kept_bytes() + message.raw.len() > KEPT_MAX
-            || known.replica.len() + message.delta.items.len() > RECORDS_MAX
+            || known.replica.records() + message.delta.items.len() > RECORDS_MAX
         {
             return Err(Rejection::Quota { node });
         }
@@ -242,19 +242,19 @@ impl Catalog {
     /// The last snapshot is kept and followed by deltas as long as that works: signing it for each joiner would cost
     /// more, and someone who fetches a long one in several turns finds it unchanged.
     fn own_messages_since(&self, have: Head, signer: &dyn Signer) -> Vec<Bytes> {
+        let encode = |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
+        {
+            let state = self.inner.state.lock();
+            if !state.own_log.needs_snapshot(have) {
+                let deltas = state.own_log.since(have, PART_BYTES);
+                drop(state);
+                return encode(deltas).collect();
+            }
+        }
+        // Held while signing, so that many joiners wait for one snapshot instead of each making its own.
         let mut snapshot = self.inner.own_snapshot.lock();
-        let encode =
-            |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
         let state = self.inner.state.lock();
         let log = &state.own_log;
-        if have >= log.head() {
-            return Vec::new();
-        }
-        if !log.needs_snapshot(have) {
-            let deltas = log.since(have, PART_BYTES);
-            drop(state);
-            return encode(deltas).collect();
-        }
         if let Some((at, messages)) = &*snapshot
             && !log.needs_snapshot(*at)
         {

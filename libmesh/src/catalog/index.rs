@@ -184,16 +184,21 @@ impl Index {
     /// Forgets services without instances whose last change is older than `before` and that nobody watches. From then
     /// on an unknown service's revision is the highest forgotten one, so that no revision goes back.
     pub(super) fn prune(&self, before: u64) {
+        let gone = |cell: &Arc<ServiceCell>| {
+            cell.view.load().is_none() && cell.revision() < before && Arc::strong_count(cell) == 1
+        };
         for shard in &self.shards {
-            shard.write().retain(|_, cell| {
-                let revision = cell.revision();
-                let gone =
-                    cell.view.load().is_none() && revision < before && Arc::strong_count(cell) == 1;
-                if gone {
-                    self.floor.fetch_max(revision, Ordering::AcqRel);
+            let names: Vec<_> =
+                shard.read().iter().filter(|(_, cell)| gone(cell)).map(|(name, _)| name.clone()).collect();
+            for name in names {
+                let mut shard = shard.write();
+                // Nobody can have got hold of the cell since: that takes this lock.
+                if shard.get(&name).is_some_and(gone)
+                    && let Some(cell) = shard.remove(&name)
+                {
+                    self.floor.fetch_max(cell.revision(), Ordering::AcqRel);
                 }
-                !gone
-            });
+            }
         }
     }
 

@@ -420,7 +420,7 @@ impl Replica {
     }
 
     /// How many records there are.
-    pub fn len(&self) -> usize {
+    pub fn records(&self) -> usize {
         self.entries.len()
     }
 

@@ -15,6 +15,8 @@ use crate::model::{InstanceId, Liveness, NodeId, ServiceName};
 
 /// How long the owner keeps tombstones: 10 min in µs.
 const TOMBSTONES: u64 = 600_000_000;
+/// How often what is old is looked for: 1 min in µs.
+const SWEEP: u64 = 60_000_000;
 /// How long records of absent nodes and revisions of extinct services are kept: 72 h in µs.
 const REAP: u64 = 72 * 3_600_000_000;
 
@@ -23,6 +25,7 @@ pub(super) struct State {
     pub(super) own_log: NodeLog,
     pub(super) events: MassEvents,
     revision: u64,
+    swept: u64,
 }
 
 pub(super) struct NodeState {
@@ -77,6 +80,7 @@ impl State {
             own_log,
             events: MassEvents::default(),
             revision: 0,
+            swept: 0,
         }
     }
 
@@ -149,11 +153,15 @@ impl State {
 
     /// What time alone brings: ends mass events, drops old tombstones and the records of nodes gone for long.
     pub(super) fn tick(&mut self, index: &Index, own: NodeId, now: u64) {
-        self.own_log.collect(now.saturating_sub(TOMBSTONES));
         let ended = self.events.expire(now);
         for node in self.mark(&ended, false) {
             self.publish(index, node, Touched::whole_node(), now);
         }
+        if now.saturating_sub(self.swept) < SWEEP {
+            return;
+        }
+        self.swept = now;
+        self.own_log.collect(now.saturating_sub(TOMBSTONES));
         let gone = |(id, node): (&NodeId, &NodeState)| {
             let expired =
                 *id != own && !node.liveness.is_present() && now.saturating_sub(node.since) > REAP;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -70,6 +71,14 @@ pub struct Plane {
     transport: Arc<dyn SyncTransport>,
     config: Config,
     calls: Arc<Semaphore>,
+    /// What was made last for a push: most peers are at the same head, so one signature serves them all.
+    pub(super) made: Arc<Mutex<Option<Made>>>,
+}
+
+pub(super) struct Made {
+    have: Head,
+    at: Head,
+    pub(super) bodies: Vec<Bytes>,
 }
 
 impl Plane {
@@ -80,6 +89,7 @@ impl Plane {
             transport,
             config,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            made: Arc::default(),
         }
     }
 
@@ -158,7 +168,7 @@ impl Plane {
         // The second turn closes the gap that the first one found, the third one what changed in between.
         for _ in 0..3 {
             let mut lacks = None;
-            for body in exchange::in_bodies(self.catalog.messages_since(own, have)) {
+            for body in self.own_bodies(have) {
                 let reply: DeltaReply = self.ask(peer, SyncCall::Delta, body).await?;
                 lacks = reply
                     .wants
@@ -185,6 +195,20 @@ impl Plane {
             peer,
             reason: "it keeps missing what was sent before".to_owned(),
         })
+    }
+
+    /// What someone at `have` lacks of our own log.
+    fn own_bodies(&self, have: Head) -> Vec<Bytes> {
+        let at = self.catalog.own_head();
+        let mut made = self.made.lock();
+        if let Some(made) = &*made
+            && (made.have, made.at) == (have, at)
+        {
+            return made.bodies.clone();
+        }
+        let bodies = exchange::in_bodies(self.catalog.messages_since(self.catalog.own(), have));
+        *made = Some(Made { have, at, bodies: bodies.clone() });
+        bodies
     }
 
     /// Compares with `peer` and fetches what we lack. Returns how far it is with our own log.
@@ -358,7 +382,14 @@ impl Worker {
 
     fn exchange_with_anybody(&mut self) {
         self.next_exchange = Instant::now() + jittered(self.plane.config.exchange_every);
-        let alive: Vec<_> = self.peers.values().map(|peer| peer.member).collect();
+        // Those that answered last time, as long as there are any.
+        let fewest = self.peers.values().map(|peer| peer.failures.min(1)).min();
+        let alive: Vec<_> = self
+            .peers
+            .values()
+            .filter(|peer| Some(peer.failures.min(1)) == fewest)
+            .map(|peer| peer.member)
+            .collect();
         if !alive.is_empty() {
             self.exchange_with(alive[rand::random_range(0..alive.len())]);
         }
@@ -413,6 +444,9 @@ impl Worker {
 
     fn member(&mut self, event: MemberEvent) {
         let catalog = &self.plane.catalog;
+        if event.id() == catalog.own() {
+            return;
+        }
         match event {
             MemberEvent::Up(member) => self.up(member),
             MemberEvent::Suspect(id) => catalog.set_liveness(id, Liveness::Suspect),
@@ -430,10 +464,9 @@ impl Worker {
     }
 
     fn up(&mut self, member: Member) {
-        self.plane.catalog.set_liveness(member.id, Liveness::Alive);
-        if member.id == self.plane.catalog.own() {
-            return;
-        }
+        self.plane
+            .catalog
+            .set_liveness(member.id, Liveness::Alive);
         let now = Instant::now();
         let state = PeerState {
             member,
@@ -456,18 +489,31 @@ impl Worker {
 
     /// Takes over all members: at the start, and when events were missed.
     fn resync(&mut self) {
-        let members = (self.members.list)();
+        let catalog = self.plane.catalog.clone();
+        let mut members: HashMap<_, _> = (self.members.list)()
+            .into_iter()
+            .map(|state| (state.member.id, state))
+            .collect();
+        members.remove(&catalog.own());
         self.peers.retain(|id, peer| {
-            members.iter().any(|state| {
-                state.member == peer.member && state.liveness.is_present() && *id == peer.member.id
-            })
+            let state = members.get(id);
+            state.is_some_and(|state| state.member == peer.member && state.liveness.is_present())
         });
-        for state in members {
-            let id = state.member.id;
-            if state.liveness.is_present() && !self.peers.contains_key(&id) {
+        for (id, state) in &members {
+            if state.liveness.is_present() && !self.peers.contains_key(id) {
                 self.up(state.member);
             }
-            self.plane.catalog.set_liveness(id, state.liveness);
+            catalog.set_liveness(*id, state.liveness);
+        }
+        // Membership has forgotten them: whatever they were, they are not here.
+        let present = catalog
+            .nodes()
+            .into_iter()
+            .filter(|node| node.liveness.is_present());
+        for id in present.map(|node| node.record.id) {
+            if id != catalog.own() && !members.contains_key(&id) {
+                catalog.set_liveness(id, Liveness::Down);
+            }
         }
     }
 }

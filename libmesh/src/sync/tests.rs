@@ -74,6 +74,8 @@ impl SyncTransport for Link {
 struct Running {
     node: TestNode,
     events: broadcast::Sender<MemberEvent>,
+    /// What membership lists, for who missed events.
+    present: Arc<Mutex<Vec<MemberState>>>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -91,14 +93,17 @@ fn start(net: &Arc<Net>, n: u8) -> Running {
     net.planes.lock().insert(node.id(), plane.clone());
     let (events, receiver) = broadcast::channel(64);
     let stop = CancellationToken::new();
+    let present = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&present);
     let members = Members {
         events: receiver,
-        list: Box::new(Vec::<MemberState>::new),
+        list: Box::new(move || list.lock().clone()),
     };
     tokio::spawn(plane.run(members, stop.clone()));
     Running {
         node,
         events,
+        present,
         _stop: stop.drop_guard(),
     }
 }
@@ -248,6 +253,49 @@ async fn liveness_follows_membership() {
     );
     b.events.send(MemberEvent::Up(a.member())).unwrap();
     b.sees("web", 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn missed_events_are_made_up_for() {
+    let net = Arc::new(Net::default());
+    let (a, b, c) = (start(&net, 1), start(&net, 2), start(&net, 3));
+    b.meets(&a);
+    a.node.local().put_service(instance("web", 0)).unwrap();
+    c.node.local().put_service(instance("db", 0)).unwrap();
+    b.sees("web", 1).await;
+    b.present.lock().push(MemberState {
+        member: c.member(),
+        liveness: Liveness::Alive,
+    });
+    // More than the channel holds, all at once.
+    for _ in 0..100 {
+        let _ = b.events.send(MemberEvent::Alive(b.node.id()));
+    }
+    b.sees("db", 1).await;
+    b.sees("web", 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_signature_serves_many_peers() {
+    let net = Arc::new(Net::default());
+    let a = start(&net, 1);
+    let others: Vec<_> = (2..=20).map(|n| start(&net, n)).collect();
+    for other in &others {
+        a.meets(other);
+    }
+    a.node.local().put_service(instance("web", 0)).unwrap();
+    for other in &others {
+        other.sees("web", 1).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let made = Arc::clone(&net.planes.lock()[&a.node.id()].made);
+    a.node.local().put_service(instance("web", 1)).unwrap();
+    others[0].sees("web", 2).await;
+    let first = made.lock().as_ref().unwrap().bodies[0].clone();
+    for other in &others {
+        other.sees("web", 2).await;
+    }
+    assert_eq!(made.lock().as_ref().unwrap().bodies[0].as_ptr(), first.as_ptr());
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn health_is_the_worst_of_own_and_node_checks() {
     local.put_node(node(1)).unwrap();
     let (web, db) = (instance("web", 80), instance("db", 5432));
     local.put_service(web.clone()).unwrap();
-    local.put_service(db.clone()).unwrap();
+    local.put_service(db).unwrap();
     local
         .put_check(check("web", Some(&web), Health::Warning))
         .unwrap();
