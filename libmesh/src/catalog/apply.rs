@@ -242,7 +242,8 @@ impl Catalog {
     /// The last snapshot is kept and followed by deltas as long as that works: signing it for each joiner would cost
     /// more, and someone who fetches a long one in several turns finds it unchanged.
     fn own_messages_since(&self, have: Head, signer: &dyn Signer) -> Vec<Bytes> {
-        let encode = |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
+        let encode =
+            |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
         {
             let state = self.inner.state.lock();
             if !state.own_log.needs_snapshot(have) {

@@ -188,8 +188,12 @@ impl Index {
             cell.view.load().is_none() && cell.revision() < before && Arc::strong_count(cell) == 1
         };
         for shard in &self.shards {
-            let names: Vec<_> =
-                shard.read().iter().filter(|(_, cell)| gone(cell)).map(|(name, _)| name.clone()).collect();
+            let names: Vec<_> = shard
+                .read()
+                .iter()
+                .filter(|(_, cell)| gone(cell))
+                .map(|(name, _)| name.clone())
+                .collect();
             for name in names {
                 let mut shard = shard.write();
                 // Nobody can have got hold of the cell since: that takes this lock.

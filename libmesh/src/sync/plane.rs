@@ -207,7 +207,11 @@ impl Plane {
             return made.bodies.clone();
         }
         let bodies = exchange::in_bodies(self.catalog.messages_since(self.catalog.own(), have));
-        *made = Some(Made { have, at, bodies: bodies.clone() });
+        *made = Some(Made {
+            have,
+            at,
+            bodies: bodies.clone(),
+        });
         bodies
     }
 
@@ -464,9 +468,7 @@ impl Worker {
     }
 
     fn up(&mut self, member: Member) {
-        self.plane
-            .catalog
-            .set_liveness(member.id, Liveness::Alive);
+        self.plane.catalog.set_liveness(member.id, Liveness::Alive);
         let now = Instant::now();
         let state = PeerState {
             member,

@@ -295,7 +295,10 @@ async fn one_signature_serves_many_peers() {
     for other in &others {
         other.sees("web", 2).await;
     }
-    assert_eq!(made.lock().as_ref().unwrap().bodies[0].as_ptr(), first.as_ptr());
+    assert_eq!(
+        made.lock().as_ref().unwrap().bodies[0].as_ptr(),
+        first.as_ptr()
+    );
 }
 
 #[test]
