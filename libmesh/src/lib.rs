@@ -8,6 +8,8 @@ pub mod join;
 pub mod member;
 pub mod model;
 pub mod rpc;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod sync;
 
 mod files;

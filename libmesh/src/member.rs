@@ -22,7 +22,9 @@
 
 mod candidates;
 mod config;
+pub mod core;
 mod counters;
+mod driver;
 mod handle;
 pub mod keyring;
 pub mod stream;
@@ -35,6 +37,7 @@ use crate::model::{Liveness, NodeId};
 pub use candidates::decode as decode_candidates;
 pub use config::{Config, Preset};
 pub use counters::Counters;
+pub use driver::Driver;
 pub use handle::{AnswerError, Membership, MembershipGone};
 pub use keyring::Keyring;
 pub use stream::{Peer, StreamReply, StreamTransport};

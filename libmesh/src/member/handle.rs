@@ -42,6 +42,7 @@ pub(crate) enum Command {
     State(oneshot::Sender<Vec<u8>>),
     Candidates(oneshot::Sender<Vec<u8>>),
     Leave(oneshot::Sender<()>),
+    Stop(oneshot::Sender<()>),
 }
 
 /// What the driver publishes.
@@ -53,7 +54,8 @@ pub(crate) struct Shared {
 }
 
 /// The membership of this node. Cheap to clone; the protocol runs in the [`Driver`](super::Driver)'s task until
-/// [`leave`](Self::leave) or until all handles are dropped.
+/// [`leave`](Self::leave), [`stop`](Self::stop), or until all handles are dropped (routes that answer `/member/*` hold
+/// one too).
 #[derive(Clone)]
 pub struct Membership {
     pub(crate) shared: Arc<Shared>,
@@ -66,7 +68,8 @@ impl Membership {
         *self.shared.local.read()
     }
 
-    /// All other members, ordered by id, those that are down or left included (until they are forgotten).
+    /// All other members that were present since this node started, ordered by id: those that are down or left
+    /// included, until they are forgotten.
     pub fn members(&self) -> Vec<MemberState> {
         self.shared.members.read().values().copied().collect()
     }
@@ -153,6 +156,12 @@ impl Membership {
     pub async fn leave(&self) {
         // Gone is what was asked for.
         let _ = self.ask(Command::Leave).await;
+    }
+
+    /// Ends without a goodbye: others find out. For restarts, where the node is back before anybody misses it.
+    pub async fn stop(&self) {
+        // Gone is what was asked for.
+        let _ = self.ask(Command::Stop).await;
     }
 
     async fn send(&self, command: Command) -> Result<(), MembershipGone> {

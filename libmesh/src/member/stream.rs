@@ -29,7 +29,7 @@ use crate::model::NodeId;
 
 const VERSION: u8 = 1;
 /// Packets that one answer may hold.
-const MAX_PACKETS: usize = 4;
+pub(crate) const MAX_PACKETS: usize = 4;
 
 /// Largest body of `/member/ping` and of its answer, in bytes.
 pub const MAX_PING_BODY: usize = 16 * 1024;

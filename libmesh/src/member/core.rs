@@ -1,0 +1,804 @@
+//! The membership protocol without sockets, clock or randomness of its own: inputs with a time go in, [`Output`]s come
+//! out. The driver runs it over UDP, the simulator in virtual time.
+//!
+//! `foca` is the SWIM kernel: probes, suspicion, dissemination. Around it, because alone it fails in ways that were
+//! measured (each line has a test in the simulator):
+//!
+//! * **Late suspicions.** foca 2.0 tells a member that it is down when a suspicion timer fires, even if the suspicion
+//!   was refuted meanwhile; the healthy member then takes a new generation (at N = 50 and 5 % loss, once every quarter
+//!   of a minute). A timer is only delivered while foca still shows the member Suspect at that incarnation.
+//! * **Lost packets.** A ping that got no answer is asked again over the stream transport when foca starts to ask
+//!   others; before Down the target is asked once more, and refutes if it can. Loss alone makes no suspect.
+//! * **Our own stalls.** Time that this process slept through does not count ([`timers`]). The caller hands in waiting
+//!   packets before timers.
+//! * **Joins and heals.** A join answer over UDP holds 30 random members; the whole list is exchanged over a stream at
+//!   join and every 10–20 s with a random known address, members that are down included. Seeds are announced to for
+//!   ever ([`seeds`]).
+//! * **Killed processes.** A refused connection is evidence that a process is gone; when a second member sees the same,
+//!   Down follows at once instead of after five seconds. Any packet from the member cancels it, so a firewall that
+//!   rejects cannot kill a node that others reach.
+//! * **Goodbyes** are told from failures.
+//!
+//! Costs per input at N members: O(1) for a packet without news plus foca's own linear scans (1.3 µs at 10,000).
+
+mod asks;
+mod effects;
+mod seeds;
+mod table;
+mod timers;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foca::{Foca, Incarnation, Message, NoCustomBroadcast, PeriodicParams, State, Timer};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+use self::asks::{Asks, Case, Purpose};
+use self::effects::Effects;
+use self::seeds::Seeds;
+use self::table::{Table, public};
+use self::timers::{Item, Timers};
+use super::config::{Config, Preset};
+use super::counters::{Counters, count};
+use super::handle::{AnswerError, MembershipGone};
+use super::keyring::{MAX_DATAGRAM, OVERHEAD};
+use super::stream::{self, Peer, StreamReply};
+use super::wire::{self, Identity, Packet, WireCodec};
+use super::{Member, MemberEvent, MemberState, candidates};
+use crate::model::{Liveness, NodeId};
+
+/// Who gets asked to probe a member that does not answer.
+const INDIRECT_PROBES: usize = 3;
+/// Rounds of gossip that carry a goodbye.
+const GOODBYE_ROUNDS: u8 = 4;
+/// Pause before the first exchange of full state after a join.
+const FIRST_PUSH_PULL: Duration = Duration::from_secs(1);
+const FORGET_PERIOD: Duration = Duration::from_secs(60);
+/// A generation this far above ours is a lie, not our own later life (35 years in microseconds).
+const MAX_GENERATION_LEAD: u64 = 1 << 50;
+
+/// What the caller has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send a packet in a datagram.
+    Send {
+        /// Where to.
+        to: SocketAddr,
+        /// What; fits a datagram when sealed.
+        packet: Bytes,
+    },
+    /// Ask a stream question; give the reply to [`Core::handle_stream_reply`]. One that comes after the deadline is
+    /// ignored.
+    Ask {
+        /// Names the question.
+        id: u64,
+        /// Whom.
+        to: Peer,
+        /// Which route.
+        route: Route,
+        /// The body.
+        body: Bytes,
+        /// How long it may take.
+        deadline: Duration,
+    },
+    /// The answer to an earlier [`Core::answer_ping`] is ready.
+    Answer {
+        /// As given to `answer_ping`.
+        token: u64,
+        /// The body.
+        body: Bytes,
+    },
+    /// The membership changed.
+    Event(MemberEvent),
+    /// A member that was down for long is forgotten.
+    Forgotten(NodeId),
+    /// This node took a new generation.
+    Local(Member),
+    /// The goodbye is said: nothing more will come.
+    Left,
+}
+
+/// Route of a stream question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `/member/ping`.
+    Ping,
+    /// `/member/sync`.
+    Sync,
+}
+
+/// foca's current probe, as far as we can see it.
+struct Probe {
+    target: Identity,
+    number: u8,
+    answered: bool,
+}
+
+/// The protocol. See the module.
+pub struct Core {
+    foca: Foca<Identity, WireCodec, Xoshiro256PlusPlus, NoCustomBroadcast>,
+    effects: Effects,
+    timers: Timers,
+    table: Table,
+    seeds: Seeds,
+    asks: Asks,
+    cases: BTreeMap<NodeId, Case>,
+    /// Suspicion timers under way, one a member.
+    suspicions: BTreeMap<NodeId, (Identity, Incarnation)>,
+    probe: Option<Probe>,
+    /// Our own, as last sent.
+    incarnation: Incarnation,
+    /// Packets to this node are kept for a stream answer instead of being sent.
+    capture: Option<(NodeId, Vec<Bytes>)>,
+    leaving: Arc<AtomicBool>,
+    /// A full state was exchanged once.
+    joined: bool,
+    /// Until the next exchange of full state: short after a join, then growing to the preset's.
+    push_pull_pause: Duration,
+    tuned_for: usize,
+    preset: Preset,
+    forget_after: Duration,
+    max_members: usize,
+    rng: Xoshiro256PlusPlus,
+    outputs: VecDeque<Output>,
+    counters: Arc<Counters>,
+    #[cfg(test)]
+    pub(crate) unguarded: bool,
+}
+
+fn foca_config(preset: &Preset, members: usize) -> foca::Config {
+    let size = |n: usize| NonZeroUsize::new(n).expect("a constant or clamped to at least 1");
+    let every = |frequency, n| {
+        Some(PeriodicParams {
+            frequency,
+            num_members: size(n),
+        })
+    };
+    // As memberlist: 4·log10(N+1), rounded up; six at least, they cost nothing in a small cluster.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 6 and 40"
+    )]
+    let transmissions = (4.0 * ((members + 1) as f64).log10())
+        .ceil()
+        .clamp(6.0, 40.0) as u8;
+    foca::Config {
+        probe_period: preset.probe_period,
+        probe_rtt: preset.probe_rtt,
+        num_indirect_probes: size(INDIRECT_PROBES),
+        max_transmissions: NonZeroU8::new(transmissions).expect("at least 6"),
+        // The preset counts from the unanswered ping to Down; foca from the end of the probe to the last question.
+        suspect_to_down_after: preset
+            .suspect_to_down
+            .saturating_sub(preset.probe_period + preset.confirm_timeout)
+            .max(preset.probe_period),
+        // We forget ourselves: one timer for all.
+        remove_down_after: None,
+        max_packet_size: size(MAX_DATAGRAM - OVERHEAD),
+        notify_down_members: true,
+        periodic_announce: every(preset.announce_period, 1),
+        periodic_announce_to_down_members: every(preset.announce_down_period, 2),
+        periodic_gossip: every(preset.gossip_period, preset.gossip_fanout.max(1)),
+    }
+}
+
+impl Core {
+    /// A node that knows nobody yet. `now` is any clock that does not run back; `seed` feeds all random choices.
+    pub fn new(config: &Config, now: Duration, seed: u64, counters: Arc<Counters>) -> Self {
+        // No scope ids or mapped addresses: an identity must be the same to everybody.
+        let advertise = SocketAddr::new(
+            config.advertise.ip().to_canonical(),
+            config.advertise.port(),
+        );
+        let own = Identity {
+            node: config.node,
+            addr: advertise,
+            generation: config.generation,
+        };
+        let leaving = Arc::new(AtomicBool::new(false));
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let foca_rng = Xoshiro256PlusPlus::from_rng(&mut rng);
+        let codec = WireCodec::new(own.node, Arc::clone(&leaving));
+        let mut core = Self {
+            foca: Foca::new(own, foca_config(&config.preset, 1), foca_rng, codec),
+            effects: Effects::default(),
+            timers: Timers::new(now),
+            table: Table::default(),
+            seeds: Seeds::new(advertise, config.preset.seed_backoff),
+            asks: Asks::default(),
+            cases: BTreeMap::new(),
+            suspicions: BTreeMap::new(),
+            probe: None,
+            incarnation: 0,
+            capture: None,
+            leaving,
+            joined: false,
+            push_pull_pause: FIRST_PUSH_PULL,
+            tuned_for: 1,
+            preset: config.preset.clone(),
+            forget_after: config.forget_after,
+            max_members: config.max_members,
+            rng,
+            outputs: VecDeque::new(),
+            counters,
+            #[cfg(test)]
+            unguarded: false,
+        };
+        let time = core.timers.time();
+        for addr in &config.seeds {
+            core.seeds.add(*addr, time);
+        }
+        core.seeds
+            .add_candidates(&config.candidates, time, time + config.forget_after);
+        core.set_seed_timer();
+        core.set_push_pull_timer();
+        core.timers.set(Item::Forget, FORGET_PERIOD);
+        core
+    }
+
+    /// What is to be done, in order; ask until `None` after every input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due, on the caller's clock.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.timers.next()
+    }
+
+    /// This node.
+    pub fn local(&self) -> Member {
+        public(self.foca.identity())
+    }
+
+    /// All other members that are known, those that are down or left included.
+    pub fn members(&self) -> Vec<MemberState> {
+        self.table.states()
+    }
+
+    /// Addresses of present members as bytes, see [`candidates`].
+    pub fn candidates(&self) -> Vec<u8> {
+        candidates::encode(
+            self.table
+                .iter()
+                .filter(|k| k.liveness.is_present())
+                .map(|known| known.identity.addr),
+        )
+    }
+
+    /// Timers that are set; bounded by members and open questions.
+    pub fn timers(&self) -> usize {
+        self.timers.len()
+    }
+
+    /// The content of an opened datagram. Hand in all that wait before [`handle_timeout`](Self::handle_timeout).
+    pub fn handle_datagram(&mut self, now: Duration, packet: &[u8]) {
+        self.advance(now);
+        if !self.is_leaving() {
+            self.packet(packet);
+        }
+    }
+
+    /// Fires the timers that are due.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.advance(now);
+        for item in self.timers.due() {
+            self.fire(item);
+        }
+    }
+
+    /// The reply to [`Output::Ask`].
+    pub fn handle_stream_reply(&mut self, now: Duration, id: u64, reply: &StreamReply) {
+        self.advance(now);
+        if let Some(purpose) = self.asks.take(id) {
+            self.resolve(purpose, reply);
+        }
+    }
+
+    /// The answer to a `/member/ping`, or `None` if it comes later as [`Output::Answer`] with `token`.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    pub fn answer_ping(
+        &mut self,
+        now: Duration,
+        body: &[u8],
+        token: u64,
+    ) -> Result<Option<Bytes>, AnswerError> {
+        self.advance(now);
+        if self.is_leaving() {
+            return Err(MembershipGone.into());
+        }
+        Ok(self.answer(stream::PingBody::decode(body)?, token)?)
+    }
+
+    /// The answer to a `/member/sync`.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    pub fn answer_sync(&mut self, now: Duration, body: &[u8]) -> Result<Bytes, AnswerError> {
+        self.advance(now);
+        if self.is_leaving() {
+            return Err(MembershipGone.into());
+        }
+        let members = stream::decode_state(body)?;
+        count(&self.counters.push_pulls);
+        self.apply_state(members, true);
+        Ok(self.state().into())
+    }
+
+    /// Announces to `addr` now and for as long as nobody there is a member.
+    pub fn add_seed(&mut self, now: Duration, addr: SocketAddr) {
+        self.advance(now);
+        let time = self.timers.time();
+        if self
+            .seeds
+            .add(SocketAddr::new(addr.ip().to_canonical(), addr.port()), time)
+        {
+            self.set_seed_timer();
+        }
+    }
+
+    /// A stream from `node` ended without a goodbye: ping it over the stream at once.
+    pub fn peer_closed(&mut self, now: Duration, node: NodeId) {
+        self.advance(now);
+        let present = self
+            .table
+            .get(node)
+            .filter(|known| known.liveness.is_present());
+        if let Some(target) = present.map(|known| known.identity) {
+            self.ping_over_stream(target, 0);
+        }
+    }
+
+    /// Says goodbye; [`Output::Left`] comes when it is said.
+    pub fn leave(&mut self, now: Duration) {
+        self.advance(now);
+        if self.leaving.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let result = self.foca.leave_cluster(&mut self.effects);
+        self.settle(result, &[]);
+        // Over streams too: the few datagrams of a small cluster may all be lost.
+        let state = Bytes::from(self.state());
+        for known in self.random_present(INDIRECT_PROBES, &|_| true) {
+            self.ask(
+                Purpose::Goodbye,
+                known,
+                Route::Sync,
+                state.clone(),
+                Duration::from_millis(500),
+            );
+        }
+        self.timers.set(
+            Item::GoodbyeRound(GOODBYE_ROUNDS),
+            self.preset.gossip_period,
+        );
+    }
+
+    /// The whole member list as bytes, this node first.
+    pub fn state(&self) -> Vec<u8> {
+        let own = *self.foca.identity();
+        let myself = if self.is_leaving() {
+            foca::Member::new(own, wire::LEFT, State::Down)
+        } else {
+            foca::Member::new(own, self.incarnation, State::Alive)
+        };
+        let others = self
+            .foca
+            .iter_membership_state()
+            .filter(|member| member.id().node != own.node)
+            .cloned();
+        stream::encode_state(&std::iter::once(myself).chain(others).collect::<Vec<_>>())
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    fn advance(&mut self, now: Duration) {
+        if self.timers.advance(now) {
+            count(&self.counters.stalls);
+        }
+    }
+
+    fn packet(&mut self, bytes: &[u8]) {
+        let Ok(Packet { header, updates }) = wire::decode_packet(bytes) else {
+            count(&self.counters.dropped_malformed);
+            return;
+        };
+        let own = *self.foca.identity();
+        let mut touched: Vec<NodeId> = updates.iter().map(|update| update.id().node).collect();
+        touched.push(header.src.node);
+        let unknown = touched
+            .iter()
+            .filter(|node| **node != own.node && self.table.get(**node).is_none())
+            .count();
+        if unknown > 0 && self.table.len() + unknown > self.max_members {
+            count(&self.counters.dropped_full);
+            return;
+        }
+        let claims = updates
+            .iter()
+            .map(|update| *update.id())
+            .chain([header.dst]);
+        self.outrun(
+            claims
+                .filter(|id| id.node == own.node)
+                .map(|id| id.generation)
+                .max(),
+        );
+
+        let (answers_for, number) = match header.message {
+            Message::Ack(number) => (header.src, Some(number)),
+            Message::ForwardedAck {
+                origin,
+                probe_number,
+            } => (origin, Some(probe_number)),
+            _ => (header.src, None),
+        };
+        self.cases.remove(&header.src.node);
+        self.cases.remove(&answers_for.node);
+        if let Some(probe) = &mut self.probe
+            && probe.target == answers_for
+            && Some(probe.number) == number
+        {
+            probe.answered = true;
+        }
+        let result = self.foca.handle_data(bytes, &mut self.effects);
+        self.settle(result, &touched);
+    }
+
+    /// Others know us by a higher generation than ours (our persisted one was lost, or two processes share one key):
+    /// go past it, or nobody believes us.
+    fn outrun(&mut self, generation: Option<u64>) {
+        let own = *self.foca.identity();
+        let ahead = generation
+            .filter(|seen| *seen > own.generation && *seen - own.generation < MAX_GENERATION_LEAD);
+        if let Some(seen) = ahead.filter(|_| !self.is_leaving()) {
+            let result = self.foca.change_identity(
+                Identity {
+                    generation: seen + 1,
+                    ..own
+                },
+                &mut self.effects,
+            );
+            self.effects.rejoin();
+            self.settle(result, &[]);
+        }
+    }
+
+    fn fire(&mut self, item: Item) {
+        match item {
+            Item::Foca(Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                token,
+            }) => {
+                self.suspicion_due(member_id, incarnation, token);
+            }
+            Item::Foca(timer) => {
+                let indirect = match &timer {
+                    Timer::SendIndirectProbe { probed_id, .. } => Some(*probed_id),
+                    _ => None,
+                };
+                // A probe that failed makes its target suspect, and only we know which it was.
+                let target = self.probe.as_ref().map(|probe| probe.target.node);
+                let result = self.foca.handle_timer(timer, &mut self.effects);
+                self.settle(result, target.as_slice());
+                if let Some(target) = indirect {
+                    self.repeat_ping(target);
+                }
+            }
+            Item::AskDeadline(id) => {
+                if let Some(purpose) = self.asks.take(id) {
+                    self.resolve(purpose, &StreamReply::Timeout);
+                }
+            }
+            Item::Seeds => self.announce_to_seeds(),
+            Item::PushPull => self.push_pull(),
+            Item::Forget => self.forget(),
+            Item::GoodbyeRound(0) => self.outputs.push_back(Output::Left),
+            Item::GoodbyeRound(rounds) => {
+                let result = self.foca.gossip(&mut self.effects);
+                self.settle(result, &[]);
+                self.timers
+                    .set(Item::GoodbyeRound(rounds - 1), self.preset.gossip_period);
+            }
+        }
+    }
+
+    fn is_suspect(&self, member: &Identity, incarnation: Incarnation) -> bool {
+        self.foca.iter_membership_state().any(|known| {
+            known.id() == member
+                && known.state() == State::Suspect
+                && known.incarnation() == incarnation
+        })
+    }
+
+    /// foca's timer for a suspicion: only delivered while it still stands, and after one last question.
+    fn suspicion_due(
+        &mut self,
+        member_id: Identity,
+        incarnation: Incarnation,
+        token: foca::TimerToken,
+    ) {
+        #[cfg(test)]
+        if self.unguarded {
+            self.declare_down(member_id, incarnation, token);
+            return;
+        }
+        if !self.is_suspect(&member_id, incarnation) {
+            self.suspicions.remove(&member_id.node);
+            count(&self.counters.late_suspicions);
+            return;
+        }
+        let asked = self.confirm(member_id, incarnation, token);
+        if !asked {
+            let timer = Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                token,
+            };
+            self.timers.set(Item::Foca(timer), self.preset.probe_period);
+        }
+    }
+
+    fn declare_down(
+        &mut self,
+        member_id: Identity,
+        incarnation: Incarnation,
+        token: foca::TimerToken,
+    ) {
+        self.suspicions.remove(&member_id.node);
+        let timer = Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            token,
+        };
+        let result = self.foca.handle_timer(timer, &mut self.effects);
+        self.settle(result, &[member_id.node]);
+    }
+
+    /// Takes over what a call of foca brought: timers, packets, changed members (`touched` and those that foca named).
+    fn settle(&mut self, result: Result<(), foca::Error>, touched: &[NodeId]) {
+        if let Err(error) = result {
+            count(&self.counters.rejected_packets);
+            tracing::debug!(%error, "membership refused an input");
+        }
+        if std::mem::take(&mut self.effects.timers_void) {
+            self.timers.void();
+            self.suspicions.clear();
+            self.probe = None;
+        }
+        for (timer, after) in std::mem::take(&mut self.effects.timers) {
+            if let Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                ..
+            } = &timer
+            {
+                let suspicion = (*member_id, *incarnation);
+                // Every failed probe of a suspect sets its timer again; the first one counts.
+                if self.suspicions.insert(member_id.node, suspicion) == Some(suspicion) {
+                    continue;
+                }
+                self.warn(suspicion.0, suspicion.1);
+            }
+            self.timers.set(Item::Foca(timer), after);
+        }
+        for (to, packet) in std::mem::take(&mut self.effects.packets) {
+            self.sent(to, packet);
+        }
+        let mut changed = std::mem::take(&mut self.effects.touched);
+        changed.extend_from_slice(touched);
+        self.refresh(changed);
+        if std::mem::take(&mut self.effects.rejoined) {
+            count(&self.counters.rejoins);
+            self.push_pull_soon();
+            self.outputs.push_back(Output::Local(self.local()));
+        }
+        self.retune();
+    }
+
+    fn sent(&mut self, to: Identity, packet: Bytes) {
+        if let Ok(header) = wire::decode_header(&mut &packet[..]) {
+            self.incarnation = header.src_incarnation;
+            if let Message::Ping(number) = header.message {
+                self.probe = Some(Probe {
+                    target: to,
+                    number,
+                    answered: false,
+                });
+            }
+        }
+        match &mut self.capture {
+            Some((node, packets)) if *node == to.node && packets.len() < stream::MAX_PACKETS => {
+                packets.push(packet)
+            }
+            _ => self.outputs.push_back(Output::Send {
+                to: to.addr,
+                packet,
+            }),
+        }
+    }
+
+    fn refresh(&mut self, mut changed: Vec<NodeId>) {
+        if changed.is_empty() {
+            return;
+        }
+        changed.sort_unstable();
+        let (own, time) = (self.foca.identity().node, self.timers.time());
+        let mut events = Vec::new();
+        for member in self.foca.iter_membership_state() {
+            let node = member.id().node;
+            if node != own && changed.binary_search(&node).is_ok() {
+                self.table.refresh(member, time, &mut events);
+            }
+        }
+        for event in events {
+            if matches!(event, MemberEvent::Suspect(_)) {
+                count(&self.counters.suspicions);
+            }
+            self.outputs.push_back(Output::Event(event));
+        }
+    }
+
+    /// How often news is repeated depends on the cluster's size.
+    fn retune(&mut self) {
+        let members = self.table.present() + 1;
+        if members >= self.tuned_for * 2 || members * 2 <= self.tuned_for {
+            self.tuned_for = members;
+            // Only fails when a period changes, and none does.
+            let _ = self.foca.set_config(foca_config(&self.preset, members));
+        }
+    }
+
+    fn set_seed_timer(&mut self) {
+        if let Some(next) = self.seeds.next() {
+            self.timers
+                .replace(Item::Seeds, next.saturating_sub(self.timers.time()));
+        }
+    }
+
+    fn present_addresses(&self) -> HashSet<SocketAddr> {
+        self.table
+            .iter()
+            .filter(|known| known.liveness.is_present())
+            .map(|known| known.identity.addr)
+            .collect()
+    }
+
+    fn announce_to_seeds(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        let present = self.present_addresses();
+        for addr in self.seeds.due(self.timers.time(), &present, &mut self.rng) {
+            let result = self
+                .foca
+                .announce(Identity::unknown(addr), &mut self.effects);
+            self.settle(result, &[]);
+            if !self.joined {
+                self.sync_with(Peer { addr, node: None });
+            }
+        }
+        self.set_seed_timer();
+    }
+
+    fn set_push_pull_timer(&mut self) {
+        let after = self
+            .push_pull_pause
+            .mul_f64(self.rng.random_range(1.0..2.0));
+        self.push_pull_pause = (self.push_pull_pause * 2).min(self.preset.push_pull_period);
+        self.timers.replace(Item::PushPull, after);
+    }
+
+    /// We are new, or were cut off: others changed while we were not told.
+    fn push_pull_soon(&mut self) {
+        self.push_pull_pause = FIRST_PUSH_PULL;
+        self.set_push_pull_timer();
+    }
+
+    /// Exchanges everything with a random known address. Those that are down too: that is how the two sides of a
+    /// partition find each other.
+    fn push_pull(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        let present = self.present_addresses();
+        let members = self
+            .table
+            .iter()
+            .filter(|known| known.liveness != Liveness::Left)
+            .map(|known| Peer {
+                addr: known.identity.addr,
+                node: Some(known.identity.node),
+            });
+        let seeds = self
+            .seeds
+            .unknown(&present)
+            .map(|addr| Peer { addr, node: None });
+        let peers: Vec<Peer> = members.chain(seeds).collect();
+        if !peers.is_empty() {
+            let peer = peers[self.rng.random_range(0..peers.len())];
+            self.sync_with(peer);
+        }
+        self.set_push_pull_timer();
+    }
+
+    fn sync_with(&mut self, to: Peer) {
+        let body = self.state().into();
+        self.ask(
+            Purpose::Sync,
+            to,
+            Route::Sync,
+            body,
+            self.preset.push_pull_period / 2,
+        );
+    }
+
+    fn apply_state(&mut self, members: Vec<foca::Member<Identity>>, spread: bool) {
+        let own = self.foca.identity().node;
+        let mut room = self.max_members.saturating_sub(self.table.len());
+        let news: Vec<_> = members
+            .into_iter()
+            .filter(|member| {
+                let node = member.id().node;
+                if node == own || self.table.get(node).is_some() {
+                    return node == own || self.table.is_news(member);
+                }
+                let fits = room > 0;
+                room = room.saturating_sub(1);
+                if !fits {
+                    count(&self.counters.dropped_full);
+                }
+                fits
+            })
+            .collect();
+        self.outrun(
+            news.iter()
+                .filter(|member| member.id().node == own)
+                .map(|member| member.id().generation)
+                .max(),
+        );
+        let touched: Vec<NodeId> = news.iter().map(|member| member.id().node).collect();
+        let result = self
+            .foca
+            .apply_many(news.into_iter(), spread, &mut self.effects);
+        self.settle(result, &touched);
+    }
+
+    /// Forgets members that have been down for long.
+    fn forget(&mut self) {
+        let time = self.timers.time();
+        let old: Vec<Identity> = self
+            .table
+            .iter()
+            .filter(|known| {
+                !known.liveness.is_present()
+                    && time.saturating_sub(known.since) >= self.forget_after
+            })
+            .map(|known| known.identity)
+            .collect();
+        for identity in old {
+            let result = self
+                .foca
+                .handle_timer(Timer::RemoveDown(identity), &mut self.effects);
+            self.settle(result, &[]);
+            self.table.remove(identity.node);
+            self.outputs.push_back(Output::Forgotten(identity.node));
+        }
+        self.timers.set(Item::Forget, FORGET_PERIOD);
+    }
+}
+
+#[cfg(test)]
+mod tests;

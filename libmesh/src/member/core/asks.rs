@@ -1,0 +1,443 @@
+//! Stream questions: the ping again, the last question before Down, witnesses of a refused port, full state.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes};
+use foca::{Header, Incarnation, Member, Message, State, TimerToken};
+use rand::RngExt;
+
+use super::timers::Item;
+use super::{Core, Output, Route};
+use crate::member::counters::count;
+use crate::member::stream::{self, Peer, PingAnswer, PingBody, PingKind, Seen, StreamReply};
+use crate::member::wire::{self, Identity, WireError};
+use crate::model::NodeId;
+
+/// Most questions under way.
+const MAX_ASKS: usize = 64;
+/// Members asked whether they see a refused port too.
+const WITNESSES: usize = 2;
+
+/// Why a question was asked.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// The ping again, or a first one because a stream ended.
+    Ping {
+        target: Identity,
+    },
+    /// The last question before Down; what to deliver if it is not answered.
+    Confirm {
+        target: Identity,
+        incarnation: Incarnation,
+        token: TimerToken,
+    },
+    /// Asked of a witness, about `target`.
+    Witness {
+        target: Identity,
+    },
+    /// We are the witness: whom to tell.
+    Testify {
+        target: Identity,
+        token: u64,
+    },
+    Sync,
+    Goodbye,
+}
+
+#[derive(Default)]
+pub(super) struct Asks {
+    open: BTreeMap<u64, Purpose>,
+    last: u64,
+}
+
+impl Asks {
+    pub(super) fn take(&mut self, id: u64) -> Option<Purpose> {
+        self.open.remove(&id)
+    }
+
+    fn is_pinging(&self, target: &Identity) -> bool {
+        self.open
+            .values()
+            .any(|purpose| matches!(purpose, Purpose::Ping { target: other } if other == target))
+    }
+}
+
+/// We saw nothing listen at a member's address; who else does is being asked.
+#[derive(Debug)]
+pub(super) struct Case {
+    target: Identity,
+    /// Witnesses that have not answered yet.
+    open: usize,
+}
+
+fn peer(identity: &Identity) -> Peer {
+    Peer {
+        addr: identity.addr,
+        node: Some(identity.node),
+    }
+}
+
+impl Core {
+    /// Asks a question; false if too many are open.
+    pub(super) fn ask(
+        &mut self,
+        purpose: Purpose,
+        to: Peer,
+        route: Route,
+        body: Bytes,
+        deadline: Duration,
+    ) -> bool {
+        if self.asks.open.len() >= MAX_ASKS {
+            count(&self.counters.streams_shed);
+            return false;
+        }
+        self.asks.last += 1;
+        let id = self.asks.last;
+        self.asks.open.insert(id, purpose);
+        self.timers.set(Item::AskDeadline(id), deadline);
+        self.outputs.push_back(Output::Ask {
+            id,
+            to,
+            route,
+            body,
+            deadline,
+        });
+        true
+    }
+
+    fn ask_ping(
+        &mut self,
+        purpose: Purpose,
+        to: &Identity,
+        target: Identity,
+        kind: PingKind,
+        deadline: Duration,
+    ) -> bool {
+        let body = PingBody {
+            from: *self.foca.identity(),
+            target,
+            kind,
+        }
+        .encode();
+        self.ask(purpose, peer(to), Route::Ping, body, deadline)
+    }
+
+    /// A ping made by hand; `suspicion` rides on it.
+    fn ping_packet(&self, target: Identity, number: u8, suspicion: Option<Incarnation>) -> Bytes {
+        let header = Header {
+            src: *self.foca.identity(),
+            src_incarnation: self.incarnation,
+            dst: target,
+            message: Message::Ping(number),
+        };
+        let mut packet = Vec::with_capacity(128);
+        wire::encode_header(&header, &mut packet).expect("a Vec has room");
+        packet.put_u16(u16::from(suspicion.is_some()));
+        if let Some(incarnation) = suspicion {
+            wire::encode_member(
+                &Member::new(target, incarnation, State::Suspect),
+                &mut packet,
+            );
+        }
+        packet.into()
+    }
+
+    /// Tells a suspect itself that it is suspected (Lifeguard's buddy rule): gossip reaches most members, not all, and
+    /// so does its refutation. Its answer carries it here.
+    pub(super) fn warn(&mut self, target: Identity, incarnation: Incarnation) {
+        let packet = self.ping_packet(target, 0, Some(incarnation));
+        self.outputs.push_back(Output::Send {
+            to: target.addr,
+            packet,
+        });
+    }
+
+    /// foca starts to ask others because its ping got no answer: try the stream meanwhile.
+    pub(super) fn repeat_ping(&mut self, target: Identity) {
+        let unanswered = self
+            .probe
+            .as_ref()
+            .filter(|probe| probe.target == target && !probe.answered);
+        if let Some(number) = unanswered.map(|probe| probe.number) {
+            self.ping_over_stream(target, number);
+        }
+    }
+
+    pub(super) fn ping_over_stream(&mut self, target: Identity, number: u8) {
+        if self.is_leaving()
+            || self.table.present_as(&target).is_none()
+            || self.asks.is_pinging(&target)
+        {
+            return;
+        }
+        let packet = PingKind::Ping(self.ping_packet(target, number, None));
+        if self.ask_ping(
+            Purpose::Ping { target },
+            &target,
+            target,
+            packet,
+            self.preset.probe_period,
+        ) {
+            count(&self.counters.stream_pings);
+        }
+    }
+
+    /// The last question before Down; false if it cannot be asked now.
+    pub(super) fn confirm(
+        &mut self,
+        target: Identity,
+        incarnation: Incarnation,
+        token: TimerToken,
+    ) -> bool {
+        self.warn(target, incarnation);
+        let purpose = Purpose::Confirm {
+            target,
+            incarnation,
+            token,
+        };
+        self.ask_ping(
+            purpose,
+            &target,
+            target,
+            PingKind::Suspicion(incarnation),
+            self.preset.confirm_timeout,
+        )
+    }
+
+    /// What a reply shows about `target`; its packets are taken in.
+    fn take_in(&mut self, target: &Identity, reply: &StreamReply) -> Seen {
+        let body = match reply {
+            StreamReply::Acked(body) => body,
+            StreamReply::Refused => return Seen::Gone,
+            StreamReply::Timeout => return Seen::Silent,
+        };
+        let Ok(answer) = PingAnswer::decode(body) else {
+            count(&self.counters.dropped_malformed);
+            return Seen::Silent;
+        };
+        for packet in &answer.packets {
+            self.packet(packet);
+        }
+        // Another node at its address: the one that we know is not there any more.
+        if answer.by.node == target.node {
+            Seen::Acked
+        } else {
+            Seen::Gone
+        }
+    }
+
+    pub(super) fn resolve(&mut self, purpose: Purpose, reply: &StreamReply) {
+        if self.is_leaving() {
+            return;
+        }
+        match purpose {
+            Purpose::Ping { target } => match self.take_in(&target, reply) {
+                Seen::Acked => drop(self.cases.remove(&target.node)),
+                Seen::Gone => self.call_witnesses(target),
+                Seen::Silent => {}
+            },
+            Purpose::Confirm {
+                target,
+                incarnation,
+                token,
+            } => {
+                let seen = self.take_in(&target, reply);
+                if seen != Seen::Acked && self.is_suspect(&target, incarnation) {
+                    count(&self.counters.declared_down);
+                    self.declare_down(target, incarnation, token);
+                } else {
+                    self.suspicions.remove(&target.node);
+                    count(&self.counters.confirms_refuted);
+                }
+            }
+            Purpose::Witness { target } => self.hear_witness(&target, reply),
+            Purpose::Testify { target, token } => {
+                let seen = self.take_in(&target, reply);
+                self.testify(token, seen);
+            }
+            Purpose::Sync => {
+                if let StreamReply::Acked(body) = reply {
+                    match stream::decode_state(body) {
+                        Ok(members) => {
+                            count(&self.counters.push_pulls);
+                            // What a joining node learns, everybody else knows already.
+                            let spread = self.joined;
+                            self.apply_state(members, spread);
+                            if !self.joined {
+                                self.joined = true;
+                                self.push_pull_soon();
+                            }
+                        }
+                        Err(_) => count(&self.counters.dropped_malformed),
+                    }
+                }
+            }
+            Purpose::Goodbye => {}
+        }
+    }
+
+    /// Nothing listens at `target`'s address as far as we see. If another member sees the same, it is gone.
+    fn call_witnesses(&mut self, target: Identity) {
+        if self.table.present_as(&target).is_none() || self.cases.contains_key(&target.node) {
+            return;
+        }
+        let witnesses =
+            self.random_present_identities(WITNESSES, &|identity| identity.node != target.node);
+        let open = witnesses
+            .iter()
+            .filter(|witness| {
+                let purpose = Purpose::Witness { target };
+                self.ask_ping(
+                    purpose,
+                    witness,
+                    target,
+                    PingKind::Witness,
+                    self.preset.probe_period * 2,
+                )
+            })
+            .count();
+        if open > 0 {
+            self.cases.insert(target.node, Case { target, open });
+        }
+    }
+
+    fn hear_witness(&mut self, target: &Identity, reply: &StreamReply) {
+        let seen = match reply {
+            StreamReply::Acked(body) => {
+                PingAnswer::decode(body).map_or(Seen::Silent, |answer| answer.seen)
+            }
+            StreamReply::Refused | StreamReply::Timeout => Seen::Silent,
+        };
+        // No case any more: a packet came from the target, or another witness saw it.
+        let Some(case) = self
+            .cases
+            .get_mut(&target.node)
+            .filter(|case| case.target == *target)
+        else {
+            return;
+        };
+        case.open -= 1;
+        if seen != Seen::Silent || case.open == 0 {
+            self.cases.remove(&target.node);
+        }
+        let Some(known) = self.table.present_as(target).filter(|_| seen == Seen::Gone) else {
+            return;
+        };
+        count(&self.counters.declared_refused);
+        let down = Member::new(*target, known.incarnation, State::Down);
+        let result = self
+            .foca
+            .apply_many(std::iter::once(down), true, &mut self.effects);
+        self.settle(result, &[target.node]);
+        let result = self.foca.gossip(&mut self.effects);
+        self.settle(result, &[]);
+    }
+
+    fn testify(&mut self, token: u64, seen: Seen) {
+        let body = PingAnswer {
+            by: *self.foca.identity(),
+            seen,
+            packets: Vec::new(),
+        }
+        .encode();
+        self.outputs.push_back(Output::Answer { token, body });
+    }
+
+    /// The server side of `/member/ping`.
+    pub(super) fn answer(
+        &mut self,
+        question: PingBody,
+        token: u64,
+    ) -> Result<Option<Bytes>, WireError> {
+        let own = *self.foca.identity();
+        match question.kind {
+            PingKind::Ping(packet) => {
+                wire::decode_packet(&packet)?;
+                self.capture = Some((question.from.node, Vec::new()));
+                self.packet(&packet);
+            }
+            PingKind::Suspicion(incarnation) => {
+                self.capture = Some((question.from.node, Vec::new()));
+                if question.target == own {
+                    let suspect = Member::new(own, incarnation, State::Suspect);
+                    let result =
+                        self.foca
+                            .apply_many(std::iter::once(suspect), true, &mut self.effects);
+                    self.settle(result, &[]);
+                }
+            }
+            PingKind::Witness => {
+                let target = question.target;
+                let known = self
+                    .table
+                    .get(target.node)
+                    .is_some_and(|known| known.identity == target);
+                let packet = PingKind::Ping(self.ping_packet(target, 0, None));
+                let deadline = self.preset.probe_period * 3 / 2;
+                let purpose = Purpose::Testify { target, token };
+                // Only members are asked: nobody makes us connect to an address of its choice.
+                if !known || !self.ask_ping(purpose, &target, target, packet, deadline) {
+                    self.testify(token, Seen::Silent);
+                }
+                return Ok(None);
+            }
+        }
+        // An announce carries our identity and incarnation: it refutes, and tells of a newer life.
+        if self
+            .capture
+            .as_ref()
+            .is_some_and(|(_, packets)| packets.is_empty())
+            && question.from.node != own.node
+        {
+            let result = self.foca.announce(question.from, &mut self.effects);
+            self.settle(result, &[]);
+        }
+        let packets = self
+            .capture
+            .take()
+            .map_or_else(Vec::new, |(_, packets)| packets);
+        Ok(Some(
+            PingAnswer {
+                by: *self.foca.identity(),
+                seen: Seen::Acked,
+                packets,
+            }
+            .encode(),
+        ))
+    }
+
+    /// Up to `wanted` random members that are alive.
+    pub(super) fn random_present(
+        &mut self,
+        wanted: usize,
+        fits: &dyn Fn(NodeId) -> bool,
+    ) -> Vec<Peer> {
+        self.random_present_identities(wanted, &|identity| fits(identity.node))
+            .iter()
+            .map(peer)
+            .collect()
+    }
+
+    fn random_present_identities(
+        &mut self,
+        wanted: usize,
+        fits: &dyn Fn(&Identity) -> bool,
+    ) -> Vec<Identity> {
+        let mut members: Vec<Identity> = self
+            .table
+            .iter()
+            .filter(|known| {
+                known.liveness == crate::model::Liveness::Alive && fits(&known.identity)
+            })
+            .map(|known| known.identity)
+            .collect();
+        let wanted = wanted.min(members.len());
+        for place in 0..wanted {
+            let other = self.rng.random_range(place..members.len());
+            members.swap(place, other);
+        }
+        members.truncate(wanted);
+        members
+    }
+}
