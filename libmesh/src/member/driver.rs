@@ -70,7 +70,12 @@ impl Driver {
         transport: Arc<dyn StreamTransport>,
     ) -> Result<Membership, KeyringError> {
         let counters = Arc::new(Counters::default());
-        let core = Core::new(config, Duration::ZERO, rand::random(), Arc::clone(&counters));
+        let core = Core::new(
+            config,
+            Duration::ZERO,
+            rand::random(),
+            Arc::clone(&counters),
+        );
         let shared = Arc::new(Shared {
             local: RwLock::new(core.local()),
             members: RwLock::new(BTreeMap::new()),
@@ -97,12 +102,18 @@ impl Driver {
             outgoing: Vec::with_capacity(MAX_DATAGRAM),
         };
         tokio::spawn(driver.run());
-        Ok(Membership { shared, commands: sender })
+        Ok(Membership {
+            shared,
+            commands: sender,
+        })
     }
 
     async fn run(mut self) {
         while !self.ended {
-            let next = self.core.next_timeout().map_or(Duration::from_secs(60), |next| next);
+            let next = self
+                .core
+                .next_timeout()
+                .map_or(Duration::from_secs(60), |next| next);
             tokio::select! {
                 ready = self.socket.readable() => match ready {
                     Ok(()) => self.receive(),
@@ -122,7 +133,11 @@ impl Driver {
                 },
                 () = tokio::time::sleep_until(self.origin + next) => {}
             }
-            if self.core.next_timeout().is_some_and(|next| next <= self.now()) {
+            if self
+                .core
+                .next_timeout()
+                .is_some_and(|next| next <= self.now())
+            {
                 self.receive();
                 self.core.handle_timeout(self.now());
             }
@@ -154,9 +169,13 @@ impl Driver {
     fn datagram(&mut self, datagram: &mut [u8]) {
         let counters = Arc::clone(&self.shared.counters);
         count(&counters.datagrams_received);
-        counters.bytes_received.fetch_add(datagram.len() as u64, Ordering::Relaxed);
+        counters
+            .bytes_received
+            .fetch_add(datagram.len() as u64, Ordering::Relaxed);
         match self.opener.open(datagram) {
-            Ok(packet) => self.core.handle_datagram(Instant::now() - self.origin, packet),
+            Ok(packet) => self
+                .core
+                .handle_datagram(Instant::now() - self.origin, packet),
             Err(error) => count(match error {
                 OpenError::Oversized => &counters.dropped_oversized,
                 OpenError::Malformed => &counters.dropped_malformed,
@@ -210,7 +229,13 @@ impl Driver {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Send { to, packet } => self.send(to, &packet),
-                Output::Ask { id, to, route, body, deadline } => self.ask(id, to, route, body, deadline),
+                Output::Ask {
+                    id,
+                    to,
+                    route,
+                    body,
+                    deadline,
+                } => self.ask(id, to, route, body, deadline),
                 Output::Answer { token, body } => {
                     if let Some(reply) = self.answers.remove(&token) {
                         // The asker's connection may have gone.
@@ -261,7 +286,13 @@ impl Driver {
             let mut members = self.shared.members.write();
             let liveness = match event {
                 MemberEvent::Up(member) => {
-                    members.insert(member.id, MemberState { member, liveness: Liveness::Alive });
+                    members.insert(
+                        member.id,
+                        MemberState {
+                            member,
+                            liveness: Liveness::Alive,
+                        },
+                    );
                     Liveness::Alive
                 }
                 MemberEvent::Alive(_) => Liveness::Alive,

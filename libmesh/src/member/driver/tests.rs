@@ -21,7 +21,9 @@ impl Wire {
     fn ask(&self, route: Route, to: Peer, body: Bytes) -> StreamFuture {
         let member = self.0.members.lock().get(&to.addr).cloned();
         Box::pin(async move {
-            let Some(member) = member else { return StreamReply::Refused };
+            let Some(member) = member else {
+                return StreamReply::Refused;
+            };
             let answer = match route {
                 Route::Ping => member.answer_ping(body).await,
                 Route::Sync => member.answer_sync(body).await,
@@ -52,7 +54,10 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Self {
-        Self { exchange: Arc::default(), keyring: Keyring::generate().unwrap() }
+        Self {
+            exchange: Arc::default(),
+            keyring: Keyring::generate().unwrap(),
+        }
     }
 
     async fn start(&self, number: u8, generation: u64, seeds: &[SocketAddr]) -> Membership {
@@ -71,7 +76,11 @@ impl Cluster {
         let cluster = Self::new();
         let mut members: Vec<Membership> = Vec::new();
         for number in 1..=count {
-            let seeds: Vec<_> = members.first().map(|seed| seed.local().addr).into_iter().collect();
+            let seeds: Vec<_> = members
+                .first()
+                .map(|seed| seed.local().addr)
+                .into_iter()
+                .collect();
             members.push(cluster.start(number, 1, &seeds).await);
         }
         for member in &members {
@@ -82,7 +91,10 @@ impl Cluster {
 }
 
 fn alive(states: &[MemberState]) -> usize {
-    states.iter().filter(|state| state.liveness == Liveness::Alive).count()
+    states
+        .iter()
+        .filter(|state| state.liveness == Liveness::Alive)
+        .count()
 }
 
 async fn wait(member: &Membership, done: impl Fn(&[MemberState]) -> bool) {
@@ -107,14 +119,22 @@ async fn wait_for(counter: impl Fn() -> u64, at_least: u64) {
 #[tokio::test]
 async fn members_join_leave_and_are_told_from_the_failed() {
     let (cluster, members) = Cluster::of(4).await;
-    let [first, second, third, fourth] = &members[..] else { unreachable!() };
+    let [first, second, third, fourth] = &members[..] else {
+        unreachable!()
+    };
 
     let mut events = first.events();
     fourth.leave().await;
     fourth.leave().await;
-    let left = tokio::time::timeout(DEADLINE, events.recv()).await.unwrap().unwrap();
+    let left = tokio::time::timeout(DEADLINE, events.recv())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(left, MemberEvent::Left(fourth.local().id));
-    assert_eq!(first.member(fourth.local().id).unwrap().liveness, Liveness::Left);
+    assert_eq!(
+        first.member(fourth.local().id).unwrap().liveness,
+        Liveness::Left
+    );
     assert!(fourth.push_pull_state().await.is_err(), "it has left");
 
     // Nothing listens at its address any more, and two members see it.
@@ -123,15 +143,23 @@ async fn members_join_leave_and_are_told_from_the_failed() {
     let start = Instant::now();
     third.stop().await;
     wait(second, |states| {
-        states.iter().any(|state| state.member == killed && state.liveness == Liveness::Down)
+        states
+            .iter()
+            .any(|state| state.member == killed && state.liveness == Liveness::Down)
     })
     .await;
     let took = Instant::now() - start;
-    assert!(took < Duration::from_secs(4), "a killed process was seen after {took:?}");
+    assert!(
+        took < Duration::from_secs(4),
+        "a killed process was seen after {took:?}"
+    );
 
     // The same node again, elsewhere.
     let again = cluster.start(3, 2, &[first.local().addr]).await;
-    wait(second, |states| states.iter().any(|state| state.member == again.local())).await;
+    wait(second, |states| {
+        states.iter().any(|state| state.member == again.local())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -150,7 +178,10 @@ async fn a_stopped_process_takes_a_higher_generation_and_its_candidates_with_it(
     let again = Driver::spawn(&config, cluster.keyring.clone(), LABEL, socket, wire).unwrap();
     assert_eq!(again.members(), [], "candidates are not believed");
     wait(&again, |states| alive(states) == 2).await;
-    wait(&members[1], |states| states.iter().any(|state| state.member == again.local())).await;
+    wait(&members[1], |states| {
+        states.iter().any(|state| state.member == again.local())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -161,12 +192,29 @@ async fn datagrams_that_do_not_belong_are_counted_and_dropped() {
     let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
 
     let mut foreign = Vec::new();
-    Sealer::new(Keyring::generate().unwrap(), LABEL).unwrap().seal(b"x", &mut foreign).unwrap();
+    Sealer::new(Keyring::generate().unwrap(), LABEL)
+        .unwrap()
+        .seal(b"x", &mut foreign)
+        .unwrap();
     let mut elsewhere = Vec::new();
-    Sealer::new(cluster.keyring.clone(), b"dc2").unwrap().seal(b"x", &mut elsewhere).unwrap();
+    Sealer::new(cluster.keyring.clone(), b"dc2")
+        .unwrap()
+        .seal(b"x", &mut elsewhere)
+        .unwrap();
     let mut nonsense = Vec::new();
-    Sealer::new(cluster.keyring.clone(), LABEL).unwrap().seal(b"nonsense", &mut nonsense).unwrap();
-    for datagram in [&foreign[..], &elsewhere, &nonsense, &nonsense, &vec![1; MAX_DATAGRAM + 100], b"", b"short"] {
+    Sealer::new(cluster.keyring.clone(), LABEL)
+        .unwrap()
+        .seal(b"nonsense", &mut nonsense)
+        .unwrap();
+    for datagram in [
+        &foreign[..],
+        &elsewhere,
+        &nonsense,
+        &nonsense,
+        &vec![1; MAX_DATAGRAM + 100],
+        b"",
+        b"short",
+    ] {
         stranger.send_to(datagram, to).await.unwrap();
     }
     let counters = member.counters();
@@ -176,7 +224,11 @@ async fn datagrams_that_do_not_belong_are_counted_and_dropped() {
     assert_eq!(count(&counters.dropped_not_authentic), 1);
     assert_eq!(count(&counters.dropped_replayed), 1);
     assert_eq!(count(&counters.dropped_oversized), 1);
-    assert_eq!(count(&counters.dropped_malformed), 3, "nonsense inside, nothing, and too short");
+    assert_eq!(
+        count(&counters.dropped_malformed),
+        3,
+        "nonsense inside, nothing, and too short"
+    );
     assert_eq!(member.members(), []);
 }
 
@@ -184,16 +236,40 @@ async fn datagrams_that_do_not_belong_are_counted_and_dropped() {
 async fn members_with_another_key_do_not_meet_and_a_rotation_is_not_noticed() {
     let (cluster, members) = Cluster::of(2).await;
     let old = cluster.keyring.ids()[0];
-    let new = cluster.keyring.install(&Keyring::new_key().unwrap()).unwrap();
+    let new = cluster
+        .keyring
+        .install(&Keyring::new_key().unwrap())
+        .unwrap();
     cluster.keyring.use_key(new).unwrap();
     cluster.keyring.remove(old).unwrap();
-    let before = members[0].counters().datagrams_received.load(Ordering::Relaxed);
-    wait_for(|| members[0].counters().datagrams_received.load(Ordering::Relaxed), before + 6).await;
+    let before = members[0]
+        .counters()
+        .datagrams_received
+        .load(Ordering::Relaxed);
+    wait_for(
+        || {
+            members[0]
+                .counters()
+                .datagrams_received
+                .load(Ordering::Relaxed)
+        },
+        before + 6,
+    )
+    .await;
     assert_eq!(members[0].counters().suspicions.load(Ordering::Relaxed), 0);
 
     let foreign = Cluster::new();
     let stranger = foreign.start(9, 1, &[members[0].local().addr]).await;
-    wait_for(|| members[0].counters().dropped_unknown_key.load(Ordering::Relaxed), 2).await;
+    wait_for(
+        || {
+            members[0]
+                .counters()
+                .dropped_unknown_key
+                .load(Ordering::Relaxed)
+        },
+        2,
+    )
+    .await;
     assert_eq!(stranger.members(), []);
     assert_eq!(members[0].members().len(), 1);
 }
@@ -202,13 +278,24 @@ async fn members_with_another_key_do_not_meet_and_a_rotation_is_not_noticed() {
 async fn the_handle_answers_streams_and_ends_with_its_last_clone() {
     let (cluster, members) = Cluster::of(2).await;
     assert!(matches!(
-        members[0].answer_ping(Bytes::from_static(b"nonsense")).await,
+        members[0]
+            .answer_ping(Bytes::from_static(b"nonsense"))
+            .await,
         Err(AnswerError::Malformed(_))
     ));
-    assert!(matches!(members[0].apply_push_pull(&[]).await, Err(AnswerError::Malformed(_))));
+    assert!(matches!(
+        members[0].apply_push_pull(&[]).await,
+        Err(AnswerError::Malformed(_))
+    ));
     let state = members[0].push_pull_state().await.unwrap();
     members[1].apply_push_pull(&state).await.unwrap();
-    assert!(members[0].counters().snapshot().iter().any(|(name, value)| *name == "datagrams_sent" && *value > 0));
+    assert!(
+        members[0]
+            .counters()
+            .snapshot()
+            .iter()
+            .any(|(name, value)| *name == "datagrams_sent" && *value > 0)
+    );
 
     let mut events = members[0].events();
     cluster.exchange.members.lock().clear();
