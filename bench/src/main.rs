@@ -1,2 +1,136 @@
-//! Entry point.
-fn main() {}
+//! Side-by-side benchmarks: every published figure comes from here.
+//!
+//! `cargo run --release -p mesh-bench -- dns` measures our server, its peers and the floor (what the machine can do at
+//! best) one after the other on the same machine, and shows ratios against the bars that the project set itself.
+//! `--check` makes a missed bar an exit code, `--json` is for programs.
+//!
+//! A benchmark is a module with a `run` function that returns rows, and a line in [`BENCHES`]. Servers that are
+//! measured run as children of this same binary ([`CHILDREN`]), so that their processor time can be read apart from
+//! that of the load.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+mod dns;
+mod process;
+mod report;
+
+use report::{Report, Row};
+
+/// One benchmark.
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Options) -> Result<Vec<Row>>,
+}
+
+const BENCHES: &[Bench] = &[Bench {
+    name: "dns",
+    about: "A queries over UDP: mesh, knot, bare echo",
+    run: dns::run,
+}];
+
+/// A server to be measured: its name and what runs it, given the arguments behind the name. It prints one line when
+/// it can be used, and returns when its input ends.
+type Child = (&'static str, fn(&[String]) -> Result<()>);
+
+const CHILDREN: &[Child] = &[
+    ("dns-mesh", dns::children::mesh),
+    ("dns-echo", dns::children::echo),
+];
+
+/// What all benchmarks are told.
+struct Options {
+    /// Length of one measurement.
+    time: Duration,
+}
+
+/// Side-by-side benchmarks.
+#[derive(Parser)]
+#[command(name = "mesh-bench", version, after_help = list())]
+struct Cli {
+    /// What to measure (default: everything).
+    #[arg(value_name = "WHAT")]
+    what: Vec<String>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when a bar is missed.
+    #[arg(long)]
+    check: bool,
+    /// Seconds of one measurement.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Be the named server instead (used by this program itself).
+    #[arg(long, hide = true, value_name = "NAME", num_args = 1.., allow_hyphen_values = true)]
+    child: Option<Vec<String>>,
+}
+
+fn list() -> String {
+    BENCHES
+        .iter()
+        .fold("What can be measured:".to_owned(), |text, bench| {
+            format!("{text}\n  {:<8} {}", bench.name, bench.about)
+        })
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("mesh-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    if let Some(child) = cli.child {
+        let (name, arguments) = child.split_first().context("--child needs a name")?;
+        let Some((_, serve)) = CHILDREN.iter().find(|(known, _)| known == name) else {
+            bail!("there is no child named {name}");
+        };
+        serve(arguments)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cfg!(debug_assertions) {
+        eprintln!(
+            "mesh-bench: this is a debug build: its figures say nothing (use `cargo run --release -p mesh-bench`)"
+        );
+    }
+    let chosen = choose(&cli.what)?;
+    let options = Options {
+        time: Duration::from_secs(cli.seconds),
+    };
+    let mut report = Report::default();
+    for bench in chosen {
+        let rows = (bench.run)(&options)
+            .with_context(|| format!("{} could not be measured", bench.name))?;
+        report.add(bench.name, rows);
+    }
+    if cli.json {
+        println!("{}", report.json()?);
+    } else {
+        println!("{}", report.table());
+    }
+    let missed = report.missed();
+    if cli.check && !missed.is_empty() {
+        eprintln!("mesh-bench: missed: {}", missed.join(", "));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn choose(what: &[String]) -> Result<Vec<&'static Bench>> {
+    if what.is_empty() || what == ["all"] {
+        return Ok(BENCHES.iter().collect());
+    }
+    let find = |name: &String| {
+        let bench = BENCHES.iter().find(|bench| bench.name == name);
+        bench.with_context(|| format!("there is no benchmark named {name:?}\n{}", list()))
+    };
+    what.iter().map(find).collect()
+}

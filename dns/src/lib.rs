@@ -27,6 +27,28 @@ mod sys;
 pub mod wire;
 pub mod zone;
 
+use std::net::UdpSocket;
+use std::sync::atomic::AtomicBool;
+
+/// Sends every datagram back as a response, with the loop that the server uses: what is left when nothing is answered.
+/// For benchmarks; returns only when the socket fails.
+#[doc(hidden)]
+pub fn echo(socket: &UdpSocket) -> std::io::Result<()> {
+    sys::serve(
+        socket,
+        &AtomicBool::new(false),
+        responder::Responder::UDP_BUFFER,
+        |request, _, reply| {
+            if request.len() < 3 {
+                return 0;
+            }
+            reply[..request.len()].copy_from_slice(request);
+            reply[2] |= 0x80;
+            request.len()
+        },
+    )
+}
+
 pub use config::{Config, TcpLimits, Ttl, Upstreams};
 pub use responder::Readiness;
 pub use server::{DnsServer, Error};

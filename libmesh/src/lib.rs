@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod catalog;
 pub mod connect;
+pub mod health;
 pub mod identity;
 pub mod join;
 pub mod member;

@@ -410,8 +410,8 @@ proptest! {
             .into_iter()
             .map(|(node, epoch, head, content)| DigestEntry { node: NodeId(node), at: Head { epoch, head }, content })
             .collect();
-        let digest = super::codec::Digest { heads };
-        prop_assert_eq!(super::codec::Digest::decode(&digest.encode()), Ok(digest));
+        let digest = codec::Digest { heads };
+        prop_assert_eq!(codec::Digest::decode(&digest.encode()), Ok(digest));
     }
 }
 
