@@ -1,0 +1,115 @@
+"""What existing clients of Vault and Consul must be able to do against `mesh dev`, unchanged."""
+
+import json
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import consul
+import hvac
+from hvac.exceptions import Forbidden, InvalidPath
+
+ADDRESSES = json.load(open(sys.argv[1]))
+PASSED = 0
+
+
+def check(what, held):
+    global PASSED
+    if not held:
+        sys.exit(f"FAILED: {what}")
+    PASSED += 1
+    print(f"ok: {what}")
+
+
+def refused(error, call):
+    try:
+        call()
+    except error:
+        return True
+    return False
+
+
+def vault():
+    client = hvac.Client(url=ADDRESSES["vault"], token=ADDRESSES["root_token"])
+    health = client.sys.read_health_status(method="GET")
+    check("health says initialised and unsealed", health["initialized"] and not health["sealed"])
+    check("seal status has a version", client.sys.read_seal_status()["version"][0].isdigit())
+    check("the leader is this server", client.sys.read_leader_status()["is_self"] in (True, False))
+    check("the root token is valid", client.is_authenticated())
+    check("it looks itself up", "root" in client.lookup_token()["data"]["policies"])
+    check("secret/ is mounted", "secret/" in client.sys.list_mounted_secrets_engines()["data"])
+
+    kv = client.secrets.kv.v2
+    kv.create_or_update_secret("app/db", secret={"password": "first"})
+    kv.create_or_update_secret("app/db", secret={"password": "second"})
+    check("the newest version is read", kv.read_secret_version("app/db", raise_on_deleted_version=True)["data"]["data"] == {"password": "second"})
+    check("an old version is read", kv.read_secret_version("app/db", version=1, raise_on_deleted_version=True)["data"]["data"] == {"password": "first"})
+    check("check-and-set refuses a stale writer", refused(hvac.exceptions.InvalidRequest, lambda: kv.create_or_update_secret("app/db", secret={"x": "1"}, cas=1)))
+    kv.patch("app/db", secret={"user": "web"})
+    check("a patch keeps the rest", kv.read_secret_version("app/db", raise_on_deleted_version=True)["data"]["data"] == {"password": "second", "user": "web"})
+    check("list", kv.list_secrets("app")["data"]["keys"] == ["db"])
+    kv.delete_secret_versions("app/db", versions=[3])
+    check("a deleted version is gone", refused(InvalidPath, lambda: kv.read_secret_version("app/db", raise_on_deleted_version=True)))
+    kv.undelete_secret_versions("app/db", versions=[3])
+    check("and comes back", kv.read_secret_version("app/db", raise_on_deleted_version=True)["data"]["metadata"]["version"] == 3)
+    kv.destroy_secret_versions("app/db", versions=[1])
+    check("a destroyed one does not", refused(InvalidPath, lambda: kv.read_secret_version("app/db", version=1, raise_on_deleted_version=True)))
+    check("metadata counts versions", kv.read_secret_metadata("app/db")["data"]["current_version"] == 3)
+    kv.delete_metadata_and_all_versions("app/db")
+    check("everything of it is gone", refused(InvalidPath, lambda: kv.read_secret_metadata("app/db")))
+
+    client.sys.create_or_update_policy("readers", 'path "secret/data/open/*" { capabilities = ["read"] }')
+    kv.create_or_update_secret("open/a", secret={"v": 1})
+    reader = hvac.Client(url=ADDRESSES["vault"], token=client.auth.token.create(policies=["readers"], ttl="1h")["auth"]["client_token"])
+    check("a policy grants", reader.secrets.kv.v2.read_secret_version("open/a", raise_on_deleted_version=True)["data"]["data"] == {"v": 1})
+    check("and denies the rest", refused(Forbidden, lambda: reader.secrets.kv.v2.read_secret_version("app/db", raise_on_deleted_version=True)))
+    check("a wrong token is refused", refused(Forbidden, lambda: hvac.Client(url=ADDRESSES["vault"], token="hvs.wrong").lookup_token()))
+
+
+def consul_api():
+    where = urlsplit(ADDRESSES["http"])
+    client = consul.Consul(host=where.hostname, port=where.port)
+    check("a leader", ":" in client.status.leader())
+    check("the agent knows its name", client.agent.self()["Config"]["NodeName"])
+    check("one member, alive", [m["Status"] for m in client.agent.members()] == [1])
+
+    client.agent.service.register("api", service_id="api-1", address="127.0.0.1", port=9090, tags=["v1", "blue"], check=consul.Check.ttl("30s"))
+    index, found = client.health.service("api")
+    check("registered, still critical", found[0]["Checks"] and any(c["Status"] == "critical" for c in found[0]["Checks"]))
+
+    woken = []
+
+    def watch():
+        woken.append(client.health.service("api", passing=True, index=index, wait="20s"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    client.agent.check.ttl_pass("service:api-1")
+    watcher.join(15)
+    check("a blocking query wakes on the change", woken and time.monotonic() - started < 10)
+    check("and shows the passing instance", [e["Service"]["ID"] for e in woken[0][1]] == ["api-1"])
+    check("its index grew", int(woken[0][0]) > int(index))
+    check("by tag", len(client.health.service("api", tag="blue")[1]) == 1 and client.health.service("api", tag="green")[1] == [])
+    check("catalog lists it", sorted(client.catalog.services()[1]["api"]) == ["blue", "v1"])
+    check("catalog has its address", client.catalog.service("api")[1][0]["ServicePort"] == 9090)
+    check("catalog has the node", len(client.catalog.nodes()[1]) == 1)
+    client.agent.service.deregister("api-1")
+    check("deregistered", client.health.service("api")[1] == [])
+
+    check("kv put", client.kv.put("config/web/limit", "10"))
+    index, entry = client.kv.get("config/web/limit")
+    check("kv get", entry["Value"] == b"10" and entry["Key"] == "config/web/limit")
+    check("kv cas refuses a stale writer", client.kv.put("config/web/limit", "11", cas=entry["ModifyIndex"] - 1) is False)
+    check("kv cas accepts the current one", client.kv.put("config/web/limit", "12", cas=entry["ModifyIndex"]) is True)
+    client.kv.put("config/web/name", "w")
+    check("kv recurse", [e["Key"] for e in client.kv.get("config/", recurse=True)[1]] == ["config/web/limit", "config/web/name"])
+    check("kv keys", client.kv.get("config/", keys=True, separator="/")[1] == ["config/web/"])
+    check("kv delete", client.kv.delete("config/", recurse=True) and client.kv.get("config/web/limit")[1] is None)
+
+
+vault()
+consul_api()
+print(f"{PASSED} passed, 0 failed")
