@@ -1,0 +1,110 @@
+//! One question over UDP, for people: what `mesh demo` prints beside the `dig` line that asks the same.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use hickory_proto::{
+    op::{Edns, Message, Query, ResponseCode},
+    rr::{Name, RData, RecordType},
+};
+use tokio::{net::UdpSocket, time::timeout};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The name or the type cannot be asked for.
+    #[error("cannot ask for {name} {kind}: {reason}")]
+    Question {
+        /// The name.
+        name: String,
+        /// The record type.
+        kind: String,
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// The socket failed.
+    #[error("cannot ask {server}: {source}")]
+    Io {
+        /// The server.
+        server: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Nothing came back in time.
+    #[error("no answer from {server} within {within:?}")]
+    TimedOut {
+        /// The server.
+        server: SocketAddr,
+        /// How long we waited.
+        within: Duration,
+    },
+    /// What came back was no answer to the question.
+    #[error("{server} sent something that is no answer to the question")]
+    Malformed {
+        /// The server.
+        server: SocketAddr,
+    },
+}
+
+/// An answer, decoded.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The response code.
+    pub code: ResponseCode,
+    /// The answer section, one line a record as `dig` prints it.
+    pub lines: Vec<String>,
+    /// The data of the answer section.
+    pub data: Vec<RData>,
+}
+
+/// Asks `server` for `name` and record type `kind` ("A", "SRV", ...) once, without retries.
+pub async fn query(
+    server: SocketAddr,
+    name: &str,
+    kind: &str,
+    within: Duration,
+) -> Result<Answer, ClientError> {
+    let question = |reason: String| ClientError::Question {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        reason,
+    };
+    let asked = Name::from_ascii(format!("{}.", name.trim_end_matches('.')))
+        .map_err(|error| question(error.to_string()))?;
+    let kind: RecordType = kind
+        .parse()
+        .map_err(|_| question("no such record type".to_owned()))?;
+
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(asked, kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(1232);
+    message.set_edns(edns);
+    let id = message.metadata.id;
+    let packet = message
+        .to_vec()
+        .map_err(|error| question(error.to_string()))?;
+
+    let io = |source| ClientError::Io { server, source };
+    let local: SocketAddr = match server {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(local).await.map_err(io)?;
+    socket.connect(server).await.map_err(io)?;
+    socket.send(&packet).await.map_err(io)?;
+    let mut buffer = [0u8; 4096];
+    let length = timeout(within, socket.recv(&mut buffer))
+        .await
+        .map_err(|_| ClientError::TimedOut { server, within })?
+        .map_err(io)?;
+    let answer = Message::from_vec(&buffer[..length])
+        .ok()
+        .filter(|answer| answer.metadata.id == id)
+        .ok_or(ClientError::Malformed { server })?;
+    Ok(Answer {
+        code: answer.metadata.response_code,
+        lines: answer.answers.iter().map(ToString::to_string).collect(),
+        data: answer.answers.into_iter().map(|record| record.data).collect(),
+    })
+}
