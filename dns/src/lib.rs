@@ -18,6 +18,7 @@
 //! [`responder`] finds a prepared answer or has the [`zone`] make one from the catalog, and [`wire::template`]
 //! writes it out. What is not ours goes to an upstream on the runtime.
 
+pub mod client;
 pub mod config;
 mod forward;
 pub mod responder;

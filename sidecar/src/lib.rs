@@ -6,6 +6,7 @@
 
 pub mod attach;
 pub mod config;
+pub mod forward;
 pub mod http;
 pub mod proxy;
 #[allow(missing_docs, reason = "not part of the crate's interface")]
