@@ -105,6 +105,10 @@ pub async fn query(
     Ok(Answer {
         code: answer.metadata.response_code,
         lines: answer.answers.iter().map(ToString::to_string).collect(),
-        data: answer.answers.into_iter().map(|record| record.data).collect(),
+        data: answer
+            .answers
+            .into_iter()
+            .map(|record| record.data)
+            .collect(),
     })
 }

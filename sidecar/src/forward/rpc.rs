@@ -41,10 +41,14 @@ impl RpcForward {
     async fn ask(&self, request: &ForwardRequest, wait: Duration) -> Result<ForwardReply, String> {
         let body = postcard::to_stdvec(request).map_err(|error| error.to_string())?;
         let body = Bytes::from(body);
-        let mut reason = "no server of this datacenter is known to be alive; see `mesh members`".to_owned();
+        let mut reason =
+            "no server of this datacenter is known to be alive; see `mesh members`".to_owned();
         for server in self.servers() {
             let target = Target::server(server);
-            let call = || self.client.call(&target, PATH, body.clone(), DEADLINE + wait);
+            let call = || {
+                self.client
+                    .call(&target, PATH, body.clone(), DEADLINE + wait)
+            };
             let mut answer = call().await;
             if matches!(answer, Err(RpcError::Closed { .. })) {
                 // It may have been carried out; the request id makes asking again safe.
@@ -52,8 +56,9 @@ impl RpcForward {
             }
             match answer {
                 Ok(reply) => {
-                    return postcard::from_bytes(&reply)
-                        .map_err(|_| format!("server {server} sent an answer that is not understood"));
+                    return postcard::from_bytes(&reply).map_err(|_| {
+                        format!("server {server} sent an answer that is not understood")
+                    });
                 }
                 Err(error) => reason = error.to_string(),
             }
@@ -109,7 +114,8 @@ fn unavailable(api: Api, reason: &str) -> Response<Bytes> {
         Api::Vault => (
             StatusCode::SERVICE_UNAVAILABLE,
             "application/json",
-            serde_json::json!({ "errors": [format!("no server can answer: {reason}")] }).to_string(),
+            serde_json::json!({ "errors": [format!("no server can answer: {reason}")] })
+                .to_string(),
         ),
     };
     let mut response = Response::new(Bytes::from(body));
