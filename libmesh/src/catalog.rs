@@ -27,6 +27,7 @@ mod local;
 pub mod log;
 mod mass;
 mod record;
+pub mod replica;
 mod saved;
 mod state;
 #[cfg(any(test, feature = "sim"))]

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::facts::Touched;
-use super::log::{Delta, Effect, Head};
+use super::log::{Delta, Head};
 use super::record::{self, Key};
+use super::replica::Effect;
 use super::state::NodeState;
 use super::verify::{Signer, VerifiedNode};
 use super::wire::{Message, PART_BYTES, WireError};

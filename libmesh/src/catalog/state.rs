@@ -7,8 +7,9 @@ use bytes::Bytes;
 
 use super::facts::{Facts, Touched, aggregate};
 use super::index::{Index, NodeCell};
-use super::log::{NodeLog, Replica};
+use super::log::NodeLog;
 use super::mass::MassEvents;
+use super::replica::Replica;
 use super::verify::VerifiedNode;
 use super::view::{InstanceView, NodeView, Place, ServiceView};
 use crate::model::{InstanceId, Liveness, NodeId, ServiceName};

@@ -1,7 +1,7 @@
 //! How a delta travels: `format byte ‖ Ed25519 signature (64) ‖ postcard body`.
 //!
 //! The signature is over a label and the body as sent, so it survives being passed on. Keys and bodies are byte
-//! strings here and point into the message; what is in them is [`record`](super::record)'s business, so that one bad
+//! strings here and point into the message; what is in them is the `record` module's business, so that one bad
 //! record never costs the others.
 
 use bytes::Bytes;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::catalog::log::{Delta, Effect, Head, NodeLog, Replica};
+use crate::catalog::log::{Delta, Head, NodeLog};
+use crate::catalog::replica::{Effect, Replica};
 use crate::model::NodeId;
 
 type Map = BTreeMap<Bytes, Bytes>;
