@@ -36,7 +36,7 @@ pub struct Endpoint {
     pub version: Option<Arc<str>>,
     /// Its share of traffic relative to others; 0 is used only where all have 0.
     pub weight: u16,
-    /// Distance: 0 is the same node, larger is farther. Farther ones are used only when no nearer one is fit.
+    /// Distance: 0 is nearest. Farther ones are used only when no nearer one is fit.
     pub distance: u8,
     /// Its node did not answer lately: used only when nothing else is left.
     pub suspect: bool,

@@ -64,3 +64,39 @@ pub trait CertificateSource: Send + Sync + 'static {
         ttl: Option<Duration>,
     ) -> BoxFuture<'_, Result<Issued, SourceError>>;
 }
+
+/// The server route that signs a node's certificate: a [`SignRequest`] without service.
+pub const SIGN_NODE_PATH: &str = "/server/sign-node";
+/// The server route that signs a service's certificate: a [`SignRequest`] with one.
+pub const SIGN_SERVICE_PATH: &str = "/server/sign-service";
+
+/// What a node asks a server to sign. The answer is a postcard-encoded [`Issued`]; refusals are 4xx,
+/// "not now" (sealed) is 503.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignRequest {
+    /// For which service; `None`: for the calling node itself.
+    pub service: Option<ServiceName>,
+    /// The certificate request (PKCS#10, DER).
+    pub csr: Vec<u8>,
+    /// The life to ask for.
+    pub ttl: Option<Duration>,
+}
+
+impl SignRequest {
+    /// The request as it travels.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain types encode")
+    }
+
+    /// The request in a body; `None` if it is none.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        postcard::from_bytes(body).ok()
+    }
+}
+
+impl Issued {
+    /// The certificate as it travels.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain types encode")
+    }
+}

@@ -157,6 +157,17 @@ impl NodeDirectory {
         self.write("candidates", bytes)
     }
 
+    /// The membership generation of the node's last life; 0 before the first.
+    pub(crate) fn generation(&self) -> Result<u64, DirectoryError> {
+        let bytes = self.read("generation")?;
+        let bytes: Option<[u8; 8]> = bytes.and_then(|bytes| bytes.as_slice().try_into().ok());
+        Ok(bytes.map_or(0, u64::from_be_bytes))
+    }
+
+    pub(crate) fn save_generation(&self, generation: u64) -> Result<(), DirectoryError> {
+        self.write("generation", &generation.to_be_bytes())
+    }
+
     /// Where the config bundle is cached.
     pub(crate) fn bundle_path(&self) -> PathBuf {
         self.path.join("bundle")

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     net::TcpStream,
+    sync::broadcast,
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsConnector;
@@ -24,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use super::{ALPN, ALPN_JOIN, JOIN_PATH, RpcError};
 use crate::{
     identity::{Identity, Leaf, explain, join_client_config},
-    model::NodeName,
+    model::{NodeId, NodeName},
 };
 
 /// The largest answer a caller takes.
@@ -33,6 +34,9 @@ const MAX_ANSWER: usize = 64 << 20;
 const MAX_MESSAGE: usize = 1024;
 /// A connection not used for this long is closed.
 const IDLE: Duration = Duration::from_secs(90);
+
+/// Broken connections that a slow listener may lag behind.
+const BROKEN_MAX: usize = 256;
 
 /// Where a call goes, and who must answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +113,7 @@ struct Inner {
     identity: Identity,
     tls: Arc<ClientConfig>,
     pool: Mutex<HashMap<SocketAddr, Arc<Slot>>>,
+    broken: broadcast::Sender<NodeId>,
 }
 
 /// The connection to one address. The lock is held while dialling, so that callers share one dial.
@@ -132,6 +137,7 @@ impl Client {
                 identity,
                 tls,
                 pool: Mutex::default(),
+                broken: broadcast::Sender::new(BROKEN_MAX),
             }),
         }
     }
@@ -157,6 +163,11 @@ impl Client {
                 after: deadline,
             }),
         }
+    }
+
+    /// Nodes whose connection ended without a goodbye: their process may be gone.
+    pub fn broken(&self) -> broadcast::Receiver<NodeId> {
+        self.inner.broken.subscribe()
     }
 
     /// Forgets the connection to `addr`; running calls on it end by themselves.
@@ -207,7 +218,9 @@ impl Client {
             return Ok(connection.clone());
         }
         *kept = None;
-        let (sender, leaf) = dial(addr, self.inner.tls.clone(), until).await?;
+        let broken = self.inner.broken.clone();
+        let on_broken = move |peer| drop(broken.send(peer));
+        let (sender, leaf) = dial(addr, self.inner.tls.clone(), until, on_broken).await?;
         let connection = Connection {
             sender,
             leaf: Arc::new(leaf),
@@ -249,7 +262,7 @@ pub(crate) async fn call_join(
 ) -> Result<Bytes, RpcError> {
     let until = Instant::now() + deadline;
     let call = async {
-        let (mut sender, _) = dial(addr, join_client_config(pin, ALPN_JOIN), until).await?;
+        let (mut sender, _) = dial(addr, join_client_config(pin, ALPN_JOIN), until, drop).await?;
         let sent = sender.send_request(request(addr, JOIN_PATH, body)?).await;
         answer(
             addr,
@@ -273,6 +286,7 @@ async fn dial(
     addr: SocketAddr,
     tls: Arc<ClientConfig>,
     until: Instant,
+    on_broken: impl FnOnce(NodeId) + Send + 'static,
 ) -> Result<(SendRequest<Full<Bytes>>, Leaf), RpcError> {
     let timed_out = |_| RpcError::Unreachable {
         addr,
@@ -313,9 +327,11 @@ async fn dial(
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failed(e.to_string()))?;
+    let peer = leaf.node_id;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%addr, %error, "connection to a node ended");
+            tracing::debug!(%addr, %error, "connection to a node broke");
+            on_broken(peer);
         }
     });
     Ok((sender, leaf))

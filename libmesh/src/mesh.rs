@@ -1,0 +1,249 @@
+//! A node of the mesh in one handle: start, register, resolve, watch, connect, accept, leave.
+
+mod authority;
+mod error;
+mod listener;
+mod outbound;
+mod sockets;
+mod start;
+mod transport;
+mod upkeep;
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{sync::OnceCell, time::timeout};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    bundle::BundleStore,
+    catalog::{Catalog, InstanceView, LocalLog, ServiceWatch},
+    connect::{Acceptor, Connector, MeshStream},
+    identity::{CertificateSource, Identity, Subject, Trust},
+    member::Membership,
+    model::{Datacenter, Instance, InstanceId, NodeId, NodeName, ServiceName},
+    rpc,
+};
+
+pub use crate::config::{Config, Credentials};
+pub use error::MeshError;
+pub use listener::Listener;
+
+use outbound::Outbound;
+
+/// Time for one mesh connection, all attempts together, where the caller gives none.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Time for what runs to end.
+const END: Duration = Duration::from_secs(8);
+
+/// This process as a node of the mesh. Cheap to clone. When the last handle is dropped the node ends
+/// without a goodbye; [`Mesh::leave`] says it.
+#[derive(Clone)]
+pub struct Mesh {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: NodeName,
+    datacenter: Datacenter,
+    advertise: SocketAddr,
+    identity: Identity,
+    catalog: Catalog,
+    membership: Membership,
+    bundles: BundleStore,
+    client: rpc::Client,
+    certificates: Arc<dyn CertificateSource>,
+    service_ttl: Option<Duration>,
+    services: Mutex<HashMap<ServiceName, Arc<OnceCell<Identity>>>>,
+    outbound: Outbound,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    _end_with_last_handle: DropGuard,
+}
+
+impl Mesh {
+    /// Starts a node: listens, joins if it must, announces itself, and follows the mesh from then on.
+    ///
+    /// Returns when the node answers others and has its credentials; the catalog of a node that has just
+    /// started fills within a second of its first contact.
+    ///
+    /// # Errors
+    /// [`MeshError`]: what is wrong, on what, and what to do.
+    pub async fn start(config: Config) -> Result<Self, MeshError> {
+        start::start(config).await
+    }
+
+    /// Publishes an instance on this node; it is seen here at once and elsewhere in milliseconds.
+    ///
+    /// # Errors
+    /// A malformed field, or a name that the node's certificate does not allow.
+    pub fn register(&self, instance: Instance) -> Result<(), MeshError> {
+        Ok(self.local().put_service(instance)?)
+    }
+
+    /// Takes an instance of this node away. Returns whether it was there.
+    pub fn deregister(&self, id: &InstanceId) -> bool {
+        self.local().remove_service(id)
+    }
+
+    /// The instances of a service that are fit to be used (passing or warning) on nodes that are present.
+    pub fn resolve(&self, service: &ServiceName) -> Vec<Arc<InstanceView>> {
+        let view = self.catalog().service(service.as_str());
+        view.map(|view| view.usable().cloned().collect()).unwrap_or_default()
+    }
+
+    /// A waiter on the changes of one service.
+    pub fn watch(&self, service: &ServiceName) -> ServiceWatch {
+        self.catalog().watch_service(service)
+    }
+
+    /// Calls `service` as `caller`, a service that this node may act for: one connection, mutually
+    /// authenticated, to an instance that the balancer picks. Takes at most five seconds.
+    ///
+    /// # Errors
+    /// No certificate for `caller`, no instance, no intention, or nobody reachable.
+    pub async fn connect(&self, caller: &ServiceName, service: &ServiceName) -> Result<MeshStream, MeshError> {
+        Ok(self.connector(caller, service).await?.connect(CONNECT).await?)
+    }
+
+    /// What [`Mesh::connect`] uses: kept per pair, its endpoints follow the catalog.
+    ///
+    /// # Errors
+    /// No certificate for `caller`.
+    pub async fn connector(&self, caller: &ServiceName, service: &ServiceName) -> Result<Connector, MeshError> {
+        let identity = self.identity_for(caller).await?;
+        Ok(self.inner.outbound.connector(caller, identity, service))
+    }
+
+    /// Takes calls for `service` at `addr` (port 0: a free one). The listener's port belongs into the
+    /// `mesh_port` of the instance that is registered.
+    ///
+    /// # Errors
+    /// No certificate for `service`, or the address is in use.
+    pub async fn accept(&self, service: &ServiceName, addr: SocketAddr) -> Result<Listener, MeshError> {
+        let acceptor = self.acceptor(service).await?;
+        let listener = Listener::bind(addr, acceptor, self.inner.stop.child_token()).await;
+        listener.map_err(|source| MeshError::bind("mesh TCP", addr, source))
+    }
+
+    /// What [`Mesh::accept`] uses, for those who listen themselves.
+    ///
+    /// # Errors
+    /// No certificate for `service`.
+    pub async fn acceptor(&self, service: &ServiceName) -> Result<Acceptor, MeshError> {
+        let identity = self.identity_for(service).await?;
+        Ok(Acceptor::new(identity, self.inner.bundles.clone(), service.clone()))
+    }
+
+    /// The identity of a service that this node may act for: asked for once, then renewed.
+    ///
+    /// # Errors
+    /// The authority refuses or cannot answer.
+    pub async fn identity_for(&self, service: &ServiceName) -> Result<Identity, MeshError> {
+        let inner = &self.inner;
+        let cell = inner.services.lock().entry(service.clone()).or_default().clone();
+        let obtain = || async {
+            let trust = inner.identity.trust().clone();
+            let identity = Identity::obtain(trust, &*inner.certificates, service, inner.service_ttl).await?;
+            let subject = Subject::Service { name: service.clone(), ttl: inner.service_ttl };
+            let renewal = identity.clone().keep_renewed(inner.certificates.clone(), subject, inner.stop.clone());
+            inner.tasks.spawn(renewal);
+            Ok(identity)
+        };
+        cell.get_or_try_init(obtain).await.cloned()
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &NodeName {
+        &self.inner.name
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> NodeId {
+        self.inner.catalog.own()
+    }
+
+    /// The datacenter.
+    pub fn datacenter(&self) -> &Datacenter {
+        &self.inner.datacenter
+    }
+
+    /// Where others reach this node.
+    pub fn addr(&self) -> SocketAddr {
+        self.inner.advertise
+    }
+
+    /// The node's identity.
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// Whom this process trusts.
+    pub fn trust(&self) -> &Trust {
+        self.inner.identity.trust()
+    }
+
+    /// The records of all nodes.
+    pub fn catalog(&self) -> &Catalog {
+        &self.inner.catalog
+    }
+
+    /// Write access to this node's own records.
+    pub fn local(&self) -> LocalLog {
+        self.inner.catalog.local()
+    }
+
+    /// Who is in the mesh and who answers.
+    pub fn membership(&self) -> &Membership {
+        &self.inner.membership
+    }
+
+    /// The config bundle: intentions, revocations, entries.
+    pub fn bundle(&self) -> &BundleStore {
+        &self.inner.bundles
+    }
+
+    /// Calls to other nodes.
+    pub fn rpc_client(&self) -> &rpc::Client {
+        &self.inner.client
+    }
+
+    /// The servers that are present, as targets that only a server's certificate satisfies; in random order.
+    pub fn servers(&self) -> Vec<rpc::Target> {
+        authority::Servers { catalog: self.inner.catalog.clone(), seeds: Arc::new([]) }.targets()
+    }
+
+    /// Where certificates come from.
+    pub fn certificates(&self) -> &Arc<dyn CertificateSource> {
+        &self.inner.certificates
+    }
+
+    /// Says goodbye, so that others see [`Liveness::Left`](crate::model::Liveness::Left), and ends.
+    pub async fn leave(self) {
+        self.inner.membership.leave().await;
+        self.end().await;
+    }
+
+    /// Ends without a goodbye, as before a restart: others see the node go down if it stays away.
+    pub async fn stop(self) {
+        self.end().await;
+    }
+
+    async fn end(&self) {
+        self.inner.membership.stop().await;
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        if timeout(END, self.inner.tasks.wait()).await.is_err() {
+            tracing::warn!("some work of the mesh did not end in time");
+        }
+    }
+}
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mesh({} at {})", self.inner.name, self.inner.advertise)
+    }
+}

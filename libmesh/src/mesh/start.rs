@@ -1,0 +1,220 @@
+//! Putting a node together, in the order in which the parts need each other.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Config, Credentials, Inner, Mesh, MeshError,
+    authority::{NodeSigner, NodeVerifier, RemoteSource, Servers},
+    outbound::Outbound,
+    sockets,
+    transport::{self, Transport},
+    upkeep,
+};
+use crate::{
+    bundle::{self, BundleError, BundleStore, Peers},
+    catalog::{Catalog, Options},
+    identity::{CertificateSource, Identity, IdentityError, Subject, Trust},
+    join::{self, NodeCredentials, NodeDirectory},
+    member::{self, Driver, decode_candidates},
+    model::NodeRecord,
+    rpc::{Client, Server},
+    sync::{Members, Plane},
+};
+
+pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
+    let directory = config.directory.as_deref().map(NodeDirectory::open).transpose()?;
+    let (udp, tcp, bound) = sockets::bind(config.bind).await?;
+    let advertise = advertised(&config, bound)?;
+    let credentials = credentials(&config, directory.as_ref(), advertise).await?;
+    if let Some(directory) = &directory {
+        directory.save(&credentials)?;
+    }
+
+    let trust = Trust::new(credentials.trust_domain.clone(), credentials.bundle.clone())?;
+    let identity = own_identity(&trust, &credentials)?;
+    let cache = directory.as_ref().map(NodeDirectory::bundle_path);
+    let bundles = BundleStore::open(trust.clone(), credentials.datacenter.clone(), cache)?;
+    if let Some(newest) = credentials.config.clone() {
+        match bundles.offer(newest).await {
+            // The directory may remember a newer one than the joined node had.
+            Ok(_) | Err(BundleError::Older { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+
+    let catalog = catalog(&config, &credentials, &trust, &identity, advertise)?;
+    let client = Client::new(identity.clone());
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let seeds = seeds(&config, &credentials).await;
+    let servers = Servers { catalog: catalog.clone(), seeds: seeds.clone().into() };
+
+    let transport = Arc::new(Transport(client.clone()));
+    let candidates = directory.as_ref().map(NodeDirectory::candidates).transpose()?.unwrap_or_default();
+    let generation = generation(directory.as_ref())?;
+    let member = member::Config {
+        preset: config.preset.clone(),
+        seeds,
+        candidates: decode_candidates(&candidates),
+        ..member::Config::lan(credentials.key.node_id(), advertise, generation)
+    };
+    let label = credentials.trust_domain.as_str().as_bytes();
+    let membership = Driver::spawn(&member, credentials.keyring.clone(), label, udp, transport.clone())
+        .map_err(|error| MeshError::Membership(error.to_string()))?;
+    let plane = Plane::new(catalog.clone(), transport, config.sync);
+    let certificates: Arc<dyn CertificateSource> = match &config.certificates {
+        Some(own) => own.clone(),
+        None => Arc::new(RemoteSource { client: client.clone(), servers: servers.clone() }),
+    };
+
+    let router = transport::routes(&membership, &plane)
+        .merge(bundle::routes(bundles.clone(), stop.clone()))
+        .merge(join::route(config.routes.clone(), identity.clone(), client.clone(), {
+            let servers = servers.clone();
+            move || servers.targets()
+        }))
+        .merge(config.routes.clone());
+    let server = Server::new(identity.clone(), router, config.limits.clone());
+    tasks.spawn(server.run(tcp, stop.clone()));
+    tasks.spawn(plane.run(Members::from(&membership), stop.clone()));
+    tasks.spawn(bundle::follow(bundles.clone(), client.clone(), peers(servers), stop.clone()));
+    tasks.spawn(upkeep::follow_broken(client.broken(), membership.clone(), stop.clone()));
+    let subject = Subject::Node(credentials.key.clone());
+    tasks.spawn(identity.clone().keep_renewed(certificates.clone(), subject, stop.clone()));
+    if let Some(directory) = directory.clone() {
+        tasks.spawn(upkeep::follow_members(membership.clone(), directory, stop.clone()));
+    }
+    let (name, datacenter) = (credentials.name.clone(), credentials.datacenter.clone());
+    let (own, own_catalog) = (identity.clone(), catalog.clone());
+    tasks.spawn(upkeep::follow_certificate(own, own_catalog, credentials, directory, stop.clone()));
+
+    let inner = Inner {
+        name,
+        datacenter,
+        advertise,
+        identity,
+        outbound: Outbound::new(catalog.clone(), bundles.clone(), stop.clone()),
+        catalog,
+        membership,
+        bundles,
+        client,
+        certificates,
+        service_ttl: config.service_ttl,
+        services: Mutex::new(HashMap::new()),
+        tasks,
+        _end_with_last_handle: stop.clone().drop_guard(),
+        stop,
+    };
+    tracing::info!(node = %inner.name, %advertise, "mesh node started");
+    Ok(Mesh { inner: Arc::new(inner) })
+}
+
+fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, MeshError> {
+    let addr = match config.advertise {
+        Some(addr) if addr.port() == 0 => SocketAddr::new(addr.ip(), bound.port()),
+        Some(addr) => addr,
+        None => bound,
+    };
+    if addr.ip().is_unspecified() { Err(MeshError::Advertise(addr)) } else { Ok(addr) }
+}
+
+async fn credentials(
+    config: &Config,
+    directory: Option<&NodeDirectory>,
+    advertise: SocketAddr,
+) -> Result<NodeCredentials, MeshError> {
+    if let Credentials::Given(given) = &config.credentials {
+        return Ok(NodeCredentials::clone(given));
+    }
+    let not_joined = || MeshError::NotJoined(config.node.clone());
+    let directory = directory.ok_or_else(not_joined)?;
+    if let Some(kept) = directory.load()? {
+        if kept.name != config.node {
+            return Err(MeshError::OtherNode { kept: kept.name, wanted: config.node.clone() });
+        }
+        let expired = Trust::new(kept.trust_domain.clone(), kept.bundle.clone())
+            .is_ok_and(|trust| trust.verify(&kept.chain, SystemTime::now()).is_err());
+        // A token given with the start mends what a long absence has let expire.
+        if !(expired && matches!(config.credentials, Credentials::Join(_))) {
+            return Ok(kept);
+        }
+    }
+    let Credentials::Join(token) = &config.credentials else { return Err(not_joined()) };
+    let key = directory.key()?;
+    Ok(join::join(token, &config.seeds, &config.node, &key, advertise, config.join_patience).await?)
+}
+
+fn own_identity(trust: &Trust, credentials: &NodeCredentials) -> Result<Identity, MeshError> {
+    Identity::new(trust.clone(), credentials.chain.clone(), &credentials.key).map_err(|error| match error {
+        IdentityError::Trust(reason) => {
+            MeshError::Certificate { node: credentials.name.clone(), reason: reason.to_string() }
+        }
+        other => other.into(),
+    })
+}
+
+fn catalog(
+    config: &Config,
+    credentials: &NodeCredentials,
+    trust: &Trust,
+    identity: &Identity,
+    advertise: SocketAddr,
+) -> Result<Catalog, MeshError> {
+    let options = Options {
+        verifier: Some(Arc::new(NodeVerifier(trust.clone()))),
+        signer: Some(Arc::new(NodeSigner(credentials.key.clone()))),
+        ..Options::default()
+    };
+    let id = credentials.key.node_id();
+    let catalog = Catalog::open(id, options);
+    let local = catalog.local();
+    local.set_certificate(&identity.chain())?;
+    local.put_node(NodeRecord {
+        id,
+        name: credentials.name.clone(),
+        datacenter: credentials.datacenter.clone(),
+        address: advertise.ip(),
+        port: advertise.port(),
+        roles: config.roles,
+        meta: config.meta.clone(),
+        version: config.version.clone(),
+    })?;
+    Ok(catalog)
+}
+
+/// Where to announce to at first: the seeds of the configuration and those that came with the join. A
+/// seed that does not resolve now is no reason not to start: kept candidates may do.
+async fn seeds(config: &Config, credentials: &NodeCredentials) -> Vec<SocketAddr> {
+    let mut seeds = credentials.seeds.clone();
+    for seed in &config.seeds {
+        match seed.resolve().await {
+            Ok(found) => seeds.extend(found),
+            Err(error) => tracing::warn!(%seed, %error, "a seed cannot be resolved"),
+        }
+    }
+    seeds.sort_unstable();
+    seeds.dedup();
+    seeds
+}
+
+/// This life of the node: later than the last one, also when the clock was set back.
+fn generation(directory: Option<&NodeDirectory>) -> Result<u64, MeshError> {
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let now = u64::try_from(micros).unwrap_or(u64::MAX);
+    let Some(directory) = directory else { return Ok(now) };
+    let generation = now.max(directory.generation()?.saturating_add(1));
+    directory.save_generation(generation)?;
+    Ok(generation)
+}
+
+fn peers(servers: Servers) -> impl Fn() -> Peers + Send + 'static {
+    move || Peers { servers: servers.targets(), others: servers.others() }
+}

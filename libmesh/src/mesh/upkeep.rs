@@ -1,0 +1,102 @@
+//! What a node keeps on disk while it runs: its newest certificate and roots, and whom to ask after a
+//! restart.
+
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    catalog::Catalog,
+    identity::Identity,
+    join::{NodeCredentials, NodeDirectory},
+    member::Membership,
+};
+
+/// How often the member candidates are written, if they changed.
+const CANDIDATES: Duration = Duration::from_secs(10);
+
+/// Publishes each new certificate of the node, and keeps it with the roots in the directory.
+pub(super) async fn follow_certificate(
+    identity: Identity,
+    catalog: Catalog,
+    mut credentials: NodeCredentials,
+    directory: Option<NodeDirectory>,
+    stop: CancellationToken,
+) {
+    let mut serials = identity.watch_serial();
+    let mut trust = identity.trust().watch();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = serials.changed() => {}
+            _ = trust.changed() => {}
+        }
+        let (chain, bundle) = (identity.chain(), identity.trust().bundle());
+        if chain != credentials.chain
+            && let Err(error) = catalog.local().set_certificate(&chain)
+        {
+            tracing::error!(%error, "the new node certificate cannot be published");
+        }
+        if chain == credentials.chain && bundle == credentials.bundle {
+            continue;
+        }
+        (credentials.chain, credentials.bundle) = (chain, bundle);
+        let Some(directory) = directory.clone() else { continue };
+        let credentials = credentials.clone();
+        let saved = tokio::task::spawn_blocking(move || directory.save(&credentials)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::error!(error = &error as &dyn std::error::Error, "the new node certificate is not kept");
+        }
+    }
+}
+
+/// Keeps the addresses of present members for the next start.
+pub(super) async fn follow_members(membership: Membership, directory: NodeDirectory, stop: CancellationToken) {
+    let mut tick = interval(CANDIDATES);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut kept = Vec::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let Ok(candidates) = membership.candidates().await else { return };
+        if candidates == kept {
+            continue;
+        }
+        let (directory, bytes) = (directory.clone(), candidates.clone());
+        match tokio::task::spawn_blocking(move || directory.save_candidates(&bytes)).await {
+            Ok(Ok(())) => kept = candidates,
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "member candidates are not kept");
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Tells membership of connections that broke: the peer may be gone.
+pub(super) async fn follow_broken(
+    mut broken: tokio::sync::broadcast::Receiver<crate::model::NodeId>,
+    membership: Membership,
+    stop: CancellationToken,
+) {
+    use tokio::sync::broadcast::error::RecvError;
+
+    loop {
+        let peer = tokio::select! {
+            () = stop.cancelled() => return,
+            peer = broken.recv() => peer,
+        };
+        match peer {
+            Ok(peer) => {
+                if membership.peer_closed(peer).await.is_err() {
+                    return;
+                }
+            }
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
