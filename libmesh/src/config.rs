@@ -13,8 +13,7 @@ use crate::{
     join::{JoinToken, NodeCredentials, Seed},
     member::Preset,
     model::{NodeName, Roles},
-    rpc,
-    sync,
+    rpc, sync,
 };
 
 /// Where a node's credentials come from.

@@ -27,7 +27,8 @@ pub use live::{Identity, IdentityError};
 pub use renew::Subject;
 pub use rights::{PublishRights, RightsError};
 pub use source::{
-    BoxFuture, CertificateSource, Issued, SIGN_NODE_PATH, SIGN_SERVICE_PATH, SignRequest, SourceError,
+    BoxFuture, CertificateSource, Issued, SIGN_NODE_PATH, SIGN_SERVICE_PATH, SignRequest,
+    SourceError,
 };
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub use trust::{Revoked, Trust, TrustBundle, TrustError};

@@ -92,7 +92,8 @@ impl Mesh {
     /// The instances of a service that are fit to be used (passing or warning) on nodes that are present.
     pub fn resolve(&self, service: &ServiceName) -> Vec<Arc<InstanceView>> {
         let view = self.catalog().service(service.as_str());
-        view.map(|view| view.usable().cloned().collect()).unwrap_or_default()
+        view.map(|view| view.usable().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// A waiter on the changes of one service.
@@ -105,15 +106,27 @@ impl Mesh {
     ///
     /// # Errors
     /// No certificate for `caller`, no instance, no intention, or nobody reachable.
-    pub async fn connect(&self, caller: &ServiceName, service: &ServiceName) -> Result<MeshStream, MeshError> {
-        Ok(self.connector(caller, service).await?.connect(CONNECT).await?)
+    pub async fn connect(
+        &self,
+        caller: &ServiceName,
+        service: &ServiceName,
+    ) -> Result<MeshStream, MeshError> {
+        Ok(self
+            .connector(caller, service)
+            .await?
+            .connect(CONNECT)
+            .await?)
     }
 
     /// What [`Mesh::connect`] uses: kept per pair, its endpoints follow the catalog.
     ///
     /// # Errors
     /// No certificate for `caller`.
-    pub async fn connector(&self, caller: &ServiceName, service: &ServiceName) -> Result<Connector, MeshError> {
+    pub async fn connector(
+        &self,
+        caller: &ServiceName,
+        service: &ServiceName,
+    ) -> Result<Connector, MeshError> {
         let identity = self.identity_for(caller).await?;
         Ok(self.inner.outbound.connector(caller, identity, service))
     }
@@ -123,7 +136,11 @@ impl Mesh {
     ///
     /// # Errors
     /// No certificate for `service`, or the address is in use.
-    pub async fn accept(&self, service: &ServiceName, addr: SocketAddr) -> Result<Listener, MeshError> {
+    pub async fn accept(
+        &self,
+        service: &ServiceName,
+        addr: SocketAddr,
+    ) -> Result<Listener, MeshError> {
         let acceptor = self.acceptor(service).await?;
         let listener = Listener::bind(addr, acceptor, self.inner.stop.child_token()).await;
         listener.map_err(|source| MeshError::bind("mesh TCP", addr, source))
@@ -135,7 +152,11 @@ impl Mesh {
     /// No certificate for `service`.
     pub async fn acceptor(&self, service: &ServiceName) -> Result<Acceptor, MeshError> {
         let identity = self.identity_for(service).await?;
-        Ok(Acceptor::new(identity, self.inner.bundles.clone(), service.clone()))
+        Ok(Acceptor::new(
+            identity,
+            self.inner.bundles.clone(),
+            service.clone(),
+        ))
     }
 
     /// The identity of a service that this node may act for: asked for once, then renewed.
@@ -144,12 +165,25 @@ impl Mesh {
     /// The authority refuses or cannot answer.
     pub async fn identity_for(&self, service: &ServiceName) -> Result<Identity, MeshError> {
         let inner = &self.inner;
-        let cell = inner.services.lock().entry(service.clone()).or_default().clone();
+        let cell = inner
+            .services
+            .lock()
+            .entry(service.clone())
+            .or_default()
+            .clone();
         let obtain = || async {
             let trust = inner.identity.trust().clone();
-            let identity = Identity::obtain(trust, &*inner.certificates, service, inner.service_ttl).await?;
-            let subject = Subject::Service { name: service.clone(), ttl: inner.service_ttl };
-            let renewal = identity.clone().keep_renewed(inner.certificates.clone(), subject, inner.stop.clone());
+            let identity =
+                Identity::obtain(trust, &*inner.certificates, service, inner.service_ttl).await?;
+            let subject = Subject::Service {
+                name: service.clone(),
+                ttl: inner.service_ttl,
+            };
+            let renewal = identity.clone().keep_renewed(
+                inner.certificates.clone(),
+                subject,
+                inner.stop.clone(),
+            );
             inner.tasks.spawn(renewal);
             Ok(identity)
         };
@@ -213,7 +247,11 @@ impl Mesh {
 
     /// The servers that are present, as targets that only a server's certificate satisfies; in random order.
     pub fn servers(&self) -> Vec<rpc::Target> {
-        authority::Servers { catalog: self.inner.catalog.clone(), seeds: Arc::new([]) }.targets()
+        authority::Servers {
+            catalog: self.inner.catalog.clone(),
+            seeds: Arc::new([]),
+        }
+        .targets()
     }
 
     /// Where certificates come from.

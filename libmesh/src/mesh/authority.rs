@@ -9,7 +9,10 @@ use rand::seq::SliceRandom;
 
 use crate::{
     catalog::{Catalog, Signer, VerifiedNode, Verifier},
-    identity::{BoxFuture, CertificateSource, Issued, NodeKey, SIGN_NODE_PATH, SIGN_SERVICE_PATH, SignRequest, SourceError, Trust},
+    identity::{
+        BoxFuture, CertificateSource, Issued, NodeKey, SIGN_NODE_PATH, SIGN_SERVICE_PATH,
+        SignRequest, SourceError, Trust,
+    },
     model::ServiceName,
     rpc::{Client, RpcError, Target},
 };
@@ -22,10 +25,23 @@ pub(super) struct NodeVerifier(pub(super) Trust);
 
 impl Verifier for NodeVerifier {
     fn verify(&self, chain: &[Vec<u8>]) -> Result<VerifiedNode, String> {
-        let leaf = self.0.verify(chain, SystemTime::now()).map_err(|error| error.to_string())?;
-        let name = leaf.spiffe.as_node().ok_or_else(|| format!("{} is not a node", leaf.spiffe))?.clone();
-        let public_key = leaf.ed25519().ok_or_else(|| format!("the key of {} is not Ed25519", leaf.spiffe))?;
-        let not_after = leaf.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let leaf = self
+            .0
+            .verify(chain, SystemTime::now())
+            .map_err(|error| error.to_string())?;
+        let name = leaf
+            .spiffe
+            .as_node()
+            .ok_or_else(|| format!("{} is not a node", leaf.spiffe))?
+            .clone();
+        let public_key = leaf
+            .ed25519()
+            .ok_or_else(|| format!("the key of {} is not Ed25519", leaf.spiffe))?;
+        let not_after = leaf
+            .not_after
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let rights = leaf.rights;
         Ok(VerifiedNode {
             id: leaf.node_id,
@@ -59,10 +75,16 @@ impl Servers {
     pub(super) fn targets(&self) -> Vec<Target> {
         let own = self.catalog.own();
         let nodes = self.catalog.nodes();
-        let servers = nodes.iter().filter(|node| node.record.roles.server && node.record.id != own);
+        let servers = nodes
+            .iter()
+            .filter(|node| node.record.roles.server && node.record.id != own);
         let present = servers.filter(|node| node.liveness.is_present());
         let mut targets: Vec<Target> = present
-            .map(|node| Target { addr: node.record.socket_addr(), node: Some(node.record.name.clone()), server: true })
+            .map(|node| Target {
+                addr: node.record.socket_addr(),
+                node: Some(node.record.name.clone()),
+                server: true,
+            })
             .collect();
         if targets.is_empty() {
             targets = self.seeds.iter().copied().map(Target::server).collect();
@@ -75,8 +97,12 @@ impl Servers {
     pub(super) fn others(&self) -> Vec<Target> {
         let own = self.catalog.own();
         let nodes = self.catalog.nodes();
-        let others = nodes.iter().filter(|node| node.record.id != own && node.liveness.is_present());
-        others.map(|node| Target::node(node.record.socket_addr(), node.record.name.clone())).collect()
+        let others = nodes
+            .iter()
+            .filter(|node| node.record.id != own && node.liveness.is_present());
+        others
+            .map(|node| Target::node(node.record.socket_addr(), node.record.name.clone()))
+            .collect()
     }
 }
 
@@ -93,12 +119,13 @@ impl RemoteSource {
         for server in self.servers.targets() {
             match self.client.call(&server, path, body.clone(), SIGN).await {
                 Ok(answer) => {
-                    return postcard::from_bytes(&answer)
-                        .map_err(|_| SourceError::Unavailable(format!("{} answers malformed", server.addr)));
+                    return postcard::from_bytes(&answer).map_err(|_| {
+                        SourceError::Unavailable(format!("{} answers malformed", server.addr))
+                    });
                 }
-                Err(RpcError::Status { status, message, .. })
-                    if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS =>
-                {
+                Err(RpcError::Status {
+                    status, message, ..
+                }) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
                     return Err(SourceError::Refused(message));
                 }
                 Err(error) => last = error.to_string(),
@@ -110,7 +137,14 @@ impl RemoteSource {
 
 impl CertificateSource for RemoteSource {
     fn sign_node(&self, csr: Vec<u8>) -> BoxFuture<'_, Result<Issued, SourceError>> {
-        Box::pin(self.sign(SIGN_NODE_PATH, SignRequest { service: None, csr, ttl: None }))
+        Box::pin(self.sign(
+            SIGN_NODE_PATH,
+            SignRequest {
+                service: None,
+                csr,
+                ttl: None,
+            },
+        ))
     }
 
     fn sign_service(
@@ -119,6 +153,13 @@ impl CertificateSource for RemoteSource {
         csr: Vec<u8>,
         ttl: Option<Duration>,
     ) -> BoxFuture<'_, Result<Issued, SourceError>> {
-        Box::pin(self.sign(SIGN_SERVICE_PATH, SignRequest { service: Some(service), csr, ttl }))
+        Box::pin(self.sign(
+            SIGN_SERVICE_PATH,
+            SignRequest {
+                service: Some(service),
+                csr,
+                ttl,
+            },
+        ))
     }
 }

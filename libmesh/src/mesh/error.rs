@@ -36,10 +36,14 @@ pub enum MeshError {
     #[error("others cannot reach a node at {0}; set an advertise address")]
     Advertise(SocketAddr),
     /// There are no credentials, and no token to get them with.
-    #[error("node {0} has not joined a mesh yet: give it a join token (on a server: mesh join-token create)")]
+    #[error(
+        "node {0} has not joined a mesh yet: give it a join token (on a server: mesh join-token create)"
+    )]
     NotJoined(NodeName),
     /// The credentials in the node directory are of another node.
-    #[error("the node directory belongs to node {kept}, not to {wanted}; use another directory or the name {kept}")]
+    #[error(
+        "the node directory belongs to node {kept}, not to {wanted}; use another directory or the name {kept}"
+    )]
     OtherNode {
         /// Whose they are.
         kept: NodeName,
@@ -95,7 +99,9 @@ impl MeshError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Join(error) => error.is_temporary(),
-            Self::Identity(IdentityError::Source(crate::identity::SourceError::Unavailable(_))) => true,
+            Self::Identity(IdentityError::Source(crate::identity::SourceError::Unavailable(_))) => {
+                true
+            }
             Self::Connect(ConnectError::Failed { .. }) => true,
             _ => false,
         }

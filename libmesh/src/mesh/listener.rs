@@ -25,12 +25,20 @@ pub struct Listener {
 
 impl Listener {
     /// Listens at `addr` (port 0: a free one) until dropped or `stop`.
-    pub(super) async fn bind(addr: SocketAddr, acceptor: Acceptor, stop: CancellationToken) -> io::Result<Self> {
+    pub(super) async fn bind(
+        addr: SocketAddr,
+        acceptor: Acceptor,
+        stop: CancellationToken,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let (give, calls) = mpsc::channel(WAITING);
         tokio::spawn(run(listener, acceptor, give, stop.clone()));
-        Ok(Self { addr, calls, _stop: stop.drop_guard() })
+        Ok(Self {
+            addr,
+            calls,
+            _stop: stop.drop_guard(),
+        })
     }
 
     /// Where it listens: the port is the instance's `mesh_port`.
@@ -44,10 +52,19 @@ impl Listener {
     }
 }
 
-async fn run(listener: TcpListener, acceptor: Acceptor, give: mpsc::Sender<MeshStream>, stop: CancellationToken) {
+async fn run(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    give: mpsc::Sender<MeshStream>,
+    stop: CancellationToken,
+) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
-        let permit = handshakes.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = handshakes
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,

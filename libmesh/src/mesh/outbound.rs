@@ -23,26 +23,54 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(catalog: Catalog, bundles: BundleStore, stop: CancellationToken) -> Self {
-        Self { catalog, bundles, stop, connectors: Mutex::default() }
+        Self {
+            catalog,
+            bundles,
+            stop,
+            connectors: Mutex::default(),
+        }
     }
 
     /// The connector for calls from `caller`'s identity to `service`.
-    pub(super) fn connector(&self, caller: &ServiceName, identity: Identity, service: &ServiceName) -> Connector {
+    pub(super) fn connector(
+        &self,
+        caller: &ServiceName,
+        identity: Identity,
+        service: &ServiceName,
+    ) -> Connector {
         let key = (caller.clone(), service.clone());
         let mut connectors = self.connectors.lock();
         if let Some(connector) = connectors.get(&key) {
             return connector.clone();
         }
         let balancer = Balancer::new();
-        let connector = Connector::new(identity, self.bundles.clone(), service.clone(), balancer.clone());
-        balancer.set(endpoints_of(&self.catalog, self.catalog.service(service.as_str()).as_deref()));
-        tokio::spawn(follow(self.catalog.clone(), service.clone(), balancer, self.stop.clone()));
+        let connector = Connector::new(
+            identity,
+            self.bundles.clone(),
+            service.clone(),
+            balancer.clone(),
+        );
+        balancer.set(endpoints_of(
+            &self.catalog,
+            self.catalog.service(service.as_str()).as_deref(),
+        ));
+        tokio::spawn(follow(
+            self.catalog.clone(),
+            service.clone(),
+            balancer,
+            self.stop.clone(),
+        ));
         connectors.insert(key, connector.clone());
         connector
     }
 }
 
-async fn follow(catalog: Catalog, service: ServiceName, balancer: Balancer, stop: CancellationToken) {
+async fn follow(
+    catalog: Catalog,
+    service: ServiceName,
+    balancer: Balancer,
+    stop: CancellationToken,
+) {
     let watch = catalog.watch_service(&service);
     let mut seen = 0;
     loop {
@@ -59,8 +87,13 @@ async fn follow(catalog: Catalog, service: ServiceName, balancer: Balancer, stop
 pub(super) fn endpoints_of(catalog: &Catalog, view: Option<&ServiceView>) -> Vec<Endpoint> {
     let own = catalog.node_by_id(&catalog.own());
     let own = own.as_ref().map(|node| &*node.record);
-    let instances = view.map(|view| view.instances.as_slice()).unwrap_or_default();
-    instances.iter().filter_map(|instance| endpoint(own, instance)).collect()
+    let instances = view
+        .map(|view| view.instances.as_slice())
+        .unwrap_or_default();
+    instances
+        .iter()
+        .filter_map(|instance| endpoint(own, instance))
+        .collect()
 }
 
 fn endpoint(own: Option<&NodeRecord>, view: &Arc<InstanceView>) -> Option<Endpoint> {

@@ -10,11 +10,17 @@ use super::MeshError;
 const TRIES: usize = 20;
 
 /// Listens at `addr`, UDP and TCP. Port 0 takes one that is free for both.
-pub(super) async fn bind(addr: SocketAddr) -> Result<(UdpSocket, TcpListener, SocketAddr), MeshError> {
+pub(super) async fn bind(
+    addr: SocketAddr,
+) -> Result<(UdpSocket, TcpListener, SocketAddr), MeshError> {
     let mut tries = if addr.port() == 0 { TRIES } else { 1 };
     loop {
-        let tcp = TcpListener::bind(addr).await.map_err(|e| MeshError::bind("TCP", addr, e))?;
-        let bound = tcp.local_addr().map_err(|e| MeshError::bind("TCP", addr, e))?;
+        let tcp = TcpListener::bind(addr)
+            .await
+            .map_err(|e| MeshError::bind("TCP", addr, e))?;
+        let bound = tcp
+            .local_addr()
+            .map_err(|e| MeshError::bind("TCP", addr, e))?;
         tries -= 1;
         match UdpSocket::bind(bound).await {
             Ok(udp) => return Ok((udp, tcp, bound)),

@@ -30,7 +30,11 @@ use crate::{
 };
 
 pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
-    let directory = config.directory.as_deref().map(NodeDirectory::open).transpose()?;
+    let directory = config
+        .directory
+        .as_deref()
+        .map(NodeDirectory::open)
+        .transpose()?;
     let (udp, tcp, bound) = sockets::bind(config.bind).await?;
     let advertise = advertised(&config, bound)?;
     let credentials = credentials(&config, directory.as_ref(), advertise).await?;
@@ -55,10 +59,17 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let seeds = seeds(&config, &credentials).await;
-    let servers = Servers { catalog: catalog.clone(), seeds: seeds.clone().into() };
+    let servers = Servers {
+        catalog: catalog.clone(),
+        seeds: seeds.clone().into(),
+    };
 
     let transport = Arc::new(Transport(client.clone()));
-    let candidates = directory.as_ref().map(NodeDirectory::candidates).transpose()?.unwrap_or_default();
+    let candidates = directory
+        .as_ref()
+        .map(NodeDirectory::candidates)
+        .transpose()?
+        .unwrap_or_default();
     let generation = generation(directory.as_ref())?;
     let member = member::Config {
         preset: config.preset.clone(),
@@ -67,34 +78,71 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         ..member::Config::lan(credentials.key.node_id(), advertise, generation)
     };
     let label = credentials.trust_domain.as_str().as_bytes();
-    let membership = Driver::spawn(&member, credentials.keyring.clone(), label, udp, transport.clone())
-        .map_err(|error| MeshError::Membership(error.to_string()))?;
+    let membership = Driver::spawn(
+        &member,
+        credentials.keyring.clone(),
+        label,
+        udp,
+        transport.clone(),
+    )
+    .map_err(|error| MeshError::Membership(error.to_string()))?;
     let plane = Plane::new(catalog.clone(), transport, config.sync);
     let certificates: Arc<dyn CertificateSource> = match &config.certificates {
         Some(own) => own.clone(),
-        None => Arc::new(RemoteSource { client: client.clone(), servers: servers.clone() }),
+        None => Arc::new(RemoteSource {
+            client: client.clone(),
+            servers: servers.clone(),
+        }),
     };
 
     let router = transport::routes(&membership, &plane)
         .merge(bundle::routes(bundles.clone(), stop.clone()))
-        .merge(join::route(config.routes.clone(), identity.clone(), client.clone(), {
-            let servers = servers.clone();
-            move || servers.targets()
-        }))
+        .merge(join::route(
+            config.routes.clone(),
+            identity.clone(),
+            client.clone(),
+            {
+                let servers = servers.clone();
+                move || servers.targets()
+            },
+        ))
         .merge(config.routes.clone());
     let server = Server::new(identity.clone(), router, config.limits.clone());
     tasks.spawn(server.run(tcp, stop.clone()));
     tasks.spawn(plane.run(Members::from(&membership), stop.clone()));
-    tasks.spawn(bundle::follow(bundles.clone(), client.clone(), peers(servers), stop.clone()));
-    tasks.spawn(upkeep::follow_broken(client.broken(), membership.clone(), stop.clone()));
+    tasks.spawn(bundle::follow(
+        bundles.clone(),
+        client.clone(),
+        peers(servers),
+        stop.clone(),
+    ));
+    tasks.spawn(upkeep::follow_broken(
+        client.broken(),
+        membership.clone(),
+        stop.clone(),
+    ));
     let subject = Subject::Node(credentials.key.clone());
-    tasks.spawn(identity.clone().keep_renewed(certificates.clone(), subject, stop.clone()));
+    tasks.spawn(
+        identity
+            .clone()
+            .keep_renewed(certificates.clone(), subject, stop.clone()),
+    );
     if let Some(directory) = directory.clone() {
-        tasks.spawn(upkeep::follow_members(membership.clone(), directory, stop.clone()));
+        tasks.spawn(upkeep::follow_members(
+            membership.clone(),
+            directory,
+            stop.clone(),
+        ));
     }
     let (name, datacenter) = (credentials.name.clone(), credentials.datacenter.clone());
     let (own, own_catalog) = (identity.clone(), catalog.clone());
-    tasks.spawn(upkeep::follow_certificate(own, own_catalog, credentials, directory, stop.clone()));
+    tasks.spawn(upkeep::follow_certificate(
+        own,
+        own_catalog,
+        credentials,
+        directory,
+        stop.clone(),
+    ));
 
     let inner = Inner {
         name,
@@ -114,7 +162,9 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         stop,
     };
     tracing::info!(node = %inner.name, %advertise, "mesh node started");
-    Ok(Mesh { inner: Arc::new(inner) })
+    Ok(Mesh {
+        inner: Arc::new(inner),
+    })
 }
 
 fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, MeshError> {
@@ -123,7 +173,11 @@ fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, MeshErro
         Some(addr) => addr,
         None => bound,
     };
-    if addr.ip().is_unspecified() { Err(MeshError::Advertise(addr)) } else { Ok(addr) }
+    if addr.ip().is_unspecified() {
+        Err(MeshError::Advertise(addr))
+    } else {
+        Ok(addr)
+    }
 }
 
 async fn credentials(
@@ -138,7 +192,10 @@ async fn credentials(
     let directory = directory.ok_or_else(not_joined)?;
     if let Some(kept) = directory.load()? {
         if kept.name != config.node {
-            return Err(MeshError::OtherNode { kept: kept.name, wanted: config.node.clone() });
+            return Err(MeshError::OtherNode {
+                kept: kept.name,
+                wanted: config.node.clone(),
+            });
         }
         let expired = Trust::new(kept.trust_domain.clone(), kept.bundle.clone())
             .is_ok_and(|trust| trust.verify(&kept.chain, SystemTime::now()).is_err());
@@ -147,17 +204,30 @@ async fn credentials(
             return Ok(kept);
         }
     }
-    let Credentials::Join(token) = &config.credentials else { return Err(not_joined()) };
+    let Credentials::Join(token) = &config.credentials else {
+        return Err(not_joined());
+    };
     let key = directory.key()?;
-    Ok(join::join(token, &config.seeds, &config.node, &key, advertise, config.join_patience).await?)
+    Ok(join::join(
+        token,
+        &config.seeds,
+        &config.node,
+        &key,
+        advertise,
+        config.join_patience,
+    )
+    .await?)
 }
 
 fn own_identity(trust: &Trust, credentials: &NodeCredentials) -> Result<Identity, MeshError> {
-    Identity::new(trust.clone(), credentials.chain.clone(), &credentials.key).map_err(|error| match error {
-        IdentityError::Trust(reason) => {
-            MeshError::Certificate { node: credentials.name.clone(), reason: reason.to_string() }
+    Identity::new(trust.clone(), credentials.chain.clone(), &credentials.key).map_err(|error| {
+        match error {
+            IdentityError::Trust(reason) => MeshError::Certificate {
+                node: credentials.name.clone(),
+                reason: reason.to_string(),
+            },
+            other => other.into(),
         }
-        other => other.into(),
     })
 }
 
@@ -207,14 +277,22 @@ async fn seeds(config: &Config, credentials: &NodeCredentials) -> Vec<SocketAddr
 
 /// This life of the node: later than the last one, also when the clock was set back.
 fn generation(directory: Option<&NodeDirectory>) -> Result<u64, MeshError> {
-    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let micros = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_micros();
     let now = u64::try_from(micros).unwrap_or(u64::MAX);
-    let Some(directory) = directory else { return Ok(now) };
+    let Some(directory) = directory else {
+        return Ok(now);
+    };
     let generation = now.max(directory.generation()?.saturating_add(1));
     directory.save_generation(generation)?;
     Ok(generation)
 }
 
 fn peers(servers: Servers) -> impl Fn() -> Peers + Send + 'static {
-    move || Peers { servers: servers.targets(), others: servers.others() }
+    move || Peers {
+        servers: servers.targets(),
+        others: servers.others(),
+    }
 }

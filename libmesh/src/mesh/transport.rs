@@ -7,7 +7,9 @@ use http::StatusCode;
 
 use crate::{
     identity::BoxFuture,
-    member::{AnswerError, Member, Membership, Peer, StreamReply, StreamTransport, stream::StreamFuture},
+    member::{
+        AnswerError, Member, Membership, Peer, StreamReply, StreamTransport, stream::StreamFuture,
+    },
     rpc::{Client, Reply, Router, RpcError, Target},
     sync::{CallFailed, CodecError, FRAME_MAX, Plane, SyncCall, SyncTransport},
 };
@@ -29,7 +31,10 @@ impl Transport {
     fn ask(&self, to: Peer, path: &'static str, body: Bytes, deadline: Duration) -> StreamFuture {
         let client = self.0.clone();
         Box::pin(async move {
-            match client.call(&Target::any(to.addr), path, body, deadline).await {
+            match client
+                .call(&Target::any(to.addr), path, body, deadline)
+                .await
+            {
                 Ok(answer) => StreamReply::Acked(answer),
                 Err(RpcError::Refused { .. }) => StreamReply::Refused,
                 Err(error) => {
@@ -52,10 +57,22 @@ impl StreamTransport for Transport {
 }
 
 impl SyncTransport for Transport {
-    fn call(&self, peer: Member, call: SyncCall, body: Bytes) -> BoxFuture<'_, Result<Bytes, CallFailed>> {
+    fn call(
+        &self,
+        peer: Member,
+        call: SyncCall,
+        body: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, CallFailed>> {
         Box::pin(async move {
-            let answer = self.0.call(&Target::any(peer.addr), call.path(), body, CATALOG).await;
-            answer.map_err(|error| CallFailed { call, peer, reason: error.to_string() })
+            let answer = self
+                .0
+                .call(&Target::any(peer.addr), call.path(), body, CATALOG)
+                .await;
+            answer.map_err(|error| CallFailed {
+                call,
+                peer,
+                reason: error.to_string(),
+            })
         })
     }
 }
@@ -91,7 +108,9 @@ pub(super) fn routes(membership: &Membership, plane: &Plane) -> Router {
 fn answered(answer: Result<Bytes, AnswerError>) -> Reply {
     match answer {
         Ok(body) => Reply::ok(body),
-        Err(error @ AnswerError::Gone(_)) => Reply::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        Err(error @ AnswerError::Gone(_)) => {
+            Reply::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
         Err(error) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
     }
 }

@@ -42,17 +42,26 @@ pub(super) async fn follow_certificate(
             continue;
         }
         (credentials.chain, credentials.bundle) = (chain, bundle);
-        let Some(directory) = directory.clone() else { continue };
+        let Some(directory) = directory.clone() else {
+            continue;
+        };
         let credentials = credentials.clone();
         let saved = tokio::task::spawn_blocking(move || directory.save(&credentials)).await;
         if let Ok(Err(error)) = saved {
-            tracing::error!(error = &error as &dyn std::error::Error, "the new node certificate is not kept");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the new node certificate is not kept"
+            );
         }
     }
 }
 
 /// Keeps the addresses of present members for the next start.
-pub(super) async fn follow_members(membership: Membership, directory: NodeDirectory, stop: CancellationToken) {
+pub(super) async fn follow_members(
+    membership: Membership,
+    directory: NodeDirectory,
+    stop: CancellationToken,
+) {
     let mut tick = interval(CANDIDATES);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut kept = Vec::new();
@@ -61,7 +70,9 @@ pub(super) async fn follow_members(membership: Membership, directory: NodeDirect
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let Ok(candidates) = membership.candidates().await else { return };
+        let Ok(candidates) = membership.candidates().await else {
+            return;
+        };
         if candidates == kept {
             continue;
         }
@@ -69,7 +80,10 @@ pub(super) async fn follow_members(membership: Membership, directory: NodeDirect
         match tokio::task::spawn_blocking(move || directory.save_candidates(&bytes)).await {
             Ok(Ok(())) => kept = candidates,
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "member candidates are not kept");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "member candidates are not kept"
+                );
             }
             Err(_) => return,
         }
