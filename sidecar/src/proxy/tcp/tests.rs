@@ -88,10 +88,18 @@ impl Pair {
         }
     }
 
-    /// A connection from web's application to db's: both ends.
+    /// A connection from web's application to db's, once both proxies carry it: both ends.
     async fn connect(&self) -> (TcpStream, TcpStream) {
+        let open = || {
+            self.caller
+                .connections()
+                .open_count()
+                .min(self.callee.connections().open_count())
+        };
+        let before = open();
         let (client, server) =
             tokio::join!(TcpStream::connect(self.upstream), self.application.accept());
+        until(|| open() > before).await;
         (client.unwrap(), server.unwrap().0)
     }
 
@@ -105,14 +113,26 @@ impl Pair {
 
     /// The last refused or ended connection of a proxy, once there is one.
     async fn last(proxy: &Proxy) -> Report {
-        let deadline = Instant::now() + LONG;
-        loop {
-            if let Some(report) = proxy.connections().snapshot().recent.first() {
-                return report.clone();
-            }
-            assert!(Instant::now() < deadline, "nothing ended");
-            tokio::task::yield_now().await;
-        }
+        let recent = || proxy.connections().snapshot().recent;
+        until(|| !recent().is_empty()).await;
+        recent().swap_remove(0)
+    }
+}
+
+/// Calls, and is turned away with a reset.
+async fn turned_away(upstream: SocketAddr) {
+    // The reset may be there before the connect has been looked at.
+    if let Ok(mut client) = TcpStream::connect(upstream).await {
+        drained(&mut client).await.unwrap_err();
+    }
+}
+
+/// Waits for what other threads bring about.
+async fn until(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < deadline, "it does not come");
+        tokio::task::yield_now().await;
     }
 }
 
@@ -259,8 +279,7 @@ async fn taking_the_intention_away_closes_what_is_open_and_refuses_what_is_new()
         "{outcome}"
     );
 
-    let mut refused = TcpStream::connect(pair.upstream).await.unwrap();
-    drained(&mut refused).await.unwrap_err();
+    turned_away(pair.upstream).await;
     let report = Pair::last(&pair.caller).await;
     assert_eq!(report.refused, Some(Refusal::Intention));
     assert!(report.outcome.unwrap().contains("web may not call db"));
@@ -296,8 +315,7 @@ async fn the_callee_refuses_on_its_own() {
     let upstream = outbound.local_addr().unwrap();
     let proxy = Proxy::new(Arc::new(Workers::start(1).unwrap()), Limits::default());
     proxy.outbound(outbound, connector, shop.spiffe_id(), name("db"));
-    let mut client = TcpStream::connect(upstream).await.unwrap();
-    drained(&mut client).await.unwrap_err();
+    turned_away(upstream).await;
     let report = Pair::last(&pair.callee).await;
     assert_eq!(report.refused, Some(Refusal::Intention));
     assert_eq!(
@@ -339,8 +357,7 @@ async fn another_service_behind_the_endpoint_is_refused() {
     let ca = TestCa::new("pair.mesh");
     let (web, impostor) = (ca.identity("web").await, ca.identity("cache").await);
     let pair = Pair::start_as(Limits::default(), ca, web, impostor).await;
-    let mut client = TcpStream::connect(pair.upstream).await.unwrap();
-    drained(&mut client).await.unwrap_err();
+    turned_away(pair.upstream).await;
     let report = Pair::last(&pair.caller).await;
     assert_eq!(report.refused, Some(Refusal::Unreachable));
     let outcome = report.outcome.unwrap();
@@ -369,8 +386,7 @@ async fn another_mesh_and_plain_tcp_are_refused() {
 async fn no_endpoint_and_no_application_are_told_apart() {
     let pair = Pair::start(Limits::default()).await;
     pair.balancer.set(Vec::new());
-    let mut client = TcpStream::connect(pair.upstream).await.unwrap();
-    drained(&mut client).await.unwrap_err();
+    turned_away(pair.upstream).await;
     assert_eq!(
         Pair::last(&pair.caller).await.refused,
         Some(Refusal::NoInstance)
@@ -378,8 +394,7 @@ async fn no_endpoint_and_no_application_are_told_apart() {
 
     pair.balancer.set(vec![endpoint(pair.mesh_port)]);
     drop(pair.application);
-    let mut client = TcpStream::connect(pair.upstream).await.unwrap();
-    drained(&mut client).await.unwrap_err();
+    turned_away(pair.upstream).await;
     let report = Pair::last(&pair.callee).await;
     assert_eq!(report.refused, Some(Refusal::Application));
     assert_eq!(
@@ -396,15 +411,11 @@ async fn more_connections_than_allowed_are_refused_and_room_comes_back() {
     })
     .await;
     let (first, first_server) = pair.connect().await;
-    let mut second = TcpStream::connect(pair.upstream).await.unwrap();
-    drained(&mut second).await.unwrap_err();
+    turned_away(pair.upstream).await;
     assert_eq!(Pair::last(&pair.caller).await.refused, Some(Refusal::Limit));
     drop((first, first_server));
-    let deadline = Instant::now() + LONG;
-    while pair.caller.connections().open_count() + pair.callee.connections().open_count() > 0 {
-        assert!(Instant::now() < deadline);
-        tokio::task::yield_now().await;
-    }
+    let open = |proxy: &Proxy| proxy.connections().open_count();
+    until(|| open(&pair.caller) + open(&pair.callee) == 0).await;
     let (mut client, mut server) = pair.connect().await;
     client.write_all(b"z").await.unwrap();
     assert_eq!(server.read_u8().await.unwrap(), b'z');
@@ -444,11 +455,8 @@ async fn draining_lets_the_open_finish_takes_no_new_and_cuts_what_stays() {
     let (mut stuck, _stuck_server) = pair.connect().await;
     let caller = pair.caller.clone();
     let draining = tokio::spawn(async move { caller.drain(Duration::from_millis(600)).await });
-    let deadline = Instant::now() + LONG;
-    while TcpStream::connect(pair.upstream).await.is_ok() {
-        assert!(Instant::now() < deadline, "still listening");
-        tokio::task::yield_now().await;
-    }
+    // Nobody listens there any more when somebody else can.
+    until(|| bind(pair.upstream).is_ok()).await;
     client.write_all(b"finished").await.unwrap();
     client.shutdown().await.unwrap();
     assert_eq!(drained(&mut server).await.unwrap(), b"finished");
