@@ -1,6 +1,8 @@
 //! libmesh from outside: real sockets on loopback, a certificate authority made by the test.
 
 mod ca;
+mod cluster;
 mod connect;
 mod identity;
+mod mesh;
 mod rpc;

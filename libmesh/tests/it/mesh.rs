@@ -1,0 +1,238 @@
+//! Nodes of one mesh: joining, seeing each other, calling each other, going and coming back.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, SystemTime},
+};
+
+use http::StatusCode;
+use libmesh::{
+    catalog::LocalError,
+    connect::{ConnectError, MeshStream},
+    identity::PublishRights,
+    join::{JoinError, JoinToken},
+    mesh::{Credentials, Listener, Mesh, MeshError},
+    model::{Liveness, NodeName},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, UdpSocket},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::cluster::{Cluster, SOON, instance, name, until};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn local() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn present(mesh: &Mesh, service: &str) -> usize {
+    mesh.resolve(&name(service)).len()
+}
+
+/// Echoes every byte of every caller that may call.
+fn echo(mut listener: Listener) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Some(mut call) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 256];
+                while let Ok(n @ 1..) = call.read(&mut buffer).await {
+                    if call.write_all(&buffer[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    })
+}
+
+async fn talk(stream: &mut MeshStream) -> std::io::Result<()> {
+    stream.write_all(b"ping").await?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"ping");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_see_each_other_and_each_others_services() {
+    let cluster = Cluster::start(HOUR).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    *cluster.authority.rights.lock() = PublishRights::new(["web", "api-*"]).unwrap();
+    let b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    for mesh in [&cluster.server, &a, &b] {
+        until("three nodes in every catalog", || {
+            mesh.catalog().nodes().iter().filter(|node| node.liveness == Liveness::Alive).count() == 3
+        })
+        .await;
+    }
+    assert_eq!(a.catalog().node("b").unwrap().record.socket_addr(), b.addr());
+    assert_eq!(a.catalog().node("b").unwrap().record.id, b.id());
+
+    a.register(instance("db", 5432, None)).unwrap();
+    assert_eq!(present(&a, "db"), 1);
+    let took = until("db of a seen at b", || present(&b, "db") == 1).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let found = &b.resolve(&name("db"))[0];
+    assert_eq!((found.node.record.name.as_str(), found.instance.port), ("a", 5432));
+
+    b.register(instance("api-v2", 80, None)).unwrap();
+    let refused = b.register(instance("db", 5432, None)).unwrap_err();
+    assert!(matches!(refused, MeshError::Local(LocalError::NotPermitted { .. })), "{refused}");
+    assert!(b.identity_for(&name("db")).await.unwrap_err().to_string().contains("may publish"));
+    assert_eq!(b.identity_for(&name("web")).await.unwrap().spiffe_id(), cluster.authority.ca.service_id("web"));
+
+    let seen = a.watch(&name("api-v2"));
+    until("api-v2 of b seen at a", || present(&a, "api-v2") == 1).await;
+    let before = seen.revision();
+    assert!(b.deregister(&instance("api-v2", 80, None).id));
+    timeout(SOON, seen.changed_after(before)).await.unwrap();
+    until("api-v2 gone at a", || present(&a, "api-v2") == 0).await;
+
+    b.leave().await;
+    until("b left", || a.catalog().node("b").is_none_or(|node| node.liveness == Liveness::Left)).await;
+    a.leave().await;
+    cluster.server.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_call_each_other_while_allowed_and_certificates_change_under_them() {
+    let cluster = Cluster::start(Duration::from_secs(4)).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    let b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    let (shop, db) = (name("shop"), name("db"));
+    let listener = a.accept(&db, local()).await.unwrap();
+    a.register(instance("db", 5432, Some(listener.local_addr().port()))).unwrap();
+    let echo = echo(listener);
+    until("db of a seen at b", || present(&b, "db") == 1).await;
+    let denied = b.connect(&shop, &db).await.unwrap_err();
+    assert!(matches!(denied, MeshError::Connect(ConnectError::Denied(_))), "{denied}");
+
+    cluster.allow(&[("shop", "db")]).await;
+    for mesh in [&a, &b] {
+        let took = until("the new intentions everywhere", || mesh.bundle().index() == 2).await;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    let mut kept = b.connect(&shop, &db).await.unwrap();
+    talk(&mut kept).await.unwrap();
+    assert_eq!(kept.peer(), &cluster.authority.ca.service_id("db"));
+    assert_eq!(kept.local_end().spiffe, cluster.authority.ca.service_id("shop"));
+
+    let mut serials = BTreeSet::new();
+    let ends = SystemTime::now() + 2 * SOON;
+    while serials.len() < 3 {
+        assert!(SystemTime::now() < ends, "certificates are not renewed");
+        let mut call = b.connect(&shop, &db).await.unwrap();
+        talk(&mut call).await.unwrap();
+        talk(&mut kept).await.unwrap();
+        serials.insert(call.peer_end().serial.clone());
+    }
+
+    cluster.allow(&[]).await;
+    let closed = async { while talk(&mut kept).await.is_ok() {} };
+    timeout(Duration::from_secs(2), closed).await.expect("the connection stays open without an intention");
+    until("refused at the caller", || b.bundle().index() == 3).await;
+    assert!(matches!(b.connect(&shop, &db).await, Err(MeshError::Connect(ConnectError::Denied(_)))));
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_is_hidden_and_comes_back_without_stale_records() {
+    let cluster = Cluster::start(HOUR).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    let b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    b.register(instance("old", 1, None)).unwrap();
+    b.register(instance("kept", 2, None)).unwrap();
+    until("both services seen at a", || present(&a, "old") + present(&a, "kept") == 2).await;
+    let (id, bind) = (b.id(), b.addr());
+    b.stop().await;
+    let took = until("b hidden", || present(&a, "old") + present(&a, "kept") == 0).await;
+    assert!(took < Duration::from_secs(10), "{took:?}");
+
+    // No token now: what the directory keeps is enough.
+    let mut config = cluster.config("b", dirs[1].path());
+    config.credentials = Credentials::Kept;
+    config.bind = bind;
+    let b = Mesh::start(config).await.unwrap();
+    assert_eq!(b.id(), id);
+    b.register(instance("kept", 2, None)).unwrap();
+    until("b is back", || present(&a, "kept") == 1).await;
+    assert_eq!(present(&a, "old"), 0, "a record of the last life is shown");
+    until("b knows the mesh", || b.catalog().nodes().len() == 3).await;
+    assert_eq!(b.bundle().index(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joins_that_fail_say_why() {
+    let cluster = Cluster::start(HOUR).await;
+    let dir = tempfile::tempdir().unwrap();
+    let join = async |token: JoinToken, seed: SocketAddr| {
+        let mut config = cluster.config("a", dir.path());
+        config.credentials = Credentials::Join(token);
+        config.seeds = vec![seed.into()];
+        match Mesh::start(config).await.map(|mesh| mesh.addr()) {
+            Err(MeshError::Join(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (good, addr) = (cluster.authority.token.clone(), cluster.server.addr());
+
+    let unknown = JoinToken::generate(good.ca_hash()).unwrap();
+    assert!(matches!(join(unknown, addr).await, JoinError::Refused(_)));
+    let pinned = join(JoinToken::generate([9; 32]).unwrap(), addr).await;
+    assert!(matches!(pinned, JoinError::OtherMesh { .. }), "{pinned}");
+    assert!(pinned.to_string().contains("belongs to another mesh"), "{pinned}");
+    *cluster.authority.refusal.lock() = Some((StatusCode::GONE, "it expired an hour ago"));
+    let expired = join(good.clone(), addr).await;
+    assert!(expired.to_string().contains("it expired an hour ago") && !expired.is_temporary(), "{expired}");
+    *cluster.authority.refusal.lock() = Some((StatusCode::SERVICE_UNAVAILABLE, "the store is sealed"));
+    let sealed = join(good.clone(), addr).await;
+    assert!(sealed.to_string().contains("sealed") && sealed.is_temporary(), "{sealed}");
+    *cluster.authority.refusal.lock() = None;
+
+    let closed = TcpListener::bind(local()).await.unwrap().local_addr().unwrap();
+    let nobody = join(good.clone(), closed).await;
+    assert!(matches!(&nobody, JoinError::Unreachable(tried) if tried.contains(&closed.to_string())), "{nobody}");
+    let mut config = cluster.config("a", dir.path());
+    config.credentials = Credentials::Kept;
+    assert!(matches!(Mesh::start(config).await, Err(MeshError::NotJoined(_))));
+
+    // Through another agent, which relays to the server.
+    let relay = cluster.agent("relay", &dir.path().join("relay")).await.unwrap();
+    let mut config = cluster.config("b", &dir.path().join("b"));
+    config.seeds = vec![relay.addr().into()];
+    let b = Mesh::start(config).await.unwrap();
+    for file in ["key.p8", "certificate", "keyring", "bundle", "generation"] {
+        let mode = std::fs::metadata(dir.path().join("b").join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    b.stop().await;
+    let mut config = cluster.config("c", &dir.path().join("b"));
+    config.credentials = Credentials::Kept;
+    let other = Mesh::start(config).await.unwrap_err();
+    assert!(matches!(other, MeshError::OtherNode { ref kept, .. } if *kept == NodeName::parse("b").unwrap()));
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let cluster = Cluster::start(HOUR).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = cluster.config("a", dir.path());
+    config.bind = cluster.server.addr();
+    let error = Mesh::start(config.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("TCP port {}", cluster.server.addr().port())), "{error}");
+    let udp = UdpSocket::bind(local()).await.unwrap();
+    config.bind = udp.local_addr().unwrap();
+    let error = Mesh::start(config.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("UDP port {}", config.bind.port())), "{error}");
+    config.bind = "0.0.0.0:0".parse().unwrap();
+    assert!(matches!(Mesh::start(config).await, Err(MeshError::Advertise(_))));
+}
