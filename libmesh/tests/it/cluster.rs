@@ -12,8 +12,8 @@ use http::StatusCode;
 use libmesh::{
     bundle::{Action, Intention, SignedBundle},
     identity::{
-        CertificateSource, Issued, NodeKey, PublishRights, SIGN_NODE_PATH, SIGN_SERVICE_PATH, SignRequest,
-        SigningKeyPair, SourceError, SpiffeId,
+        CertificateSource, Issued, NodeKey, PublishRights, SIGN_NODE_PATH, SIGN_SERVICE_PATH,
+        SignRequest, SigningKeyPair, SourceError, SpiffeId,
     },
     join::{JoinReply, JoinRequest, JoinToken, NodeCredentials, SERVER_PATH},
     member::Keyring,
@@ -36,7 +36,10 @@ pub fn name(text: &str) -> ServiceName {
 }
 
 pub fn instance(service: &str, port: u16, mesh_port: Option<u16>) -> Instance {
-    Instance { mesh_port, ..Instance::new(name(service), port).unwrap() }
+    Instance {
+        mesh_port,
+        ..Instance::new(name(service), port).unwrap()
+    }
 }
 
 /// Waits until `met`, or fails after fifteen seconds.
@@ -91,7 +94,9 @@ impl Cluster {
         let key = NodeKey::generate().unwrap();
         let id = SpiffeId::node(authority.ca.domain(), &NodeName::parse("server").unwrap());
         let hour = Duration::from_secs(3600);
-        let issued = authority.ca.sign_for(&key.csr_der().unwrap(), &id, Some(rights), hour);
+        let issued = authority
+            .ca
+            .sign_for(&key.csr_der().unwrap(), &id, Some(rights), hour);
         let credentials = NodeCredentials {
             key,
             name: NodeName::parse("server").unwrap(),
@@ -108,7 +113,10 @@ impl Cluster {
             roles: Roles { server: true },
             routes: routes(&authority),
             certificates: Some(source),
-            ..Config::new(credentials.name.clone(), Credentials::Given(Box::new(credentials)))
+            ..Config::new(
+                credentials.name.clone(),
+                Credentials::Given(Box::new(credentials)),
+            )
         });
         let server = server.await.unwrap();
         authority.addr.set(server.addr()).unwrap();
@@ -121,7 +129,10 @@ impl Cluster {
             directory: Some(directory.to_owned()),
             seeds: vec![self.server.addr().into()],
             join_patience: Duration::ZERO,
-            ..Config::new(NodeName::parse(node).unwrap(), Credentials::Join(self.authority.token.clone()))
+            ..Config::new(
+                NodeName::parse(node).unwrap(),
+                Credentials::Join(self.authority.token.clone()),
+            )
         }
     }
 
@@ -156,7 +167,12 @@ fn routes(authority: &Arc<Authority>) -> Router {
                 let ask = SignRequest::decode(&request.body).unwrap();
                 let rights = Some(request.peer.rights);
                 let hour = Duration::from_secs(3600);
-                reply(Ok(authority.ca.sign_for(&ask.csr, &request.peer.spiffe, rights, hour)))
+                reply(Ok(authority.ca.sign_for(
+                    &ask.csr,
+                    &request.peer.spiffe,
+                    rights,
+                    hour,
+                )))
             }
         })
         .route(SIGN_SERVICE_PATH, 1 << 16, move |request| {
@@ -165,8 +181,15 @@ fn routes(authority: &Arc<Authority>) -> Router {
                 let ask = SignRequest::decode(&request.body).unwrap();
                 let service = ask.service.unwrap();
                 match request.peer.rights.allows(&service) {
-                    true => reply(authority.source.sign_service(service, ask.csr, ask.ttl).await),
-                    false => Reply::error(StatusCode::FORBIDDEN, "not among what the node may publish"),
+                    true => reply(
+                        authority
+                            .source
+                            .sign_service(service, ask.csr, ask.ttl)
+                            .await,
+                    ),
+                    false => {
+                        Reply::error(StatusCode::FORBIDDEN, "not among what the node may publish")
+                    }
                 }
             }
         })
@@ -192,7 +215,9 @@ impl Authority {
         }
         let id = SpiffeId::node(self.ca.domain(), &ask.node);
         let rights = Some(self.rights.lock().clone());
-        let issued = self.ca.sign_for(&ask.csr, &id, rights, Duration::from_secs(3600));
+        let issued = self
+            .ca
+            .sign_for(&ask.csr, &id, rights, Duration::from_secs(3600));
         let reply = JoinReply {
             chain: issued.chain,
             bundle: issued.bundle,

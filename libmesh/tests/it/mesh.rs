@@ -68,11 +68,19 @@ async fn nodes_see_each_other_and_each_others_services() {
     let b = cluster.agent("b", dirs[1].path()).await.unwrap();
     for mesh in [&cluster.server, &a, &b] {
         until("three nodes in every catalog", || {
-            mesh.catalog().nodes().iter().filter(|node| node.liveness == Liveness::Alive).count() == 3
+            mesh.catalog()
+                .nodes()
+                .iter()
+                .filter(|node| node.liveness == Liveness::Alive)
+                .count()
+                == 3
         })
         .await;
     }
-    assert_eq!(a.catalog().node("b").unwrap().record.socket_addr(), b.addr());
+    assert_eq!(
+        a.catalog().node("b").unwrap().record.socket_addr(),
+        b.addr()
+    );
     assert_eq!(a.catalog().node("b").unwrap().record.id, b.id());
 
     a.register(instance("db", 5432, None)).unwrap();
@@ -80,13 +88,28 @@ async fn nodes_see_each_other_and_each_others_services() {
     let took = until("db of a seen at b", || present(&b, "db") == 1).await;
     assert!(took < Duration::from_secs(2), "{took:?}");
     let found = &b.resolve(&name("db"))[0];
-    assert_eq!((found.node.record.name.as_str(), found.instance.port), ("a", 5432));
+    assert_eq!(
+        (found.node.record.name.as_str(), found.instance.port),
+        ("a", 5432)
+    );
 
     b.register(instance("api-v2", 80, None)).unwrap();
     let refused = b.register(instance("db", 5432, None)).unwrap_err();
-    assert!(matches!(refused, MeshError::Local(LocalError::NotPermitted { .. })), "{refused}");
-    assert!(b.identity_for(&name("db")).await.unwrap_err().to_string().contains("may publish"));
-    assert_eq!(b.identity_for(&name("web")).await.unwrap().spiffe_id(), cluster.authority.ca.service_id("web"));
+    assert!(
+        matches!(refused, MeshError::Local(LocalError::NotPermitted { .. })),
+        "{refused}"
+    );
+    assert!(
+        b.identity_for(&name("db"))
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("may publish")
+    );
+    assert_eq!(
+        b.identity_for(&name("web")).await.unwrap().spiffe_id(),
+        cluster.authority.ca.service_id("web")
+    );
 
     let seen = a.watch(&name("api-v2"));
     until("api-v2 of b seen at a", || present(&a, "api-v2") == 1).await;
@@ -96,7 +119,12 @@ async fn nodes_see_each_other_and_each_others_services() {
     until("api-v2 gone at a", || present(&a, "api-v2") == 0).await;
 
     b.leave().await;
-    until("b left", || a.catalog().node("b").is_none_or(|node| node.liveness == Liveness::Left)).await;
+    until("b left", || {
+        a.catalog()
+            .node("b")
+            .is_none_or(|node| node.liveness == Liveness::Left)
+    })
+    .await;
     a.leave().await;
     cluster.server.leave().await;
 }
@@ -109,21 +137,31 @@ async fn services_call_each_other_while_allowed_and_certificates_change_under_th
     let b = cluster.agent("b", dirs[1].path()).await.unwrap();
     let (shop, db) = (name("shop"), name("db"));
     let listener = a.accept(&db, local()).await.unwrap();
-    a.register(instance("db", 5432, Some(listener.local_addr().port()))).unwrap();
+    a.register(instance("db", 5432, Some(listener.local_addr().port())))
+        .unwrap();
     let echo = echo(listener);
     until("db of a seen at b", || present(&b, "db") == 1).await;
     let denied = b.connect(&shop, &db).await.unwrap_err();
-    assert!(matches!(denied, MeshError::Connect(ConnectError::Denied(_))), "{denied}");
+    assert!(
+        matches!(denied, MeshError::Connect(ConnectError::Denied(_))),
+        "{denied}"
+    );
 
     cluster.allow(&[("shop", "db")]).await;
     for mesh in [&a, &b] {
-        let took = until("the new intentions everywhere", || mesh.bundle().index() == 2).await;
+        let took = until("the new intentions everywhere", || {
+            mesh.bundle().index() == 2
+        })
+        .await;
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
     let mut kept = b.connect(&shop, &db).await.unwrap();
     talk(&mut kept).await.unwrap();
     assert_eq!(kept.peer(), &cluster.authority.ca.service_id("db"));
-    assert_eq!(kept.local_end().spiffe, cluster.authority.ca.service_id("shop"));
+    assert_eq!(
+        kept.local_end().spiffe,
+        cluster.authority.ca.service_id("shop")
+    );
 
     let mut serials = BTreeSet::new();
     let ends = SystemTime::now() + 2 * SOON;
@@ -137,9 +175,14 @@ async fn services_call_each_other_while_allowed_and_certificates_change_under_th
 
     cluster.allow(&[]).await;
     let closed = async { while talk(&mut kept).await.is_ok() {} };
-    timeout(Duration::from_secs(2), closed).await.expect("the connection stays open without an intention");
+    timeout(Duration::from_secs(2), closed)
+        .await
+        .expect("the connection stays open without an intention");
     until("refused at the caller", || b.bundle().index() == 3).await;
-    assert!(matches!(b.connect(&shop, &db).await, Err(MeshError::Connect(ConnectError::Denied(_)))));
+    assert!(matches!(
+        b.connect(&shop, &db).await,
+        Err(MeshError::Connect(ConnectError::Denied(_)))
+    ));
     echo.abort();
 }
 
@@ -151,7 +194,10 @@ async fn a_node_that_dies_is_hidden_and_comes_back_without_stale_records() {
     let b = cluster.agent("b", dirs[1].path()).await.unwrap();
     b.register(instance("old", 1, None)).unwrap();
     b.register(instance("kept", 2, None)).unwrap();
-    until("both services seen at a", || present(&a, "old") + present(&a, "kept") == 2).await;
+    until("both services seen at a", || {
+        present(&a, "old") + present(&a, "kept") == 2
+    })
+    .await;
     let (id, bind) = (b.id(), b.addr());
     b.stop().await;
     let took = until("b hidden", || present(&a, "old") + present(&a, "kept") == 0).await;
@@ -189,36 +235,64 @@ async fn joins_that_fail_say_why() {
     assert!(matches!(join(unknown, addr).await, JoinError::Refused(_)));
     let pinned = join(JoinToken::generate([9; 32]).unwrap(), addr).await;
     assert!(matches!(pinned, JoinError::OtherMesh { .. }), "{pinned}");
-    assert!(pinned.to_string().contains("belongs to another mesh"), "{pinned}");
+    assert!(
+        pinned.to_string().contains("belongs to another mesh"),
+        "{pinned}"
+    );
     *cluster.authority.refusal.lock() = Some((StatusCode::GONE, "it expired an hour ago"));
     let expired = join(good.clone(), addr).await;
-    assert!(expired.to_string().contains("it expired an hour ago") && !expired.is_temporary(), "{expired}");
-    *cluster.authority.refusal.lock() = Some((StatusCode::SERVICE_UNAVAILABLE, "the store is sealed"));
+    assert!(
+        expired.to_string().contains("it expired an hour ago") && !expired.is_temporary(),
+        "{expired}"
+    );
+    *cluster.authority.refusal.lock() =
+        Some((StatusCode::SERVICE_UNAVAILABLE, "the store is sealed"));
     let sealed = join(good.clone(), addr).await;
-    assert!(sealed.to_string().contains("sealed") && sealed.is_temporary(), "{sealed}");
+    assert!(
+        sealed.to_string().contains("sealed") && sealed.is_temporary(),
+        "{sealed}"
+    );
     *cluster.authority.refusal.lock() = None;
 
-    let closed = TcpListener::bind(local()).await.unwrap().local_addr().unwrap();
+    let closed = TcpListener::bind(local())
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let nobody = join(good.clone(), closed).await;
-    assert!(matches!(&nobody, JoinError::Unreachable(tried) if tried.contains(&closed.to_string())), "{nobody}");
+    assert!(
+        matches!(&nobody, JoinError::Unreachable(tried) if tried.contains(&closed.to_string())),
+        "{nobody}"
+    );
     let mut config = cluster.config("a", dir.path());
     config.credentials = Credentials::Kept;
-    assert!(matches!(Mesh::start(config).await, Err(MeshError::NotJoined(_))));
+    assert!(matches!(
+        Mesh::start(config).await,
+        Err(MeshError::NotJoined(_))
+    ));
 
     // Through another agent, which relays to the server.
-    let relay = cluster.agent("relay", &dir.path().join("relay")).await.unwrap();
+    let relay = cluster
+        .agent("relay", &dir.path().join("relay"))
+        .await
+        .unwrap();
     let mut config = cluster.config("b", &dir.path().join("b"));
     config.seeds = vec![relay.addr().into()];
     let b = Mesh::start(config).await.unwrap();
     for file in ["key.p8", "certificate", "keyring", "bundle", "generation"] {
-        let mode = std::fs::metadata(dir.path().join("b").join(file)).unwrap().permissions().mode();
+        let mode = std::fs::metadata(dir.path().join("b").join(file))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
     b.stop().await;
     let mut config = cluster.config("c", &dir.path().join("b"));
     config.credentials = Credentials::Kept;
     let other = Mesh::start(config).await.unwrap_err();
-    assert!(matches!(other, MeshError::OtherNode { ref kept, .. } if *kept == NodeName::parse("b").unwrap()));
+    assert!(
+        matches!(other, MeshError::OtherNode { ref kept, .. } if *kept == NodeName::parse("b").unwrap())
+    );
 }
 
 #[tokio::test]
@@ -228,11 +302,20 @@ async fn a_port_in_use_is_named() {
     let mut config = cluster.config("a", dir.path());
     config.bind = cluster.server.addr();
     let error = Mesh::start(config.clone()).await.unwrap_err().to_string();
-    assert!(error.contains(&format!("TCP port {}", cluster.server.addr().port())), "{error}");
+    assert!(
+        error.contains(&format!("TCP port {}", cluster.server.addr().port())),
+        "{error}"
+    );
     let udp = UdpSocket::bind(local()).await.unwrap();
     config.bind = udp.local_addr().unwrap();
     let error = Mesh::start(config.clone()).await.unwrap_err().to_string();
-    assert!(error.contains(&format!("UDP port {}", config.bind.port())), "{error}");
+    assert!(
+        error.contains(&format!("UDP port {}", config.bind.port())),
+        "{error}"
+    );
     config.bind = "0.0.0.0:0".parse().unwrap();
-    assert!(matches!(Mesh::start(config).await, Err(MeshError::Advertise(_))));
+    assert!(matches!(
+        Mesh::start(config).await,
+        Err(MeshError::Advertise(_))
+    ));
 }
