@@ -5,6 +5,7 @@
 //! (rather than an embedding program) needs: files, signals, listeners, exit codes.
 
 pub mod attach;
+pub mod cli;
 pub mod config;
 pub mod forward;
 pub mod http;

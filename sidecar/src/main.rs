@@ -1,5 +1,5 @@
 //! The `mesh` binary: hands the command line to the library and its exit code to the system.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    sidecar::cli::main()
 }

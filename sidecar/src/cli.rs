@@ -1,0 +1,138 @@
+//! The command line: one file per command.
+//!
+//! Every command returns a [`Failure`] instead of exiting, so that there is one place that prints and one
+//! that decides the exit code. Answers go to stdout, everything else to stderr; logs never to stdout.
+//! Secrets come from stdin, files or a prompt and never stand among the arguments.
+
+pub mod client;
+pub mod failure;
+pub mod input;
+pub mod output;
+
+mod completions;
+mod config;
+mod intention;
+mod join_token;
+mod kv;
+mod members;
+mod operator;
+mod secret;
+mod services;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+
+pub use failure::{Exit, Failure};
+
+/// Mesh finds services, connects them over mutual TLS, and hands them short-lived secrets.
+#[derive(Debug, Parser)]
+#[command(name = "mesh", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 remote unreachable or refused by it \
+    (operator status: 2 = sealed), 64 usage, 75 try later, 77 denied.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// How to print answers.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: output::Format,
+    #[command(flatten)]
+    addresses: client::Addresses,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Members(members::Command),
+    Services(services::Command),
+    #[command(subcommand)]
+    Intention(intention::Command),
+    #[command(subcommand)]
+    Kv(kv::Command),
+    #[command(subcommand)]
+    Secret(secret::Command),
+    #[command(subcommand)]
+    Operator(operator::Command),
+    #[command(subcommand)]
+    JoinToken(join_token::Command),
+    #[command(subcommand)]
+    Config(config::Command),
+    Completions(completions::Command),
+}
+
+/// Runs the process's command line and says how it ended.
+pub fn main() -> ExitCode {
+    match run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let global = cli.global;
+    match cli.command {
+        // Long-running commands build the runtime they want.
+        Command::Config(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Members(command) => once(command.run(&global)),
+        Command::Services(command) => once(command.run(&global)),
+        Command::Intention(command) => once(command.run(&global)),
+        Command::Kv(command) => once(command.run(&global)),
+        Command::Secret(command) => once(command.run(&global)),
+        Command::Operator(command) => once(command.run(&global)),
+        Command::JoinToken(command) => once(command.run(&global)),
+    }
+}
+
+/// Help and version are answers; everything else that clap objects to is a usage error.
+fn usage(error: &clap::Error) -> Result<(), Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            print_help(error);
+            Ok(())
+        }
+        _ => {
+            print_help(error);
+            Err(Failure::silent(Exit::Usage))
+        }
+    }
+}
+
+fn print_help(error: &clap::Error) {
+    // The reader of stdout or stderr may have closed it; there is nobody left to tell.
+    let _ = error.print();
+}
+
+/// Runs a short command on a runtime of its own.
+fn once(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,188 @@
+//! `mesh operator`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Exit, Failure, Global, input, output};
+
+/// Run the sealed store: initialise, unseal, seal, look at it and its history.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the store, its unseal key shares and the root token. Once, on the server's own host.
+    Init(Init),
+    /// Give one share of the unseal key; when enough were given the store opens.
+    Unseal {
+        /// `-` reads stdin, `@FILE` a file; without it the share is asked for.
+        share: Option<String>,
+        /// Forget the shares given so far.
+        #[arg(long, conflicts_with = "share")]
+        reset: bool,
+    },
+    /// Close the store: keys leave memory, secrets and new certificates stop, discovery and calls go on.
+    Seal,
+    /// Show whether the store is initialised and open. Exit code 2: sealed.
+    Status,
+    /// Check the hash chain of the whole ledger.
+    Verify,
+    /// List changes, the latest first: who, what, when.
+    History {
+        /// How many.
+        #[arg(long, default_value_t = 10)]
+        limit: u32,
+        /// Only entries before this index.
+        #[arg(long)]
+        before: Option<u64>,
+    },
+}
+
+/// How the unseal key is split.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// How many shares the unseal key is split into.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    shares: u8,
+    /// How many of them open the store.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    threshold: u8,
+    /// Write shares and root token to this new file (JSON, mode 0600) instead of the terminal.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SealStatus {
+    initialized: bool,
+    sealed: bool,
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    t: u32,
+    #[serde(default)]
+    n: u32,
+    #[serde(default)]
+    progress: u32,
+    #[serde(default)]
+    version: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HistoryItem {
+    index: u64,
+    time: String,
+    actor: String,
+    #[serde(default)]
+    via: String,
+    operation: String,
+    #[serde(default)]
+    keys: Vec<String>,
+    #[serde(default)]
+    reason: String,
+}
+
+impl Command {
+    /// Runs the command.
+    pub async fn run(self, global: &Global) -> Result<(), Failure> {
+        let client = global.addresses.vault()?;
+        match self {
+            Command::Init(init) => {
+                if init.threshold > init.shares {
+                    return Err(Failure::usage("--threshold is larger than --shares"));
+                }
+                let (what, secrets) = ("cannot initialise the store", "the unseal key shares");
+                input::check_deliverable(secrets, init.out.as_deref())?;
+                let body = json!({
+                    "secret_shares": init.shares,
+                    "secret_threshold": init.threshold,
+                });
+                let path = "/v1/sys/init";
+                let answer = client.call(what, Method::PUT, path, Some(&body)).await?;
+                let value: Value = answer.json(what)?;
+                let text = serde_json::to_string_pretty(&value).unwrap_or_default();
+                input::deliver(secrets, &text, init.out.as_deref())?;
+                eprintln!(
+                    "give each share to another person; the root token can do everything\n  \
+                     next: mesh operator unseal ({} times)",
+                    init.threshold
+                );
+                Ok(())
+            }
+            Command::Unseal { share, reset } => {
+                let body = match reset {
+                    true => json!({"reset": true}),
+                    false => {
+                        let share = input::secret_line("unseal key share", share.as_deref())?;
+                        json!({"key": share.as_str()})
+                    }
+                };
+                let what = "cannot unseal";
+                let path = "/v1/sys/unseal";
+                let answer = client.call(what, Method::PUT, path, Some(&body)).await?;
+                print_status(global, &answer.json(what)?)
+            }
+            Command::Seal => {
+                let what = "cannot seal";
+                client.call(what, Method::PUT, "/v1/sys/seal", None).await?;
+                output::line(&format!("sealed: {}", client.target()))
+            }
+            Command::Status => {
+                let what = "cannot read the seal status";
+                let status: SealStatus = client.get(what, "/v1/sys/seal-status").await?;
+                print_status(global, &status)?;
+                match (status.initialized, status.sealed) {
+                    (_, false) => Ok(()),
+                    (false, true) => Err(Failure::new(Exit::Remote, "the store is not initialised")
+                        .next("mesh operator init")),
+                    (true, true) => Err(Failure::new(Exit::Remote, "the store is sealed")
+                        .next("mesh operator unseal")),
+                }
+            }
+            Command::Verify => {
+                let what = "cannot verify the ledger";
+                let path = "/v1/mesh/ledger/verify";
+                let report: Value = client.get(what, path).await?;
+                output::json(&report)?;
+                match report["ok"].as_bool() {
+                    Some(true) => Ok(()),
+                    _ => Err(Failure::failed("the ledger does not verify")),
+                }
+            }
+            Command::History { limit, before } => {
+                let before = before.map_or(String::new(), |index| format!("&before={index}"));
+                let path = format!("/v1/mesh/ledger?limit={limit}{before}");
+                let items: Vec<HistoryItem> = client.get("cannot read the history", &path).await?;
+                let rows = items.iter().map(|item| {
+                    vec![
+                        item.index.to_string(),
+                        item.time.clone(),
+                        item.actor.clone(),
+                        item.via.clone(),
+                        item.operation.clone(),
+                        item.keys.join(","),
+                    ]
+                });
+                let header = ["INDEX", "TIME", "WHO", "VIA", "WHAT", "KEYS"];
+                output::rows(global.output, &header, rows.collect(), &items)
+            }
+        }
+    }
+}
+
+fn print_status(global: &Global, status: &SealStatus) -> Result<(), Failure> {
+    let yes_no = |yes| if yes { "yes" } else { "no" };
+    let mut rows = vec![
+        ("initialised", yes_no(status.initialized).to_owned()),
+        ("sealed", yes_no(status.sealed).to_owned()),
+        ("seal type", status.kind.clone()),
+        ("shares", format!("{} of {} needed", status.t, status.n)),
+    ];
+    if status.sealed {
+        rows.push(("given so far", status.progress.to_string()));
+    }
+    rows.push(("version", status.version.clone()));
+    let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+    output::rows(global.output, &["STORE", ""], rows.collect(), status)
+}
