@@ -1,0 +1,3 @@
+//! What the binary and the parts behind it do, seen from outside.
+
+mod cli;
