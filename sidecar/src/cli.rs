@@ -28,8 +28,10 @@ pub use failure::{Exit, Failure};
 /// Mesh finds services, connects them over mutual TLS, and hands them short-lived secrets.
 #[derive(Debug, Parser)]
 #[command(name = "mesh", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 remote unreachable or refused by it \
-    (operator status: 2 = sealed), 64 usage, 75 try later, 77 denied.")]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failed, 2 remote unreachable or refused by it \
+    (operator status: 2 = sealed), 64 usage, 75 try later, 77 denied."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -73,7 +73,10 @@ impl Addresses {
             .or_else(consul_address)
             .unwrap_or_else(|| "http://127.0.0.1:8500".to_owned());
         let ca = self.ca_file("CONSUL_CACERT");
-        let token = self.token(&["MESH_TOKEN", "CONSUL_HTTP_TOKEN"], "CONSUL_HTTP_TOKEN_FILE")?;
+        let token = self.token(
+            &["MESH_TOKEN", "CONSUL_HTTP_TOKEN"],
+            "CONSUL_HTTP_TOKEN_FILE",
+        )?;
         Ok(Client {
             target: Target::parse(&address, 8500, ca.as_deref())?,
             prefix: "",
@@ -197,7 +200,9 @@ impl Client {
             .map_err(|error| Failure::usage(format!("this makes no request: {error}")))?;
         for (name, value) in &self.headers {
             let mut value = HeaderValue::from_str(value).map_err(|_| {
-                Failure::usage(format!("the token for {name} has characters that no token has"))
+                Failure::usage(format!(
+                    "the token for {name} has characters that no token has"
+                ))
             })?;
             value.set_sensitive(true);
             request.headers_mut().insert(*name, value);
@@ -285,7 +290,10 @@ fn home_token() -> Option<Zeroizing<String>> {
 fn read_token(path: &std::path::Path) -> Result<Zeroizing<String>, Failure> {
     let text = fs::read_to_string(path).map(Zeroizing::new);
     let text = text.map_err(|error| {
-        Failure::failed(format!("cannot read the token file {}: {error}", path.display()))
+        Failure::failed(format!(
+            "cannot read the token file {}: {error}",
+            path.display()
+        ))
     })?;
     Ok(Zeroizing::new(text.trim().to_owned()))
 }

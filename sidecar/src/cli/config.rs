@@ -27,16 +27,19 @@ impl Command {
         let Command::Validate { mut config, paths } = self;
         config.extend(paths);
         let sources = Sources::new(&config).with_env(std::env::vars());
-        let files = sources.list().map_err(|error| {
-            Failure::failed(format!("cannot list the configuration: {error}"))
-        })?;
+        let files = sources
+            .list()
+            .map_err(|error| Failure::failed(format!("cannot list the configuration: {error}")))?;
         Config::load(&sources).map_err(|errors| {
             eprintln!("{errors}");
             let count = errors.0.len();
             let plural = if count == 1 { "" } else { "s" };
             Failure::failed(format!("{count} error{plural} in the configuration"))
         })?;
-        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
         output::line(&match files.is_empty() {
             true => "valid (no files: defaults and environment only)".to_owned(),
             false => format!("valid: {}", files.join(", ")),

@@ -85,7 +85,10 @@ impl Failure {
             | StatusCode::TOO_MANY_REQUESTS
             | StatusCode::GATEWAY_TIMEOUT => Failure::new(Exit::Later, message),
             StatusCode::NOT_FOUND => Failure::new(Exit::Failed, message),
-            _ => Failure::new(Exit::Remote, format!("{message} (HTTP {})", status.as_u16())),
+            _ => Failure::new(
+                Exit::Remote,
+                format!("{message} (HTTP {})", status.as_u16()),
+            ),
         }
     }
 

@@ -42,7 +42,9 @@ pub fn secret_line(what: &str, source: Option<&str>) -> Result<Zeroizing<String>
     let bytes = secret(what, source)?;
     let text = std::str::from_utf8(&bytes)
         .map_err(|_| Failure::usage(format!("{what} is not UTF-8 text")))?;
-    Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+    Ok(Zeroizing::new(
+        text.trim_end_matches(['\r', '\n']).to_owned(),
+    ))
 }
 
 /// Everything on stdin.
@@ -53,7 +55,10 @@ pub fn stdin(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
 /// A file's content.
 pub fn file(what: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let file = fs::File::open(path).map_err(|error| {
-        Failure::failed(format!("cannot read {what} from {}: {error}", path.display()))
+        Failure::failed(format!(
+            "cannot read {what} from {}: {error}",
+            path.display()
+        ))
     })?;
     bounded(what, file)
 }
@@ -134,7 +139,10 @@ pub fn deliver(what: &str, secret: &str, out: Option<&Path>) -> Result<(), Failu
         return output::line(secret);
     };
     let failed = |error: io::Error| {
-        Failure::failed(format!("cannot write {what} to {}: {error}", path.display()))
+        Failure::failed(format!(
+            "cannot write {what} to {}: {error}",
+            path.display()
+        ))
     };
     let mut file = OpenOptions::new()
         .write(true)

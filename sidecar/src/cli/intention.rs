@@ -69,7 +69,13 @@ impl Command {
                         i.description.clone(),
                     ]
                 });
-                let header = ["SOURCE", "DESTINATION", "ACTION", "PRECEDENCE", "DESCRIPTION"];
+                let header = [
+                    "SOURCE",
+                    "DESTINATION",
+                    "ACTION",
+                    "PRECEDENCE",
+                    "DESCRIPTION",
+                ];
                 return output::rows(global.output, &header, rows.collect(), &list);
             }
             Command::Remove {
@@ -79,7 +85,9 @@ impl Command {
                 let what = format!("cannot remove the intention {source} -> {destination}");
                 let path = path(&source, &destination);
                 let known = client.send(Method::GET, &path, "").await?;
-                known.ok(&what).map_err(|failure| failure.next("mesh intention list"))?;
+                known
+                    .ok(&what)
+                    .map_err(|failure| failure.next("mesh intention list"))?;
                 client.call(&what, Method::DELETE, &path, None).await?;
                 return output::line(&format!("removed: {source} -> {destination}"));
             }

@@ -71,8 +71,9 @@ impl Command {
                 let what = format!("cannot read key {key:?}");
                 let answer = client.send(Method::GET, &path(&key, ""), "").await?;
                 if answer.status == StatusCode::NOT_FOUND {
-                    return Err(Failure::failed(format!("there is no key {key:?}"))
-                        .next("mesh kv list"));
+                    return Err(
+                        Failure::failed(format!("there is no key {key:?}")).next("mesh kv list")
+                    );
                 }
                 let entries: Vec<Entry> = answer.ok(&what)?.json(&what)?;
                 let Some(entry) = entries.first() else {
@@ -82,8 +83,8 @@ impl Command {
                     return output::json(entry);
                 }
                 let value = STANDARD.decode(entry.value.as_deref().unwrap_or_default());
-                let mut value =
-                    value.map_err(|error| Failure::new(Exit::Remote, format!("{what}: {error}")))?;
+                let mut value = value
+                    .map_err(|error| Failure::new(Exit::Remote, format!("{what}: {error}")))?;
                 value.push(b'\n');
                 output::bytes(&value)
             }
@@ -95,7 +96,9 @@ impl Command {
             } => {
                 let what = format!("cannot write key {key:?}");
                 let value = match value.strip_prefix('@') {
-                    Some(file) => Bytes::copy_from_slice(&input::file("the value", Path::new(file))?),
+                    Some(file) => {
+                        Bytes::copy_from_slice(&input::file("the value", Path::new(file))?)
+                    }
                     None if value == "-" => Bytes::copy_from_slice(&input::stdin("the value")?),
                     None => value.into(),
                 };
@@ -124,7 +127,9 @@ impl Command {
             }
             Command::List { prefix } => {
                 let what = format!("cannot list keys under {prefix:?}");
-                let answer = client.send(Method::GET, &path(&prefix, "?keys"), "").await?;
+                let answer = client
+                    .send(Method::GET, &path(&prefix, "?keys"), "")
+                    .await?;
                 let keys: Vec<String> = match answer.status {
                     StatusCode::NOT_FOUND => Vec::new(),
                     _ => answer.ok(&what)?.json(&what)?,

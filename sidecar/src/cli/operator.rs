@@ -134,8 +134,10 @@ impl Command {
                 print_status(global, &status)?;
                 match (status.initialized, status.sealed) {
                     (_, false) => Ok(()),
-                    (false, true) => Err(Failure::new(Exit::Remote, "the store is not initialised")
-                        .next("mesh operator init")),
+                    (false, true) => {
+                        Err(Failure::new(Exit::Remote, "the store is not initialised")
+                            .next("mesh operator init"))
+                    }
                     (true, true) => Err(Failure::new(Exit::Remote, "the store is sealed")
                         .next("mesh operator unseal")),
                 }
@@ -183,6 +185,8 @@ fn print_status(global: &Global, status: &SealStatus) -> Result<(), Failure> {
         rows.push(("given so far", status.progress.to_string()));
     }
     rows.push(("version", status.version.clone()));
-    let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+    let rows = rows
+        .into_iter()
+        .map(|(name, value)| vec![name.to_owned(), value]);
     output::rows(global.output, &["STORE", ""], rows.collect(), status)
 }

@@ -25,8 +25,10 @@ pub enum Command {
         version: Option<u64>,
     },
     /// Write a new version of a secret.
-    #[command(after_help = "For example: pass show db | mesh secret put secret/web/db password=-\n\
-        A value never stands on the command line: FIELD=- reads stdin, FIELD=@FILE a file, FIELD alone asks.")]
+    #[command(
+        after_help = "For example: pass show db | mesh secret put secret/web/db password=-\n\
+        A value never stands on the command line: FIELD=- reads stdin, FIELD=@FILE a file, FIELD alone asks."
+    )]
     Put {
         /// Where to put it, for example secret/web/db
         path: String,
@@ -111,7 +113,9 @@ async fn get(
         };
         return output::line(&Zeroizing::new(plain(value)));
     }
-    let rows = fields.iter().map(|(name, value)| vec![name.clone(), plain(value)]);
+    let rows = fields
+        .iter()
+        .map(|(name, value)| vec![name.clone(), plain(value)]);
     output::rows(global.output, &["FIELD", "VALUE"], rows.collect(), data)
 }
 
@@ -135,7 +139,9 @@ async fn put(
             None => (field.as_str(), None),
         };
         if name.is_empty() {
-            return Err(Failure::usage("a field needs a name: FIELD=- or FIELD=@FILE"));
+            return Err(Failure::usage(
+                "a field needs a name: FIELD=- or FIELD=@FILE",
+            ));
         }
         let value = input::secret_line(&format!("the value of {name:?}"), source)?;
         data.insert(name.to_owned(), value.to_string());

@@ -95,15 +95,22 @@ impl Command {
             }
             let rows = list.iter().map(|s| {
                 let count = |n: usize| n.to_string();
-                vec![s.name.clone(), count(s.instances), count(s.passing), s.tags.join(",")]
+                vec![
+                    s.name.clone(),
+                    count(s.instances),
+                    count(s.passing),
+                    s.tags.join(","),
+                ]
             });
             let header = ["SERVICE", "INSTANCES", "PASSING", "TAGS"];
             return output::rows(global.output, &header, rows.collect(), &list);
         };
         let list: Vec<Instance> = entries(&name).await?.into_iter().map(Entry::into).collect();
         if list.is_empty() {
-            return Err(Failure::failed(format!("no instance of service {name:?} is known"))
-                .next("mesh services"));
+            return Err(
+                Failure::failed(format!("no instance of service {name:?} is known"))
+                    .next("mesh services"),
+            );
         }
         let rows = list.iter().map(|i| {
             vec![

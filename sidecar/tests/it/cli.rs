@@ -60,7 +60,9 @@ impl Remote {
     /// The text of the one request that came; fails when none came.
     fn request(self) -> String {
         // Wakes the accept, should the command never have connected.
-        drop(TcpStream::connect(self.address.strip_prefix("http://").unwrap()));
+        drop(TcpStream::connect(
+            self.address.strip_prefix("http://").unwrap(),
+        ));
         self.task.join().unwrap()
     }
 }
@@ -134,9 +136,7 @@ fn config_validate_reports_everything_at_once() {
         lines,
         [
             &*format!("{path}:2:1: unknown key `nam` in [node]; did you mean `name`?"),
-            &*format!(
-                "{path}:4:7: `dns.ttl` must be a duration such as \"10s\", this is a number"
-            ),
+            &*format!("{path}:4:7: `dns.ttl` must be a duration such as \"10s\", this is a number"),
             "mesh: 2 errors in the configuration",
         ]
     );
@@ -155,7 +155,10 @@ fn nobody_there_is_2_and_says_what_to_try() {
     drop(free);
     let ran = run(&mut mesh(&["members", "--http-addr", &address]));
     assert_eq!((ran.code, &*ran.out), (2, ""));
-    assert!(ran.err.contains(&format!("cannot connect to http://{address}")));
+    assert!(
+        ran.err
+            .contains(&format!("cannot connect to http://{address}"))
+    );
     assert!(ran.err.contains("next: is an agent running here?"));
     let ran = run(mesh(&["members"]).env("CONSUL_HTTP_ADDR", "ftp://x"));
     assert_eq!(ran.code, 64, "{}", ran.err);
@@ -166,7 +169,9 @@ fn refusals_map_to_exit_codes() {
     let status = |status, body, args: &[&str]| {
         let remote = remote(status, body);
         let address = &remote.address;
-        let ran = run(mesh(args).env("VAULT_ADDR", address).env("MESH_HTTP_ADDR", address));
+        let ran = run(mesh(args)
+            .env("VAULT_ADDR", address)
+            .env("MESH_HTTP_ADDR", address));
         remote.request();
         ran
     };
@@ -191,7 +196,12 @@ fn refusals_map_to_exit_codes() {
 
 #[test]
 fn secret_values_come_from_stdin_or_files_never_from_arguments() {
-    let literal = run(&mut mesh(&["secret", "put", "secret/web/db", "password=hunter2"]));
+    let literal = run(&mut mesh(&[
+        "secret",
+        "put",
+        "secret/web/db",
+        "password=hunter2",
+    ]));
     assert_eq!(literal.code, 64);
     assert!(literal.err.contains("`-` for stdin or `@FILE`"));
     assert!(!literal.err.contains("hunter2"), "{}", literal.err);
@@ -199,14 +209,23 @@ fn secret_values_come_from_stdin_or_files_never_from_arguments() {
     let remote = remote("200 OK", r#"{"data":{"version":4}}"#);
     let args = ["secret", "put", "secret/web/db", "password=-", "--cas", "3"];
     let ran = with_stdin(
-        mesh(&args).env("VAULT_ADDR", &remote.address).env("VAULT_TOKEN", "t0"),
+        mesh(&args)
+            .env("VAULT_ADDR", &remote.address)
+            .env("VAULT_TOKEN", "t0"),
         "p4ss\n",
     );
     let request = remote.request();
-    assert_eq!(ran.out, "written: secret/web/db, version 4\n", "{}", ran.err);
+    assert_eq!(
+        ran.out, "written: secret/web/db, version 4\n",
+        "{}",
+        ran.err
+    );
     assert!(request.starts_with("POST /v1/secret/data/web/db HTTP/1.1\r\n"));
     assert!(request.contains("x-vault-token: t0\r\n"));
-    assert!(request.ends_with(r#"{"data":{"password":"p4ss"},"options":{"cas":3}}"#), "{request}");
+    assert!(
+        request.ends_with(r#"{"data":{"password":"p4ss"},"options":{"cas":3}}"#),
+        "{request}"
+    );
 }
 
 #[test]
@@ -218,7 +237,15 @@ fn unseal_keys_and_tokens_are_handed_out_only_to_a_file_or_terminal() {
     let out = dir.path().join("keys.json");
     let body = r#"{"keys":["aa"],"keys_base64":["qg=="],"root_token":"hvs.x"}"#;
     let remote = remote("200 OK", body);
-    let args = ["operator", "init", "--shares", "1", "--threshold", "1", "--out"];
+    let args = [
+        "operator",
+        "init",
+        "--shares",
+        "1",
+        "--threshold",
+        "1",
+        "--out",
+    ];
     let ran = run(mesh(&args).arg(&out).env("VAULT_ADDR", &remote.address));
     remote.request();
     assert_eq!((ran.code, &*ran.out), (0, ""), "{}", ran.err);
