@@ -11,12 +11,13 @@
 //! * [`Driver`] is one task around a UDP socket: seals and opens datagrams with the [`Keyring`], keeps the clock, hands
 //!   stream questions to a [`StreamTransport`] (mesh RPC implements it).
 //! * `core` is the protocol without sockets or clock: inputs with a time go in, outputs come out. The simulator in
-//!   [`sim`](crate::sim) drives the same core in virtual time.
+//!   `sim` (feature `sim`) drives the same core in virtual time.
 //! * [`wire`], [`stream`] and [`keyring`] are the encodings, all versioned and bounded.
 //!
-//! What a quiet node costs: about four datagrams a second of some 110 bytes each, whatever the cluster's size
-//! (`reference` figures: 430 B/s, 5 µs of CPU per second at a thousand members); an update costs 36 bytes in packets
-//! that are sent anyway, repeated `4·log10(N)` times by each member.
+//! What a quiet node costs, measured in the simulator at fifty nodes and flat in their number: 4.2 datagrams and 660
+//! bytes a second, 6.2 and 990 at 5 % loss. A packet without news is 132 bytes on the wire: 28 of IP and UDP, 33 of
+//! sealing, 71 of header. An update costs 36 bytes in packets that are sent anyway; each member repeats it
+//! `4·log10(N)` times, six at least.
 //!
 //! Liveness found here never grants anything; it only takes away sooner.
 

@@ -19,7 +19,7 @@ pub(crate) fn encode(addresses: impl Iterator<Item = SocketAddr>) -> Vec<u8> {
 
 /// Reads what [`Membership::candidates`](super::Membership::candidates) returned, for
 /// [`Config::candidates`](super::Config::candidates). Lines that are no address are skipped, as is all beyond
-/// [`MAX_CANDIDATES`]: a damaged file costs time, not the start.
+/// 1,024: a damaged file costs time, not the start.
 pub fn decode(bytes: &[u8]) -> Vec<SocketAddr> {
     bytes
         .split(|byte| *byte == b'\n')

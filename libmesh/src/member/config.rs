@@ -50,7 +50,7 @@ impl Preset {
     pub fn wan() -> Self {
         Self {
             probe_period: Duration::from_secs(3),
-            probe_rtt: Duration::from_millis(1500),
+            probe_rtt: Duration::from_millis(1200),
             suspect_to_down: Duration::from_secs(25),
             confirm_timeout: Duration::from_secs(4),
             gossip_period: Duration::from_millis(500),

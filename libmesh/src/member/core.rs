@@ -5,61 +5,60 @@
 //! measured (each line has a test in the simulator):
 //!
 //! * **Late suspicions.** foca 2.0 tells a member that it is down when a suspicion timer fires, even if the suspicion
-//!   was refuted meanwhile; the healthy member then takes a new generation (at N = 50 and 5 % loss, once every quarter
-//!   of a minute). A timer is only delivered while foca still shows the member Suspect at that incarnation.
+//!   was refuted meanwhile; the healthy member then takes a new generation (at N = 50 and 5 % loss, about one every
+//!   twenty seconds). A timer is only delivered while foca still shows the member Suspect at that incarnation.
 //! * **Lost packets.** A ping that got no answer is asked again over the stream transport when foca starts to ask
 //!   others; before Down the target is asked once more, and refutes if it can. Loss alone makes no suspect.
-//! * **Our own stalls.** Time that this process slept through does not count ([`timers`]). The caller hands in waiting
+//! * **Our own stalls.** Time that this process slept through does not count (`timers`). The caller hands in waiting
 //!   packets before timers.
 //! * **Joins and heals.** A join answer over UDP holds 30 random members; the whole list is exchanged over a stream at
 //!   join and every 10–20 s with a random known address, members that are down included. Seeds are announced to for
-//!   ever ([`seeds`]).
+//!   ever (`seeds`).
 //! * **Killed processes.** A refused connection is evidence that a process is gone; when a second member sees the same,
 //!   Down follows at once instead of after five seconds. Any packet from the member cancels it, so a firewall that
 //!   rejects cannot kill a node that others reach.
 //! * **Goodbyes** are told from failures.
 //!
-//! Costs per input at N members: O(1) for a packet without news plus foca's own linear scans (1.3 µs at 10,000).
+//! Costs: a packet without news is looked up, not scanned for; what is linear in the number of members is foca's own
+//! (1.3 µs a packet at 10,000).
 
 mod asks;
+mod discovery;
 mod effects;
 mod seeds;
+mod suspicion;
 mod table;
 mod timers;
+mod tuning;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foca::{Foca, Incarnation, Message, NoCustomBroadcast, PeriodicParams, State, Timer};
+use foca::{Foca, Incarnation, Message, NoCustomBroadcast, State, Timer};
+use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
-use rand::{RngExt, SeedableRng};
 
 use self::asks::{Asks, Case, Purpose};
+use self::discovery::{FIRST_PUSH_PULL, FORGET_PERIOD};
 use self::effects::Effects;
 use self::seeds::Seeds;
 use self::table::{Table, public};
 use self::timers::{Item, Timers};
+use self::tuning::{INDIRECT_PROBES, foca_config};
 use super::config::{Config, Preset};
 use super::counters::{Counters, count};
 use super::handle::{AnswerError, MembershipGone};
-use super::keyring::{MAX_DATAGRAM, OVERHEAD};
 use super::stream::{self, Peer, StreamReply};
 use super::wire::{self, Identity, Packet, WireCodec};
 use super::{Member, MemberEvent, MemberState, candidates};
-use crate::model::{Liveness, NodeId};
+use crate::model::NodeId;
 
-/// Who gets asked to probe a member that does not answer.
-const INDIRECT_PROBES: usize = 3;
 /// Rounds of gossip that carry a goodbye.
 const GOODBYE_ROUNDS: u8 = 4;
-/// Pause before the first exchange of full state after a join.
-const FIRST_PUSH_PULL: Duration = Duration::from_secs(1);
-const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// A generation this far above ours is a lie, not our own later life (35 years in microseconds).
 const MAX_GENERATION_LEAD: u64 = 1 << 50;
 
@@ -152,43 +151,6 @@ pub struct Core {
     pub(crate) unguarded: bool,
 }
 
-fn foca_config(preset: &Preset, members: usize) -> foca::Config {
-    let size = |n: usize| NonZeroUsize::new(n).expect("a constant or clamped to at least 1");
-    let every = |frequency, n| {
-        Some(PeriodicParams {
-            frequency,
-            num_members: size(n),
-        })
-    };
-    // As memberlist: 4·log10(N+1), rounded up; six at least, they cost nothing in a small cluster.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 6 and 40"
-    )]
-    let transmissions = (4.0 * ((members + 1) as f64).log10())
-        .ceil()
-        .clamp(6.0, 40.0) as u8;
-    foca::Config {
-        probe_period: preset.probe_period,
-        probe_rtt: preset.probe_rtt,
-        num_indirect_probes: size(INDIRECT_PROBES),
-        max_transmissions: NonZeroU8::new(transmissions).expect("at least 6"),
-        // The preset counts from the unanswered ping to Down; foca from the end of the probe to the last question.
-        suspect_to_down_after: preset
-            .suspect_to_down
-            .saturating_sub(preset.probe_period + preset.confirm_timeout)
-            .max(preset.probe_period),
-        // We forget ourselves: one timer for all.
-        remove_down_after: None,
-        max_packet_size: size(MAX_DATAGRAM - OVERHEAD),
-        notify_down_members: true,
-        periodic_announce: every(preset.announce_period, 1),
-        periodic_announce_to_down_members: every(preset.announce_down_period, 2),
-        periodic_gossip: every(preset.gossip_period, preset.gossip_fanout.max(1)),
-    }
-}
-
 impl Core {
     /// A node that knows nobody yet. `now` is any clock that does not run back; `seed` feeds all random choices.
     pub fn new(config: &Config, now: Duration, seed: u64, counters: Arc<Counters>) -> Self {
@@ -263,7 +225,7 @@ impl Core {
         self.table.states()
     }
 
-    /// Addresses of present members as bytes, see [`candidates`].
+    /// Addresses of present members as bytes, one a line; see [`Config::candidates`].
     pub fn candidates(&self) -> Vec<u8> {
         candidates::encode(
             self.table
@@ -298,7 +260,7 @@ impl Core {
     pub fn handle_stream_reply(&mut self, now: Duration, id: u64, reply: &StreamReply) {
         self.advance(now);
         if let Some(purpose) = self.asks.take(id) {
-            self.resolve(purpose, reply);
+            self.resolve(&purpose, reply);
         }
     }
 
@@ -383,22 +345,6 @@ impl Core {
         );
     }
 
-    /// The whole member list as bytes, this node first.
-    pub fn state(&self) -> Vec<u8> {
-        let own = *self.foca.identity();
-        let myself = if self.is_leaving() {
-            foca::Member::new(own, wire::LEFT, State::Down)
-        } else {
-            foca::Member::new(own, self.incarnation, State::Alive)
-        };
-        let others = self
-            .foca
-            .iter_membership_state()
-            .filter(|member| member.id().node != own.node)
-            .cloned();
-        stream::encode_state(&std::iter::once(myself).chain(others).collect::<Vec<_>>())
-    }
-
     fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
     }
@@ -415,12 +361,14 @@ impl Core {
             return;
         };
         let own = *self.foca.identity();
-        let mut touched: Vec<NodeId> = updates.iter().map(|update| update.id().node).collect();
-        touched.push(header.src.node);
-        let unknown = touched
+        let src = foca::Member::new(header.src, header.src_incarnation, State::Alive);
+        let news = updates
             .iter()
-            .filter(|node| **node != own.node && self.table.get(**node).is_none())
-            .count();
+            .chain([&src])
+            .filter(|update| self.table.is_news(update));
+        let touched: Vec<NodeId> = news.map(|update| update.id().node).collect();
+        let is_unknown = |node: &&NodeId| **node != own.node && self.table.get(**node).is_none();
+        let unknown = touched.iter().filter(is_unknown).count();
         if unknown > 0 && self.table.len() + unknown > self.max_members {
             count(&self.counters.dropped_full);
             return;
@@ -499,7 +447,7 @@ impl Core {
             }
             Item::AskDeadline(id) => {
                 if let Some(purpose) = self.asks.take(id) {
-                    self.resolve(purpose, &StreamReply::Timeout);
+                    self.resolve(&purpose, &StreamReply::Timeout);
                 }
             }
             Item::Seeds => self.announce_to_seeds(),
@@ -513,58 +461,6 @@ impl Core {
                     .set(Item::GoodbyeRound(rounds - 1), self.preset.gossip_period);
             }
         }
-    }
-
-    fn is_suspect(&self, member: &Identity, incarnation: Incarnation) -> bool {
-        self.foca.iter_membership_state().any(|known| {
-            known.id() == member
-                && known.state() == State::Suspect
-                && known.incarnation() == incarnation
-        })
-    }
-
-    /// foca's timer for a suspicion: only delivered while it still stands, and after one last question.
-    fn suspicion_due(
-        &mut self,
-        member_id: Identity,
-        incarnation: Incarnation,
-        token: foca::TimerToken,
-    ) {
-        #[cfg(test)]
-        if self.unguarded {
-            self.declare_down(member_id, incarnation, token);
-            return;
-        }
-        if !self.is_suspect(&member_id, incarnation) {
-            self.suspicions.remove(&member_id.node);
-            count(&self.counters.late_suspicions);
-            return;
-        }
-        let asked = self.confirm(member_id, incarnation, token);
-        if !asked {
-            let timer = Timer::ChangeSuspectToDown {
-                member_id,
-                incarnation,
-                token,
-            };
-            self.timers.set(Item::Foca(timer), self.preset.probe_period);
-        }
-    }
-
-    fn declare_down(
-        &mut self,
-        member_id: Identity,
-        incarnation: Incarnation,
-        token: foca::TimerToken,
-    ) {
-        self.suspicions.remove(&member_id.node);
-        let timer = Timer::ChangeSuspectToDown {
-            member_id,
-            incarnation,
-            token,
-        };
-        let result = self.foca.handle_timer(timer, &mut self.effects);
-        self.settle(result, &[member_id.node]);
     }
 
     /// Takes over what a call of foca brought: timers, packets, changed members (`touched` and those that foca named).
@@ -659,144 +555,6 @@ impl Core {
             // Only fails when a period changes, and none does.
             let _ = self.foca.set_config(foca_config(&self.preset, members));
         }
-    }
-
-    fn set_seed_timer(&mut self) {
-        if let Some(next) = self.seeds.next() {
-            self.timers
-                .replace(Item::Seeds, next.saturating_sub(self.timers.time()));
-        }
-    }
-
-    fn present_addresses(&self) -> HashSet<SocketAddr> {
-        self.table
-            .iter()
-            .filter(|known| known.liveness.is_present())
-            .map(|known| known.identity.addr)
-            .collect()
-    }
-
-    fn announce_to_seeds(&mut self) {
-        if self.is_leaving() {
-            return;
-        }
-        let present = self.present_addresses();
-        for addr in self.seeds.due(self.timers.time(), &present, &mut self.rng) {
-            let result = self
-                .foca
-                .announce(Identity::unknown(addr), &mut self.effects);
-            self.settle(result, &[]);
-            if !self.joined {
-                self.sync_with(Peer { addr, node: None });
-            }
-        }
-        self.set_seed_timer();
-    }
-
-    fn set_push_pull_timer(&mut self) {
-        let after = self
-            .push_pull_pause
-            .mul_f64(self.rng.random_range(1.0..2.0));
-        self.push_pull_pause = (self.push_pull_pause * 2).min(self.preset.push_pull_period);
-        self.timers.replace(Item::PushPull, after);
-    }
-
-    /// We are new, or were cut off: others changed while we were not told.
-    fn push_pull_soon(&mut self) {
-        self.push_pull_pause = FIRST_PUSH_PULL;
-        self.set_push_pull_timer();
-    }
-
-    /// Exchanges everything with a random known address. Those that are down too: that is how the two sides of a
-    /// partition find each other.
-    fn push_pull(&mut self) {
-        if self.is_leaving() {
-            return;
-        }
-        let present = self.present_addresses();
-        let members = self
-            .table
-            .iter()
-            .filter(|known| known.liveness != Liveness::Left)
-            .map(|known| Peer {
-                addr: known.identity.addr,
-                node: Some(known.identity.node),
-            });
-        let seeds = self
-            .seeds
-            .unknown(&present)
-            .map(|addr| Peer { addr, node: None });
-        let peers: Vec<Peer> = members.chain(seeds).collect();
-        if !peers.is_empty() {
-            let peer = peers[self.rng.random_range(0..peers.len())];
-            self.sync_with(peer);
-        }
-        self.set_push_pull_timer();
-    }
-
-    fn sync_with(&mut self, to: Peer) {
-        let body = self.state().into();
-        self.ask(
-            Purpose::Sync,
-            to,
-            Route::Sync,
-            body,
-            self.preset.push_pull_period / 2,
-        );
-    }
-
-    fn apply_state(&mut self, members: Vec<foca::Member<Identity>>, spread: bool) {
-        let own = self.foca.identity().node;
-        let mut room = self.max_members.saturating_sub(self.table.len());
-        let news: Vec<_> = members
-            .into_iter()
-            .filter(|member| {
-                let node = member.id().node;
-                if node == own || self.table.get(node).is_some() {
-                    return node == own || self.table.is_news(member);
-                }
-                let fits = room > 0;
-                room = room.saturating_sub(1);
-                if !fits {
-                    count(&self.counters.dropped_full);
-                }
-                fits
-            })
-            .collect();
-        self.outrun(
-            news.iter()
-                .filter(|member| member.id().node == own)
-                .map(|member| member.id().generation)
-                .max(),
-        );
-        let touched: Vec<NodeId> = news.iter().map(|member| member.id().node).collect();
-        let result = self
-            .foca
-            .apply_many(news.into_iter(), spread, &mut self.effects);
-        self.settle(result, &touched);
-    }
-
-    /// Forgets members that have been down for long.
-    fn forget(&mut self) {
-        let time = self.timers.time();
-        let old: Vec<Identity> = self
-            .table
-            .iter()
-            .filter(|known| {
-                !known.liveness.is_present()
-                    && time.saturating_sub(known.since) >= self.forget_after
-            })
-            .map(|known| known.identity)
-            .collect();
-        for identity in old {
-            let result = self
-                .foca
-                .handle_timer(Timer::RemoveDown(identity), &mut self.effects);
-            self.settle(result, &[]);
-            self.table.remove(identity.node);
-            self.outputs.push_back(Output::Forgotten(identity.node));
-        }
-        self.timers.set(Item::Forget, FORGET_PERIOD);
     }
 }
 

@@ -3,10 +3,10 @@
 //! Why streams at all: a lost datagram must not make a node suspect, a node must be heard before it is declared down,
 //! and a full member list does not fit datagrams. Three questions:
 //!
-//! * `/member/ping` [`PingBody::Ping`]: the ping that was not answered, again. The answer holds the same packets that
+//! * `/member/ping` *ping*: the ping that was not answered, again. The answer holds the same packets that
 //!   the target would have sent back in datagrams.
-//! * `/member/ping` [`PingBody::Suspicion`]: "I am about to declare you down". The target refutes.
-//! * `/member/ping` [`PingBody::Witness`]: "ask that member yourself and tell me what you saw".
+//! * `/member/ping` *suspicion*: "I am about to declare you down". The target refutes.
+//! * `/member/ping` *witness*: "ask that member yourself and tell me what you saw".
 //! * `/member/sync`: the whole member list; the answer is the other's.
 //!
 //! ```text
@@ -265,6 +265,21 @@ pub mod fuzz {
     /// The content of an opened datagram.
     pub fn packet(bytes: &[u8]) -> bool {
         super::wire::decode_packet(bytes).is_ok()
+    }
+
+    /// A datagram from the network, and the same bytes as what a member sealed.
+    pub fn datagram(bytes: &[u8]) -> bool {
+        use super::super::keyring::{Keyring, Opener, Sealer};
+        let key = [&[1, 1][..], &[7; 32]].concat();
+        let keyring = Keyring::from_bytes(&key).expect("one key of 32 bytes");
+        let mut opener = Opener::new(keyring.clone(), b"fuzz");
+        let mut sealer = Sealer::new(keyring, b"fuzz").expect("random bytes");
+        let mut sealed = Vec::new();
+        let fits = sealer.seal(bytes, &mut sealed).is_ok();
+        if fits {
+            assert_eq!(opener.open(&mut sealed), Ok(bytes));
+        }
+        opener.open(&mut bytes.to_vec()).is_ok_and(packet)
     }
 
     /// An identity.

@@ -18,7 +18,7 @@ fn cluster(seed: u64, nodes: usize, network: Network) -> Sim {
         seed,
         Network {
             streams: true,
-            ..network.clone()
+            ..network
         },
     );
     sim.start_many(&Preset::lan(), nodes, SEC);
@@ -60,7 +60,8 @@ fn percentile(times: &[Duration], percent: usize) -> Duration {
     times[(times.len() * percent).div_ceil(100).max(1) - 1]
 }
 
-/// B1 of `reference/gossip.md`: foca alone tells healthy members that they are down.
+/// The fault of foca 2.0 that `suspicion.rs` guards: a timer that comes after the refutation tells a healthy member that
+/// it is down.
 #[test]
 fn nobody_healthy_rejoins_or_goes_down_in_ten_minutes_at_5_percent_loss() {
     // Without streams every lost probe raises a suspicion, so that only the guard stands between it and the member.
@@ -93,24 +94,43 @@ fn without_the_guard_healthy_members_rejoin() {
 
 #[test]
 fn the_stream_keeps_loss_from_raising_suspicions() {
-    let mut sim = cluster(2, 50, lossy(0.05, true));
-    let before = (sim.now(), sim.bytes, sim.datagrams);
-    sim.run_for(120 * SEC);
-    let node_seconds = (sim.now() - before.0).as_secs_f64() * 50.0;
-    let (bytes, datagrams) = (
-        (sim.bytes - before.1) as f64,
-        (sim.datagrams - before.2) as f64,
-    );
+    for (loss, budget) in [(0.0, 800.0), (0.05, 1100.0)] {
+        let mut sim = cluster(2, 50, lossy(loss, true));
+        let before = (sim.now(), sim.bytes, sim.datagrams);
+        sim.run_for(120 * SEC);
+        let node_seconds = (sim.now() - before.0).as_secs_f64() * 50.0;
+        let rate = (sim.bytes - before.1) as f64 / node_seconds;
+        let datagrams = (sim.datagrams - before.2) as f64 / node_seconds;
+        println!("at loss {loss} a node sends {rate:.0} B/s in {datagrams:.1} datagrams/s");
+        assert_eq!(sim.seen, [], "nothing happened, so nothing should be seen");
+        assert!(
+            rate < budget,
+            "budget of a quiet node exceeded: {rate:.0} B/s"
+        );
+    }
+}
+
+/// DESIGN §10: one host gone, N = 1000, 5 % loss.
+#[test]
+#[ignore = "takes minutes in a debug build; run it with --release --ignored after a change of timings"]
+fn a_lost_host_among_a_thousand_is_down_everywhere_within_7_seconds() {
+    let mut sim = cluster(30, 1000, lossy(0.05, true));
+    let mut all = Vec::new();
+    for victim in [100, 300, 500, 700, 900] {
+        let since = sim.now();
+        sim.crash(victim, Crash::Host);
+        sim.run_for(10 * SEC);
+        all.extend(times(&sim, MemberEvent::Down(node_id(victim)), since));
+    }
+    all.sort_unstable();
     println!(
-        "a node sends {:.0} B/s in {:.1} datagrams/s",
-        bytes / node_seconds,
-        datagrams / node_seconds
+        "N=1000: p50 {:?} p99 {:?} last {:?}",
+        percentile(&all, 50),
+        percentile(&all, 99),
+        all.last()
     );
-    assert_eq!(sim.seen, [], "nothing happened, so nothing should be seen");
-    assert!(
-        bytes / node_seconds < 1000.0,
-        "budget of a quiet node exceeded"
-    );
+    assert_eq!(downs(&sim), all.len(), "somebody healthy was declared down");
+    assert!(percentile(&all, 99) <= 7 * SEC);
 }
 
 #[test]

@@ -227,11 +227,11 @@ impl Core {
         }
     }
 
-    pub(super) fn resolve(&mut self, purpose: Purpose, reply: &StreamReply) {
+    pub(super) fn resolve(&mut self, purpose: &Purpose, reply: &StreamReply) {
         if self.is_leaving() {
             return;
         }
-        match purpose {
+        match *purpose {
             Purpose::Ping { target } => match self.take_in(&target, reply) {
                 Seen::Acked => drop(self.cases.remove(&target.node)),
                 Seen::Gone => self.call_witnesses(target),

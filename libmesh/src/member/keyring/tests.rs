@@ -20,14 +20,14 @@ fn seal(sealer: &mut Sealer, payload: &[u8]) -> Vec<u8> {
 #[test]
 fn a_sealed_datagram_opens_once() {
     let (_, mut sealer, mut opener) = pair();
-    let datagram = seal(&mut sealer, b"hello");
+    let mut datagram = seal(&mut sealer, b"hello");
     assert_eq!(datagram.len(), 5 + OVERHEAD);
     assert!(
         !datagram.windows(5).any(|part| part == b"hello"),
         "the payload is visible"
     );
     assert_eq!(opener.open(&mut datagram.clone()), Ok(&b"hello"[..]));
-    assert_eq!(opener.open(&mut datagram.clone()), Err(OpenError::Replayed));
+    assert_eq!(opener.open(&mut datagram), Err(OpenError::Replayed));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_spent_counter_takes_a_new_salt() {
 #[test]
 fn another_label_another_key_and_altered_bytes_do_not_open() {
     let (keyring, mut sealer, mut opener) = pair();
-    let datagram = seal(&mut sealer, b"hello");
+    let mut datagram = seal(&mut sealer, b"hello");
     for at in 0..datagram.len() {
         let mut altered = datagram.clone();
         altered[at] ^= 1;
@@ -93,7 +93,7 @@ fn another_label_another_key_and_altered_bytes_do_not_open() {
         Err(OpenError::UnknownKey(_))
     ));
     assert!(
-        opener.open(&mut datagram.clone()).is_ok(),
+        opener.open(&mut datagram).is_ok(),
         "failures must not close the window"
     );
 }

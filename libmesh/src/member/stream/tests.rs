@@ -45,7 +45,7 @@ proptest! {
         for cut in 0..bytes.len() {
             prop_assert_eq!(decode_state(&bytes[..cut]), Err(WireError::Truncated));
         }
-        for decode in [fuzz::packet, fuzz::identity, fuzz::state, fuzz::ping] {
+        for decode in [fuzz::datagram, fuzz::packet, fuzz::identity, fuzz::state, fuzz::ping] {
             decode(&garbage);
             decode(&[&[VERSION, 1], &garbage[..]].concat());
         }

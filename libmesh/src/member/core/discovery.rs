@@ -1,0 +1,176 @@
+//! Finding members: announces to seeds, exchange of full state, and forgetting those that are long gone.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use foca::{State, Timer};
+use rand::RngExt;
+
+use super::asks::Purpose;
+use super::timers::Item;
+use super::{Core, Output, Route};
+use crate::member::counters::count;
+use crate::member::stream::{self, Peer};
+use crate::member::wire::{self, Identity};
+use crate::model::{Liveness, NodeId};
+
+/// Pause before the first exchange of full state after a join.
+pub(super) const FIRST_PUSH_PULL: Duration = Duration::from_secs(1);
+pub(super) const FORGET_PERIOD: Duration = Duration::from_secs(60);
+
+impl Core {
+    /// The whole member list as bytes, this node first.
+    pub fn state(&self) -> Vec<u8> {
+        let own = *self.foca.identity();
+        let myself = if self.is_leaving() {
+            foca::Member::new(own, wire::LEFT, State::Down)
+        } else {
+            foca::Member::new(own, self.incarnation, State::Alive)
+        };
+        let others = self
+            .foca
+            .iter_membership_state()
+            .filter(|member| member.id().node != own.node)
+            .cloned();
+        stream::encode_state(&std::iter::once(myself).chain(others).collect::<Vec<_>>())
+    }
+
+    pub(super) fn set_seed_timer(&mut self) {
+        if let Some(next) = self.seeds.next() {
+            self.timers
+                .replace(Item::Seeds, next.saturating_sub(self.timers.time()));
+        }
+    }
+
+    fn present_addresses(&self) -> HashSet<SocketAddr> {
+        self.table
+            .iter()
+            .filter(|known| known.liveness.is_present())
+            .map(|known| known.identity.addr)
+            .collect()
+    }
+
+    pub(super) fn announce_to_seeds(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        let present = self.present_addresses();
+        for addr in self.seeds.due(self.timers.time(), &present, &mut self.rng) {
+            let result = self
+                .foca
+                .announce(Identity::unknown(addr), &mut self.effects);
+            self.settle(result, &[]);
+            if !self.joined {
+                self.sync_with(Peer { addr, node: None });
+            }
+        }
+        self.set_seed_timer();
+    }
+
+    pub(super) fn set_push_pull_timer(&mut self) {
+        let after = self
+            .push_pull_pause
+            .mul_f64(self.rng.random_range(1.0..2.0));
+        self.push_pull_pause = (self.push_pull_pause * 2).min(self.preset.push_pull_period);
+        self.timers.replace(Item::PushPull, after);
+    }
+
+    /// We are new, or were cut off: others changed while we were not told.
+    pub(super) fn push_pull_soon(&mut self) {
+        self.push_pull_pause = FIRST_PUSH_PULL;
+        self.set_push_pull_timer();
+    }
+
+    /// Exchanges everything with a random known address. Those that are down too: that is how the two sides of a
+    /// partition find each other.
+    pub(super) fn push_pull(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        let present = self.present_addresses();
+        let members = self
+            .table
+            .iter()
+            .filter(|known| known.liveness != Liveness::Left)
+            .map(|known| Peer {
+                addr: known.identity.addr,
+                node: Some(known.identity.node),
+            });
+        let seeds = self
+            .seeds
+            .unknown(&present)
+            .map(|addr| Peer { addr, node: None });
+        let peers: Vec<Peer> = members.chain(seeds).collect();
+        if !peers.is_empty() {
+            let peer = peers[self.rng.random_range(0..peers.len())];
+            self.sync_with(peer);
+        }
+        self.set_push_pull_timer();
+    }
+
+    fn sync_with(&mut self, to: Peer) {
+        let body = self.state().into();
+        self.ask(
+            Purpose::Sync,
+            to,
+            Route::Sync,
+            body,
+            self.preset.push_pull_period / 2,
+        );
+    }
+
+    pub(super) fn apply_state(&mut self, members: Vec<foca::Member<Identity>>, spread: bool) {
+        let own = self.foca.identity().node;
+        let mut room = self.max_members.saturating_sub(self.table.len());
+        let news: Vec<_> = members
+            .into_iter()
+            .filter(|member| {
+                let node = member.id().node;
+                if node == own || self.table.get(node).is_some() {
+                    return node == own || self.table.is_news(member);
+                }
+                let fits = room > 0;
+                room = room.saturating_sub(1);
+                if !fits {
+                    count(&self.counters.dropped_full);
+                }
+                fits
+            })
+            .collect();
+        self.outrun(
+            news.iter()
+                .filter(|member| member.id().node == own)
+                .map(|member| member.id().generation)
+                .max(),
+        );
+        let touched: Vec<NodeId> = news.iter().map(|member| member.id().node).collect();
+        let result = self
+            .foca
+            .apply_many(news.into_iter(), spread, &mut self.effects);
+        self.settle(result, &touched);
+    }
+
+    /// Forgets members that have been down for long.
+    pub(super) fn forget(&mut self) {
+        let time = self.timers.time();
+        let old: Vec<Identity> = self
+            .table
+            .iter()
+            .filter(|known| {
+                !known.liveness.is_present()
+                    && time.saturating_sub(known.since) >= self.forget_after
+            })
+            .map(|known| known.identity)
+            .collect();
+        for identity in old {
+            let result = self
+                .foca
+                .handle_timer(Timer::RemoveDown(identity), &mut self.effects);
+            self.settle(result, &[]);
+            self.table.remove(identity.node);
+            self.outputs.push_back(Output::Forgotten(identity.node));
+        }
+        self.timers.set(Item::Forget, FORGET_PERIOD);
+    }
+}
