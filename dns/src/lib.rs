@@ -21,6 +21,8 @@
 pub mod client;
 pub mod config;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod responder;
 mod server;
 pub mod stats;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod cached;
+mod corpus;
 mod forward;
 mod support;
 mod transport;

@@ -1,0 +1,165 @@
+//! Writes the first corpora, from real messages: `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
+//! Run it again when a format changes. The requests of `dns_query` are kept as they are.
+
+use std::path::Path;
+
+use libmesh::bundle::{Action, ConfigBundle, Intention, Revocation, ServiceMatch, SignedBundle};
+use libmesh::catalog::log::Head;
+use libmesh::catalog::testing::TestNode;
+use libmesh::identity::{PublishRights, SpiffeId, TrustBundle, TrustDomain};
+use libmesh::join::{JoinReply, JoinRequest, JoinToken};
+use libmesh::member::Keyring;
+use libmesh::member::stream::{PingAnswer, PingBody, PingKind, Seen};
+use libmesh::member::wire::Identity;
+use libmesh::model::{Datacenter, Instance, NodeId, NodeName, ServiceName};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result {
+    catalog()?;
+    member()?;
+    let domain = TrustDomain::parse("6ba7b810-9dad-11d1-80b4-00c04fd430c8.mesh")?;
+    let config = bundle(&domain)?;
+    join(config)?;
+    certificate(&domain)
+}
+
+fn catalog() -> Result {
+    let node = TestNode::new("node1", [10, 0, 0, 1].into());
+    node.local()
+        .put_service(Instance::new(ServiceName::parse("web")?, 80)?)?;
+    for (i, message) in node
+        .catalog
+        .messages_since(node.id(), Head::default())
+        .iter()
+        .enumerate()
+    {
+        save("catalog_message", &format!("message{i}"), message)?;
+    }
+    // The body of a digest and of a pull: a format octet, then a list.
+    let (id, at) = ([1u8; 16], (5u64, 7u64));
+    let digest = vec![(id, at, None), (id, at, Some(9u128))];
+    save(
+        "sync_frames",
+        "digest",
+        &postcard::to_extend(&digest, vec![1])?,
+    )?;
+    save(
+        "sync_frames",
+        "pull",
+        &postcard::to_extend(&vec![(id, at, 0u32)], vec![1])?,
+    )
+}
+
+fn member() -> Result {
+    let identity = |n: u8| Identity {
+        node: NodeId([n; 16]),
+        addr: ([10, 0, 0, n], 8301).into(),
+        generation: u64::from(n),
+    };
+    let (from, target) = (identity(1), identity(2));
+    let mut encoded = Vec::new();
+    from.encode(&mut encoded);
+    save("member", "identity", &encoded)?;
+    let packet = vec![1, 2, 3, 4].into();
+    for (name, kind) in [
+        ("ping", PingKind::Ping(packet)),
+        ("suspicion", PingKind::Suspicion(3)),
+        ("witness", PingKind::Witness),
+    ] {
+        save("member", name, &PingBody { from, target, kind }.encode())?;
+    }
+    let packets = vec![vec![1, 2, 3].into()];
+    save(
+        "member",
+        "answer",
+        &PingAnswer {
+            by: target,
+            seen: Seen::Acked,
+            packets,
+        }
+        .encode(),
+    )?;
+    save("member", "keyring", &Keyring::generate()?.to_bytes())
+}
+
+fn bundle(domain: &TrustDomain) -> Result<SignedBundle> {
+    let bundle = ConfigBundle {
+        index: 7,
+        head: [3; 32],
+        issued_at: 1_800_000_000,
+        trust_domain: domain.clone(),
+        datacenter: Datacenter::default(),
+        roots: vec![vec![0x30, 0x00]],
+        intentions: vec![Intention {
+            source: ServiceMatch::Any,
+            destination: ServiceMatch::Name(ServiceName::parse("web")?),
+            action: Action::Allow,
+        }],
+        default_action: Action::Deny,
+        revoked: vec![Revocation::Serial("0a1b".to_owned())],
+        entries: [("virtual-ip".to_owned(), vec![1, 2])].into(),
+    };
+    let bytes = postcard::to_stdvec(&bundle)?;
+    save("config_bundle", "opened", &bytes)?;
+    let signed = SignedBundle {
+        bytes: [&[1][..], &bytes].concat(),
+        signature: vec![9; 64],
+        chain: vec![vec![0x30, 0x00]],
+    };
+    save("config_bundle", "signed", &postcard::to_stdvec(&signed)?)?;
+    Ok(signed)
+}
+
+fn join(config: SignedBundle) -> Result {
+    let token = JoinToken::generate([7; 32])?;
+    save("join", "token", token.reveal().as_bytes())?;
+    let advertise = ([10, 0, 0, 1], 8301).into();
+    let request = JoinRequest {
+        token: token.id(),
+        secret: [5; 32],
+        node: NodeName::parse("node1")?,
+        csr: vec![0x30, 0x00],
+        advertise,
+    };
+    save("join", "request", &request.encode())?;
+    let reply = JoinReply {
+        chain: vec![vec![0x30, 0x00]],
+        bundle: TrustBundle {
+            roots: vec![vec![0x30, 0x00]],
+        },
+        datacenter: Datacenter::default(),
+        keyring: vec![1; 32],
+        seeds: vec![advertise],
+        config: Some(config),
+    };
+    save("join", "reply", &reply.encode())
+}
+
+fn certificate(domain: &TrustDomain) -> Result {
+    let datacenter = Datacenter::default();
+    for (name, id) in [
+        (
+            "service",
+            SpiffeId::service(domain, &datacenter, &ServiceName::parse("web")?),
+        ),
+        ("node", SpiffeId::node(domain, &NodeName::parse("node1")?)),
+        ("config", SpiffeId::config_signer(domain, &datacenter)),
+    ] {
+        save("certificate", name, id.to_string().as_bytes())?;
+    }
+    save(
+        "certificate",
+        "rights",
+        &PublishRights::new(["web", "api-*"])?.to_extension().1,
+    )
+}
+
+fn save(target: &str, name: &str, bytes: &[u8]) -> Result {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), bytes)?;
+    Ok(())
+}
