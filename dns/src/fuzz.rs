@@ -30,11 +30,17 @@ impl Answers {
                 ..Config::default()
             };
             let zone = Zone::new(&config, catalog.clone());
-            Responder::seeded(Arc::new(Shared::new(&config, zone, Readiness::new(true))), 1)
+            Responder::seeded(
+                Arc::new(Shared::new(&config, zone, Readiness::new(true))),
+                1,
+            )
         };
         let upstream = ([192, 0, 2, 53], 53).into();
         Self {
-            responders: [responder(Upstreams::None), responder(Upstreams::List(vec![upstream]))],
+            responders: [
+                responder(Upstreams::None),
+                responder(Upstreams::List(vec![upstream])),
+            ],
             buffer: vec![0; TCP_MAX],
         }
     }
@@ -47,10 +53,19 @@ impl Answers {
         let mut replies = Vec::new();
         for responder in &mut self.responders {
             for via in [Via::Udp, Via::Tcp] {
-                let Outcome::Reply(len) = responder.respond(request, via, &mut self.buffer) else { continue };
+                let Outcome::Reply(len) = responder.respond(request, via, &mut self.buffer) else {
+                    continue;
+                };
                 let reply = self.buffer[..len].to_vec();
-                let limit = if via == Via::Tcp { TCP_MAX } else { usize::from(Config::default().udp_payload) };
-                assert!((HEADER..=limit.max(UDP_WITHOUT_EDNS)).contains(&len), "{len} octets");
+                let limit = if via == Via::Tcp {
+                    TCP_MAX
+                } else {
+                    usize::from(Config::default().udp_payload)
+                };
+                assert!(
+                    (HEADER..=limit.max(UDP_WITHOUT_EDNS)).contains(&len),
+                    "{len} octets"
+                );
                 assert_eq!(reply[..2], request[..2], "another id");
                 assert_eq!(reply[2] & 0x80, 0x80, "no response");
                 replies.push(reply);

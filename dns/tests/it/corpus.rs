@@ -19,5 +19,8 @@ fn every_kept_request_is_survived_and_every_reply_decodes() {
             Message::from_vec(&reply).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
     }
-    assert!(requests >= 10 && replies > requests, "{requests} requests, {replies} replies");
+    assert!(
+        requests >= 10 && replies > requests,
+        "{requests} requests, {replies} replies"
+    );
 }
