@@ -306,7 +306,13 @@ async fn a_port_in_use_is_named() {
         error.contains(&format!("TCP port {}", cluster.server.addr().port())),
         "{error}"
     );
-    let udp = UdpSocket::bind(local()).await.unwrap();
+    // A UDP port whose TCP twin is free: thousands of client ports may be in TIME_WAIT on a busy machine.
+    let udp = loop {
+        let udp = UdpSocket::bind(local()).await.unwrap();
+        if TcpListener::bind(udp.local_addr().unwrap()).await.is_ok() {
+            break udp;
+        }
+    };
     config.bind = udp.local_addr().unwrap();
     let error = Mesh::start(config.clone()).await.unwrap_err().to_string();
     assert!(
