@@ -22,8 +22,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 async fn main() -> anyhow::Result<()> {
     let usage = "usage: MESH_JOIN_TOKEN=… embed <node name> <address of a node> <service to call>";
     let mut arguments = std::env::args().skip(1);
-    let (node, seed, target) =
-        (arguments.next().context(usage)?, arguments.next().context(usage)?, arguments.next().context(usage)?);
+    let (node, seed, target) = (
+        arguments.next().context(usage)?,
+        arguments.next().context(usage)?,
+        arguments.next().context(usage)?,
+    );
     let token = std::env::var("MESH_JOIN_TOKEN").context(usage)?.parse()?;
 
     // Join. The directory keeps who we are: the next start needs no token.
@@ -39,11 +42,17 @@ async fn main() -> anyhow::Result<()> {
     let hello: ServiceName = "hello".parse()?;
     let mut listener = mesh.accept(&hello, "127.0.0.1:0".parse()?).await?;
     let port = listener.local_addr().port();
-    mesh.register(Instance { mesh_port: Some(port), ..Instance::new(hello.clone(), port)? })?;
+    mesh.register(Instance {
+        mesh_port: Some(port),
+        ..Instance::new(hello.clone(), port)?
+    })?;
     tokio::spawn(async move {
         while let Some(mut call) = listener.accept().await {
             let greeting = format!("hello, {}\n", call.peer());
-            tokio::spawn(async move { call.write_all(greeting.as_bytes()).await?; call.shutdown().await });
+            tokio::spawn(async move {
+                call.write_all(greeting.as_bytes()).await?;
+                call.shutdown().await
+            });
         }
     });
 
