@@ -22,6 +22,7 @@ use crate::{
     bundle::BundleStore,
     catalog::{Catalog, InstanceView, LocalLog, ServiceWatch},
     connect::{Acceptor, Connector, MeshStream},
+    health::Scheduler,
     identity::{CertificateSource, Identity, Subject, Trust},
     member::Membership,
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName, ServiceName},
@@ -32,6 +33,7 @@ pub use crate::config::{Config, Credentials};
 pub use error::MeshError;
 pub use listener::Listener;
 
+use authority::Servers;
 use outbound::Outbound;
 
 /// Time for one mesh connection, all attempts together, where the caller gives none.
@@ -59,6 +61,8 @@ struct Inner {
     service_ttl: Option<Duration>,
     services: Mutex<HashMap<ServiceName, Arc<OnceCell<Identity>>>>,
     outbound: Outbound,
+    servers: Servers,
+    checks: Scheduler,
     tasks: TaskTracker,
     stop: CancellationToken,
     _end_with_last_handle: DropGuard,
@@ -84,9 +88,14 @@ impl Mesh {
         Ok(self.local().put_service(instance)?)
     }
 
-    /// Takes an instance of this node away. Returns whether it was there.
+    /// Takes an instance of this node and its checks away. Returns whether it was there.
     pub fn deregister(&self, id: &InstanceId) -> bool {
-        self.local().remove_service(id)
+        self.inner.checks.remove_service(id)
+    }
+
+    /// The checks of this node: what they find is published with its instances.
+    pub fn checks(&self) -> &Scheduler {
+        &self.inner.checks
     }
 
     /// The instances of a service that are fit to be used (passing or warning) on nodes that are present.
@@ -245,13 +254,10 @@ impl Mesh {
         &self.inner.client
     }
 
-    /// The servers that are present, as targets that only a server's certificate satisfies; in random order.
+    /// The servers that are present (right after the start: the seeds), as targets that only a server's
+    /// certificate satisfies; in random order.
     pub fn servers(&self) -> Vec<rpc::Target> {
-        authority::Servers {
-            catalog: self.inner.catalog.clone(),
-            seeds: Arc::new([]),
-        }
-        .targets()
+        self.inner.servers.targets()
     }
 
     /// Where certificates come from.

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     bundle::{self, BundleError, BundleStore, Peers},
     catalog::{Catalog, Options},
+    health::Scheduler,
     identity::{CertificateSource, Identity, IdentityError, Subject, Trust},
     join::{self, NodeCredentials, NodeDirectory},
     member::{self, Driver, decode_candidates},
@@ -113,7 +114,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
     tasks.spawn(bundle::follow(
         bundles.clone(),
         client.clone(),
-        peers(servers),
+        peers(servers.clone()),
         stop.clone(),
     ));
     tasks.spawn(upkeep::follow_broken(
@@ -149,6 +150,8 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         datacenter,
         advertise,
         identity,
+        servers,
+        checks: Scheduler::new(catalog.local()),
         outbound: Outbound::new(catalog.clone(), bundles.clone(), stop.clone()),
         catalog,
         membership,

@@ -37,6 +37,8 @@ pub struct Limits {
     pub connections: usize,
     /// Open connections of joiners, who are not authenticated. Default 64.
     pub joiners: usize,
+    /// How long a joiner's connection may last. Default 30 s.
+    pub joining: Duration,
     /// Calls at once on one connection. Default 256.
     pub streams: u32,
     /// Bytes of a request's header list. Default 16 KiB.
@@ -56,6 +58,7 @@ impl Default for Limits {
         Self {
             connections: 8192,
             joiners: 64,
+            joining: Duration::from_secs(30),
             streams: 256,
             headers: 16 << 10,
             handshake: Duration::from_secs(5),
@@ -163,9 +166,10 @@ impl Server {
                 .clone()
                 .try_acquire_owned()
                 .map_err(|_| "too many joiners")?;
-            self.serve(stream, Caller::Joiner(addr), None, stop).await;
+            let serve = self.serve(stream, Caller::Joiner(addr), None, stop);
+            let served = timeout(self.limits.joining, serve).await;
             drop(joiner);
-            return Ok(());
+            return served.map_err(|_| "the joiner took too long".to_owned());
         }
         let leaf = tls
             .peer_certificates()

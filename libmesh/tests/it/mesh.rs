@@ -217,6 +217,41 @@ async fn a_node_that_dies_is_hidden_and_comes_back_without_stale_records() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_server_nodes_pass_the_config_on_and_keep_calling() {
+    let cluster = Cluster::start(HOUR).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    let b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    let (shop, db) = (name("shop"), name("db"));
+    // Certificates are had while the server is there.
+    let listener = a.accept(&db, local()).await.unwrap();
+    a.register(instance("db", 5432, Some(listener.local_addr().port()))).unwrap();
+    let echo = echo(listener);
+    b.identity_for(&shop).await.unwrap();
+    until("a and b know each other", || {
+        present(&b, "db") == 1 && a.catalog().node("b").is_some_and(|node| node.liveness == Liveness::Alive)
+    })
+    .await;
+    let bind = b.addr();
+    b.stop().await;
+    cluster.allow(&[("shop", "db")]).await;
+    until("the new intentions at a", || a.bundle().index() == 2).await;
+    cluster.server.clone().stop().await;
+
+    let mut config = cluster.config("b", dirs[1].path());
+    config.credentials = Credentials::Kept;
+    config.bind = bind;
+    // The service certificate was in memory only, and its authority is away.
+    config.certificates = Some(cluster.authority.source.clone());
+    let b = Mesh::start(config).await.unwrap();
+    assert_eq!(b.bundle().index(), 1);
+    until("the new intentions at b, from a", || b.bundle().index() == 2).await;
+    until("db of a seen at b", || present(&b, "db") == 1).await;
+    talk(&mut b.connect(&shop, &db).await.unwrap()).await.unwrap();
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn joins_that_fail_say_why() {
     let cluster = Cluster::start(HOUR).await;
     let dir = tempfile::tempdir().unwrap();
