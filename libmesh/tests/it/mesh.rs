@@ -225,11 +225,15 @@ async fn without_a_server_nodes_pass_the_config_on_and_keep_calling() {
     let (shop, db) = (name("shop"), name("db"));
     // Certificates are had while the server is there.
     let listener = a.accept(&db, local()).await.unwrap();
-    a.register(instance("db", 5432, Some(listener.local_addr().port()))).unwrap();
+    a.register(instance("db", 5432, Some(listener.local_addr().port())))
+        .unwrap();
     let echo = echo(listener);
     b.identity_for(&shop).await.unwrap();
     until("a and b know each other", || {
-        present(&b, "db") == 1 && a.catalog().node("b").is_some_and(|node| node.liveness == Liveness::Alive)
+        present(&b, "db") == 1
+            && a.catalog()
+                .node("b")
+                .is_some_and(|node| node.liveness == Liveness::Alive)
     })
     .await;
     let bind = b.addr();
@@ -245,9 +249,14 @@ async fn without_a_server_nodes_pass_the_config_on_and_keep_calling() {
     config.certificates = Some(cluster.authority.source.clone());
     let b = Mesh::start(config).await.unwrap();
     assert_eq!(b.bundle().index(), 1);
-    until("the new intentions at b, from a", || b.bundle().index() == 2).await;
+    until("the new intentions at b, from a", || {
+        b.bundle().index() == 2
+    })
+    .await;
     until("db of a seen at b", || present(&b, "db") == 1).await;
-    talk(&mut b.connect(&shop, &db).await.unwrap()).await.unwrap();
+    talk(&mut b.connect(&shop, &db).await.unwrap())
+        .await
+        .unwrap();
     echo.abort();
 }
 
