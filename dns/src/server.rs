@@ -35,7 +35,7 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 pub enum Error {
     /// An address cannot be listened on.
     #[error(
-        "cannot listen for DNS on {address} ({protocol}): {source}; choose another address with `dns.listen`"
+        "cannot listen for DNS on {address} ({protocol}): {source}; choose another with `addresses.dns` or `ports.dns`"
     )]
     Listen {
         /// The address.
@@ -46,21 +46,21 @@ pub enum Error {
         source: io::Error,
     },
     /// No address to listen on.
-    #[error("there is no address to listen on for DNS: set `dns.listen`")]
+    #[error("there is no address to listen on for DNS: set `addresses.dns`")]
     NoAddress,
     /// No domain to answer for.
     #[error("there is no domain to answer for: set `dns.domains`")]
     NoDomain,
     /// An upstream is this server.
     #[error(
-        "upstream {0} is this DNS server itself: queries would go round for ever; change `dns.upstreams`"
+        "upstream {0} is this DNS server itself: queries would go round for ever; change `dns.recursors`"
     )]
     UpstreamIsSelf(SocketAddr),
     /// The upstream list is empty.
-    #[error("the list of upstreams is empty: name some in `dns.upstreams`, or leave it out")]
+    #[error("the list of upstreams is empty: name some in `dns.recursors`, or leave it out")]
     NoUpstream,
     /// The system's resolver configuration cannot be read.
-    #[error("cannot read the system's resolvers: {0}; name them in `dns.upstreams`")]
+    #[error("cannot read the system's resolvers: {0}; name them in `dns.recursors`")]
     SystemResolvers(String),
     /// A thread could not be started.
     #[error("cannot start a thread for DNS: {0}")]

@@ -273,7 +273,7 @@ async fn asking_ourselves_is_refused_at_start() {
     let error = bind(free, vec![free]).unwrap_err();
     assert!(
         error.to_string().contains(&free.to_string())
-            && error.to_string().contains("dns.upstreams"),
+            && error.to_string().contains("dns.recursors"),
         "{error}"
     );
     let any = SocketAddr::from(([0, 0, 0, 0], free.port()));

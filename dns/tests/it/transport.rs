@@ -248,7 +248,9 @@ async fn a_taken_port_is_named_with_its_option() {
         }
     ));
     assert!(
-        text.contains(&taken.to_string()) && text.contains("dns.listen") && text.contains("in use"),
+        text.contains(&taken.to_string())
+            && text.contains("addresses.dns")
+            && text.contains("in use"),
         "{text}"
     );
 
