@@ -2,17 +2,31 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::StatusCode;
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use libmesh::{
     identity::{Identity, PublishRights, Revoked, ServiceKey, SigningKeyPair},
     model::NodeName,
     rpc::{Client, Limits, Reply, Router, RpcError, Server, Target},
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use rustls::{
+    DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::TestCa;
@@ -247,4 +261,154 @@ async fn a_kept_connection_is_replaced_after_the_server_came_back() {
         .unwrap();
     stop.cancel();
     task.await.unwrap();
+}
+
+/// A caller without a certificate that believes whoever answers, and speaks `alpn`.
+async fn anonymous(
+    addr: SocketAddr,
+    alpn: &[u8],
+    path: &str,
+) -> Result<StatusCode, Box<dyn std::error::Error + Send + Sync>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(addr).await?;
+    let name = ServerName::IpAddress(addr.ip().into());
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))
+        .connect(name, stream)
+        .await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = http::Request::post(format!("https://{addr}{path}"))
+        .body(Full::new(Bytes::from_static(b"hi")))?;
+    let status = sender
+        .send_request(request)
+        .await
+        .map(|response| response.status());
+    drop(sender);
+    connection.abort();
+    Ok(status?)
+}
+
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::HandshakeNotComplete)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![
+            SignatureScheme::ED25519,
+            SignatureScheme::ECDSA_NISTP256_SHA256,
+        ]
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_only_the_join_is_reached() {
+    let ca = TestCa::new("ours.mesh");
+    let (_, server) = ca.node("n1", PublishRights::all());
+    let router = echo().join(16, |_| async { Reply::ok("come in") });
+    let running = Running::start(&server, router, Limits::default()).await;
+    let addr = running.addr;
+    assert_eq!(
+        anonymous(addr, b"mesh-join/1", "/join").await.unwrap(),
+        StatusCode::OK
+    );
+    assert_eq!(
+        anonymous(addr, b"mesh-join/1", "/echo").await.unwrap(),
+        StatusCode::NOT_FOUND
+    );
+    assert!(anonymous(addr, b"mesh/1", "/join").await.is_err());
+    assert!(anonymous(addr, b"mesh/1", "/echo").await.is_err());
+    assert!(anonymous(addr, b"h2", "/join").await.is_err());
+    running.end().await;
+
+    // A node that admits nobody does not speak the protocol at all.
+    let running = Running::start(&server, echo(), Limits::default()).await;
+    assert!(
+        anonymous(running.addr, b"mesh-join/1", "/join")
+            .await
+            .is_err()
+    );
+    running.end().await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_hung_up_on_and_too_many_are_not_served() {
+    let ca = TestCa::new("ours.mesh");
+    let (_, server) = ca.node("n1", PublishRights::all());
+    let limits = Limits {
+        handshake: Duration::from_millis(200),
+        connections: 2,
+        ..Limits::default()
+    };
+    let running = Running::start(&server, echo(), limits).await;
+    let mut silent = TcpStream::connect(running.addr).await.unwrap();
+    let hung_up = timeout(SOON, silent.read(&mut [0; 1]))
+        .await
+        .expect("a silent caller keeps its connection");
+    assert!(matches!(hung_up, Ok(0) | Err(_)));
+
+    let client = |name: &str| Client::new(ca.node(name, PublishRights::all()).1);
+    let target = Target::any(running.addr);
+    let (first, second, third) = (client("c1"), client("c2"), client("c3"));
+    first
+        .call(&target, "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap();
+    second
+        .call(&target, "/echo", Bytes::new(), SOON)
+        .await
+        .unwrap();
+    assert!(
+        third
+            .call(&target, "/echo", Bytes::new(), SOON)
+            .await
+            .is_err()
+    );
+    drop(first);
+    let freed = async {
+        while third
+            .call(&target, "/echo", Bytes::new(), SOON)
+            .await
+            .is_err()
+        {}
+    };
+    timeout(SOON, freed)
+        .await
+        .expect("a closed connection makes no room");
+    running.end().await;
 }
