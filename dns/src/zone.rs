@@ -263,9 +263,8 @@ impl Ask<'_> {
                 template.push_answer(rtype::CNAME, ttl, &wire);
             }
         }
-        if template.answers() > 0 {
-            template.mark_alias();
-        }
+        // A name has one alias (RFC 1034 §3.6.2).
+        template.take(1);
     }
 
     fn service_locations(&self, template: &mut Template, instances: &[&Arc<InstanceView>]) {

@@ -13,4 +13,7 @@ pub mod server;
 pub mod wire;
 
 #[cfg(test)]
+#[allow(missing_docs, reason = "not part of the crate's interface")]
+pub(crate) mod fake;
+#[cfg(test)]
 mod tests;

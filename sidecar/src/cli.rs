@@ -18,6 +18,7 @@ mod members;
 mod operator;
 mod secret;
 mod services;
+mod sidecar;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -53,6 +54,7 @@ pub struct Global {
 enum Command {
     Members(members::Command),
     Services(services::Command),
+    Sidecar(sidecar::Command),
     #[command(subcommand)]
     Intention(intention::Command),
     #[command(subcommand)]
@@ -89,6 +91,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         // Long-running commands build the runtime they want.
         Command::Config(command) => command.run(),
         Command::Completions(command) => command.run(),
+        Command::Sidecar(command) => command.run(&global),
         Command::Members(command) => once(command.run(&global)),
         Command::Services(command) => once(command.run(&global)),
         Command::Intention(command) => once(command.run(&global)),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod forward;
 pub mod http;
 pub mod proxy;
+pub mod sidecar_role;
 #[allow(missing_docs, reason = "not part of the crate's interface")]
 #[cfg(test)]
 mod testing;

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::pem;
 use super::wire::{
-    AttachReply, AttachRequest, BundleReply, EndpointsReply, SERVICE_HEADER, SignReply,
+    AboutReply, AttachReply, AttachRequest, BundleReply, EndpointsReply, SERVICE_HEADER, SignReply,
     SignRequest, TOKEN_HEADER,
 };
 use crate::http::client::{ClientError, Target};
@@ -91,6 +91,15 @@ impl AgentClient {
     pub fn speaking_as(mut self, service: ServiceName) -> Self {
         self.service = Some(service);
         self
+    }
+
+    /// Where the agent stands, and the mesh's trust domain and roots.
+    ///
+    /// # Errors
+    /// [`AgentError`]; 403 when the caller is not declared.
+    pub async fn about(&self) -> Result<AboutReply, AgentError> {
+        self.poll("/v1/mesh/about".to_owned(), None, Duration::ZERO)
+            .await
     }
 
     /// Attaches, or repeats the attachment.

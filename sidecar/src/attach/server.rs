@@ -10,8 +10,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, header};
 use http_body_util::Full;
+use libmesh::catalog::InstanceView;
 use libmesh::identity::{SourceError, SpiffeId};
-use libmesh::model::{Host, Instance, InstanceId, ServiceName};
+use libmesh::model::{Health, Host, Instance, InstanceId, Liveness, ServiceName};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,8 +25,8 @@ use super::host::AttachHost;
 use super::leases::{Attachment, Granted, Leases};
 use super::pem;
 use super::wire::{
-    AttachReply, AttachRequest, BundleReply, EndpointWire, EndpointsReply, LEASE, SERVICE_HEADER,
-    SignReply, SignRequest, TOKEN_HEADER, encode_bundle,
+    AboutReply, AttachReply, AttachRequest, BundleReply, EndpointWire, EndpointsReply, LEASE,
+    SERVICE_HEADER, SignReply, SignRequest, TOKEN_HEADER, encode_bundle,
 };
 use crate::http::{Call, Reply, Routes, empty, json};
 
@@ -96,6 +97,10 @@ impl<H: AttachHost> AttachServer<H> {
                 Method::POST,
                 "/v1/mesh/sign",
                 self.handler(|server, call| async move { server.sign(&call).await }),
+            )
+            .get(
+                "/v1/mesh/about",
+                self.handler(|server, call| async move { server.about(&call) }),
             )
             .get(
                 "/v1/mesh/endpoints/:service",
@@ -185,19 +190,24 @@ impl<H: AttachHost> AttachServer<H> {
             tracing::info!(instance = %id, service = %request.service, mesh_port = request.mesh_port, "sidecar attached");
         }
 
+        let reply = AttachReply {
+            instance: id.as_str().into(),
+            lease: self.inner.lease.as_secs(),
+        };
+        Ok(json(StatusCode::OK, &reply))
+    }
+
+    fn about(&self, call: &Call) -> Result<Reply, Problem> {
+        self.caller(call)?;
         let about = self.inner.host.about();
         let trust = self.inner.host.trust();
-        Ok(json(
-            StatusCode::OK,
-            &AttachReply {
-                instance: id.as_str().into(),
-                node: about.node.as_str().into(),
-                datacenter: about.datacenter.as_str().into(),
-                trust_domain: trust.domain().to_string().into(),
-                bundle_pem: pem::certificates(&trust.bundle().roots),
-                lease: self.inner.lease.as_secs(),
-            },
-        ))
+        let reply = AboutReply {
+            node: about.node.as_str().into(),
+            datacenter: about.datacenter.as_str().into(),
+            trust_domain: trust.domain().to_string().into(),
+            bundle_pem: pem::certificates(&trust.bundle().roots),
+        };
+        Ok(json(StatusCode::OK, &reply))
     }
 
     /// Brings the catalog to what the attachment says; also repairs what somebody else changed since.
@@ -334,18 +344,14 @@ impl<H: AttachHost> AttachServer<H> {
         }
         // Taken before the view: a view newer than its index only makes the next poll return at once.
         let index = watch.revision();
+        let catalog = self.inner.host.catalog();
+        let own = catalog.node_by_id(&catalog.own());
+        let zone = own.as_ref().map(|node| node.record.zone());
         let view = watch.view();
-        let mut endpoints: Vec<EndpointWire> = Vec::new();
-        if let Some(view) = view {
-            endpoints.extend(view.usable().filter_map(|instance| endpoint(instance)));
-            if endpoints.is_empty() {
-                let stale = view
-                    .instances
-                    .iter()
-                    .filter(|i| i.stale && i.health.is_usable());
-                endpoints.extend(stale.filter_map(|instance| endpoint(instance)));
-            }
-        }
+        let instances = view.iter().flat_map(|view| &view.instances);
+        let endpoints = instances
+            .filter_map(|instance| endpoint(instance, zone))
+            .collect();
         Ok(json(StatusCode::OK, &EndpointsReply { index, endpoints }))
     }
 
@@ -487,17 +493,22 @@ fn instance(
     Ok(instance)
 }
 
-fn endpoint(instance: &libmesh::catalog::InstanceView) -> Option<EndpointWire> {
+fn endpoint(instance: &InstanceView, own_zone: Option<&str>) -> Option<EndpointWire> {
+    if !instance.health.is_usable() {
+        return None;
+    }
     let weights = instance.instance.weights;
-    let weight = match instance.health {
-        libmesh::model::Health::Warning => weights.warning,
-        _ => weights.passing,
-    };
+    let node = &instance.node;
     Some(EndpointWire {
-        id: format!("{}/{}", instance.node.record.name, instance.instance.id).into(),
+        id: format!("{}/{}", node.record.name, instance.instance.id).into(),
         address: instance.mesh_addr()?,
-        weight,
+        weight: if instance.health == Health::Warning {
+            weights.warning
+        } else {
+            weights.passing
+        },
         version: instance.instance.version.clone(),
-        zone: Some(instance.node.record.zone().into()),
+        distance: u8::from(own_zone != Some(node.record.zone())),
+        suspect: instance.stale || node.liveness != Liveness::Alive,
     })
 }

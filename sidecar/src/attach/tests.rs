@@ -5,144 +5,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use libmesh::bundle::{Action, BundleStore};
-use libmesh::catalog::{Catalog, Options};
-use libmesh::identity::{BoxFuture, Identity, Issued, SourceError, SpiffeId, Trust};
-use libmesh::model::{
-    CheckRecord, Datacenter, Health, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord,
-    Roles, ServiceName,
-};
-use parking_lot::Mutex;
+use http::{Request, StatusCode};
+use libmesh::bundle::Action;
+use libmesh::identity::{Identity, SourceError};
+use libmesh::model::{CheckRecord, Health, Instance, InstanceId};
 use tempfile::TempDir;
-use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 use super::callers::{AttachToken, Callers, Declaration};
 use super::client::{AgentClient, AgentError};
-use super::host::{About, AttachHost};
-use super::server::AttachServer;
+use super::fake::{FakeAgent, serve_attach};
+use super::host::AttachHost;
 use super::wire::{AttachRequest, CheckSpec, EndpointWire, LEASE, decode_bundle};
-use crate::http::{Limits, Remote, bind_unix, serve};
-use crate::testing::{TestCa, name};
+use crate::http::Remote;
+use crate::testing::name;
 
 const DB_TOKEN: &str = "the token of the database's sidecar";
-
-struct FakeAgent {
-    ca: TestCa,
-    trust: Trust,
-    catalog: Catalog,
-    callers: Mutex<Arc<Callers>>,
-    checks: Mutex<Vec<(InstanceId, CheckSpec)>>,
-    bundles: BundleStore,
-    sealed: watch::Sender<bool>,
-}
-
-impl FakeAgent {
-    fn new(callers: Callers) -> Self {
-        let ca = TestCa::new("attach.mesh");
-        let own = NodeId([1; 16]);
-        let catalog = Catalog::open(own, Options::default());
-        let record = NodeRecord {
-            id: own,
-            name: NodeName::parse("node1").unwrap(),
-            datacenter: Datacenter::default(),
-            address: [127, 0, 0, 1].into(),
-            port: 8301,
-            roles: Roles::default(),
-            meta: Default::default(),
-            version: "0".into(),
-        };
-        catalog.local().put_node(record).unwrap();
-        catalog.set_liveness(own, Liveness::Alive);
-        let trust = ca.trust();
-        Self {
-            bundles: ca.bundles(&trust),
-            trust,
-            ca,
-            catalog,
-            callers: Mutex::new(Arc::new(callers)),
-            checks: Mutex::default(),
-            sealed: watch::Sender::new(false),
-        }
-    }
-}
-
-impl AttachHost for FakeAgent {
-    fn about(&self) -> About {
-        About {
-            node: NodeName::parse("node1").unwrap(),
-            datacenter: Datacenter::default(),
-        }
-    }
-
-    fn callers(&self) -> Arc<Callers> {
-        self.callers.lock().clone()
-    }
-
-    fn catalog(&self) -> &Catalog {
-        &self.catalog
-    }
-
-    fn trust(&self) -> &Trust {
-        &self.trust
-    }
-
-    fn register(&self, instance: Instance, checks: &[CheckSpec]) -> Result<(), String> {
-        let mut all = self.checks.lock();
-        all.retain(|(id, _)| *id != instance.id);
-        all.extend(
-            checks
-                .iter()
-                .map(|check| (instance.id.clone(), check.clone())),
-        );
-        self.catalog
-            .local()
-            .put_service(instance)
-            .map_err(|error| error.to_string())
-    }
-
-    fn deregister(&self, id: &InstanceId) {
-        self.catalog.local().remove_service(id);
-    }
-
-    fn sign_service(
-        &self,
-        service: ServiceName,
-        csr: Vec<u8>,
-        ttl: Option<Duration>,
-    ) -> BoxFuture<'_, Result<Issued, SourceError>> {
-        Box::pin(async move {
-            if *self.sealed.borrow() {
-                return Err(SourceError::Unavailable("the store is sealed".to_owned()));
-            }
-            Ok(self.ca.issue(
-                csr,
-                &self.ca.spiffe(service.as_str()),
-                ttl.unwrap_or(Duration::from_secs(60)),
-            ))
-        })
-    }
-
-    fn bundles(&self) -> &BundleStore {
-        &self.bundles
-    }
-
-    fn vault(&self, request: Request<Bytes>, identity: SpiffeId) -> BoxFuture<'_, Response<Bytes>> {
-        let mut said = format!("{} {} {identity}", request.method(), request.uri());
-        for header in ["x-mesh-attach", "x-mesh-service", "x-vault-token"] {
-            if request.headers().contains_key(header) {
-                said += &format!(" {header}");
-            }
-        }
-        Box::pin(async {
-            Response::builder()
-                .status(StatusCode::IM_A_TEAPOT)
-                .body(said.into())
-                .unwrap()
-        })
-    }
-}
 
 struct Rig {
     agent: Arc<FakeAgent>,
@@ -170,24 +48,11 @@ impl Rig {
             entry("db", &[], Some(DB_TOKEN)),
         ]);
         let agent = Arc::new(FakeAgent::new(callers));
-        let server = AttachServer::with_lease(Arc::clone(&agent), lease);
-        let stop = CancellationToken::new();
-        let listener = bind_unix(&dir.path().join("mesh.sock"), 0o600).unwrap();
-        let routes = server.routes();
-        tokio::spawn(serve(
-            listener,
-            Limits::default(),
-            stop.clone(),
-            move |request, conn| {
-                let routes = routes.clone();
-                async move { routes.dispatch(request, conn).await }
-            },
-        ));
-        tokio::spawn(server.expire_leases(stop.clone()));
+        let stop = serve_attach(&agent, &dir.path().join("mesh.sock"), lease);
         Self {
             agent,
             dir,
-            _stop: stop.drop_guard(),
+            _stop: stop,
         }
     }
 
@@ -255,9 +120,11 @@ async fn an_attached_sidecar_is_published_and_found() {
         })
     };
     let reply = client.attach(&request("web")).await.unwrap();
+    assert_eq!(&*reply.instance, "web");
+    let about = client.about().await.unwrap();
     assert_eq!(
-        (&*reply.instance, &*reply.node, &*reply.trust_domain),
-        ("web", "node1", "attach.mesh")
+        (&*about.node, &*about.trust_domain),
+        ("node1", "attach.mesh")
     );
     assert_eq!(rig.agent.checks.lock().len(), 1);
     let found = waiting.await.unwrap().unwrap();
@@ -266,7 +133,8 @@ async fn an_attached_sidecar_is_published_and_found() {
         address: ([127, 0, 0, 1], 21000).into(),
         weight: 1,
         version: Some("1".into()),
-        zone: Some("dc1".into()),
+        distance: 0,
+        suspect: false,
     };
     assert_eq!(found.endpoints, [expected]);
 

@@ -84,11 +84,9 @@ impl CheckSpec {
     }
 }
 
-/// The answer to [`AttachRequest`].
+/// `GET /v1/mesh/about`: what a sidecar has to know before it asks for a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttachReply {
-    /// The instance as registered.
-    pub instance: Arc<str>,
+pub struct AboutReply {
     /// The agent's node.
     pub node: Arc<str>,
     /// Its datacenter.
@@ -97,6 +95,13 @@ pub struct AttachReply {
     pub trust_domain: Arc<str>,
     /// The roots of the mesh (PEM).
     pub bundle_pem: String,
+}
+
+/// The answer to [`AttachRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachReply {
+    /// The instance as registered.
+    pub instance: Arc<str>,
     /// Seconds after which the attachment ends when it is not repeated.
     pub lease: u64,
 }
@@ -130,7 +135,7 @@ pub struct SignReply {
 pub struct EndpointsReply {
     /// To be given back as `?index=` in order to wait for the next change.
     pub index: u64,
-    /// Healthy instances with a sidecar.
+    /// Instances with a sidecar whose checks pass (or warn).
     pub endpoints: Vec<EndpointWire>,
 }
 
@@ -146,9 +151,10 @@ pub struct EndpointWire {
     /// Version of the application.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Arc<str>>,
-    /// The zone of its node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<Arc<str>>,
+    /// 0 in the agent's own zone, 1 elsewhere.
+    pub distance: u8,
+    /// Its node did not answer lately: to be used only when nothing better is there.
+    pub suspect: bool,
 }
 
 /// `GET /v1/mesh/bundle`: the signed configuration of the mesh.

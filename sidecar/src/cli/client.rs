@@ -119,11 +119,7 @@ impl Addresses {
         if let Some(token) = self.token(&["MESH_TOKEN", "VAULT_TOKEN"], "")? {
             headers.push(("x-vault-token", token));
         }
-        let attach = self
-            .attach_token_file
-            .clone()
-            .or_else(|| Some(var("MESH_ATTACH_TOKEN_FILE")?.into()));
-        if let Some(path) = attach {
+        if let Some(path) = self.attach_token_path() {
             headers.push(("x-mesh-attach", read_token(&path)?));
         }
         Ok(Client {
@@ -134,7 +130,14 @@ impl Addresses {
         })
     }
 
-    fn socket_path(&self) -> PathBuf {
+    /// The file with the attach token, if one is named.
+    pub fn attach_token_path(&self) -> Option<PathBuf> {
+        let given = self.attach_token_file.clone();
+        given.or_else(|| Some(var("MESH_ATTACH_TOKEN_FILE")?.into()))
+    }
+
+    /// The agent's Unix socket.
+    pub fn socket_path(&self) -> PathBuf {
         let given = self.socket.clone().or_else(|| {
             let given = var("MESH_SOCKET")?;
             Some(given.strip_prefix("unix://").unwrap_or(&given).into())

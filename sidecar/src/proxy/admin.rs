@@ -3,24 +3,24 @@
 //! `GET /connections` open and recent connections with both SPIFFE IDs and the totals; `/identity` the certificate
 //! in use; `/health/live`; `/health/ready` (503 with the parts that are still missing).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use http::StatusCode;
 use libmesh::bundle::BundleStore;
 use libmesh::identity::Identity;
 use serde::Serialize;
 
-use super::connections::Connections;
+use super::connections::{Connections, rfc3339};
 use super::readiness::Readiness;
 use crate::http::{Reply, Routes, json, text};
 
-/// `/identity` as JSON. Times are Unix seconds.
+/// `/identity` as JSON. Times are RFC 3339.
 #[derive(Debug, Serialize)]
 struct IdentityReport {
-    spiffe: String,
+    spiffe_id: String,
     serial: String,
-    not_before: u64,
-    not_after: u64,
+    not_before: String,
+    not_after: String,
     trust_domain: String,
     /// Index of the config bundle that decides who may call; 0 before the first.
     bundle_index: u64,
@@ -61,18 +61,13 @@ pub fn routes(
 }
 
 fn report(identity: &Identity, bundles: &BundleStore) -> Reply {
-    let unix = |time: SystemTime| {
-        time.duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs()
-    };
     let leaf = identity.leaf();
     json(
         StatusCode::OK,
         &IdentityReport {
-            spiffe: leaf.spiffe.to_string(),
-            not_before: unix(leaf.not_before),
-            not_after: unix(leaf.not_after),
+            spiffe_id: leaf.spiffe.to_string(),
+            not_before: rfc3339(leaf.not_before),
+            not_after: rfc3339(leaf.not_after),
             serial: leaf.serial,
             trust_domain: identity.trust().domain().to_string(),
             bundle_index: bundles.index(),

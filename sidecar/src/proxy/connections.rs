@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -74,45 +74,71 @@ impl Refusal {
     }
 }
 
-/// One end of a connection as its certificate tells.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// One end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
     /// The SPIFFE ID.
     pub spiffe: Arc<str>,
-    /// The certificate's serial number in hexadecimal.
+    /// The certificate it showed, once there was a handshake.
+    pub certificate: Option<Certificate>,
+}
+
+/// What `/connections` shows of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its serial number in hexadecimal.
     pub serial: Arc<str>,
-    /// When that certificate expires (Unix seconds).
-    pub not_after: u64,
+    /// When it expires.
+    pub not_after: SystemTime,
 }
 
 /// Who talks to whom.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Parties {
     /// Inbound or outbound.
     pub direction: Direction,
-    /// The service at the other end, or the one that was asked for.
+    /// The service at the other end, or the one that was asked for; empty when it is not known.
     pub service: Arc<str>,
-    /// Our end, when TLS got that far.
-    pub local: Option<End>,
-    /// The other end, when TLS got that far.
+    /// Our end.
+    pub local: End,
+    /// The other end: as it proved to be, or, of a refused outbound attempt, as it should have been.
     pub peer: Option<End>,
     /// The other end's address in the mesh; of a refused outbound attempt, the application's.
     pub address: SocketAddr,
 }
 
-/// A line of `/connections`.
+/// A line of `/connections`. Times are RFC 3339.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Counts up from 1 in this process.
     pub id: u64,
-    /// Who talks to whom.
-    #[serde(flatten)]
-    pub parties: Parties,
-    /// When it was let through or refused (Unix seconds, with fraction).
-    pub started: f64,
+    /// Inbound or outbound.
+    pub direction: Direction,
+    /// The service at the other end.
+    pub service: Arc<str>,
+    /// Our SPIFFE ID.
+    pub local: Arc<str>,
+    /// Serial number of the certificate that we showed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_serial: Option<Arc<str>>,
+    /// When that certificate expires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_not_after: Option<String>,
+    /// The other end's SPIFFE ID.
+    pub peer: Option<Arc<str>>,
+    /// Serial number of its certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_serial: Option<Arc<str>>,
+    /// When that certificate expires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_not_after: Option<String>,
+    /// See [`Parties::address`].
+    pub address: SocketAddr,
+    /// When it was let through or refused.
+    pub started: String,
     /// When it ended; not set while it is open.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ended: Option<f64>,
+    pub ended: Option<String>,
     /// Bytes from the caller to the application that answers.
     pub bytes_sent: u64,
     /// Bytes back to the caller.
@@ -190,7 +216,7 @@ struct Inner {
 struct Record {
     id: u64,
     parties: Parties,
-    started: f64,
+    started: SystemTime,
     flow: Flow,
     cut: Cut,
 }
@@ -223,7 +249,7 @@ impl Connections {
         let record = Arc::new(Record {
             id: self.id(),
             parties,
-            started: unix_now(),
+            started: SystemTime::now(),
             flow: Flow::default(),
             cut: Cut::default(),
         });
@@ -241,16 +267,17 @@ impl Connections {
     /// Counts and remembers an attempt that was refused.
     pub fn refuse(&self, parties: Parties, reason: Refusal, detail: &str) {
         self.counters(parties.direction).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        let now = unix_now();
-        self.remember(Report {
+        let record = Record {
             id: self.id(),
             parties,
-            started: now,
-            ended: Some(now),
-            bytes_sent: 0,
-            bytes_received: 0,
+            started: SystemTime::now(),
+            flow: Flow::default(),
+            cut: Cut::default(),
+        };
+        let report = record.report(Some(record.started), Some(detail.into()));
+        self.remember(Report {
             refused: Some(reason),
-            outcome: Some(detail.into()),
+            ..report
         });
     }
 
@@ -321,10 +348,7 @@ impl Connections {
                 .collect(),
             open: 0,
         };
-        for report in open
-            .iter()
-            .filter(|report| report.parties.direction == direction)
-        {
+        for report in open.iter().filter(|report| report.direction == direction) {
             totals.open += 1;
             totals.bytes_sent += report.bytes_sent;
             totals.bytes_received += report.bytes_received;
@@ -353,12 +377,30 @@ impl Connections {
 }
 
 impl Record {
-    fn report(&self, ended: Option<f64>, outcome: Option<Arc<str>>) -> Report {
+    fn report(&self, ended: Option<SystemTime>, outcome: Option<Arc<str>>) -> Report {
+        let written = |time| humantime::format_rfc3339_millis(time).to_string();
+        let Parties {
+            direction,
+            service,
+            local,
+            peer,
+            address,
+        } = self.parties.clone();
+        let serial = |end: &End| end.certificate.as_ref().map(|c| Arc::clone(&c.serial));
+        let not_after = |end: &End| end.certificate.as_ref().map(|c| rfc3339(c.not_after));
         Report {
             id: self.id,
-            parties: self.parties.clone(),
-            started: self.started,
-            ended,
+            direction,
+            service,
+            local_serial: serial(&local),
+            local_not_after: not_after(&local),
+            local: local.spiffe,
+            peer_serial: peer.as_ref().and_then(serial),
+            peer_not_after: peer.as_ref().and_then(not_after),
+            peer: peer.map(|end| end.spiffe),
+            address,
+            started: written(self.started),
+            ended: ended.map(written),
             bytes_sent: self.flow.forward.load(Ordering::Relaxed),
             bytes_received: self.flow.backward.load(Ordering::Relaxed),
             refused: None,
@@ -429,7 +471,7 @@ impl Drop for Open {
         let record = &self.record;
         self.connections.inner.open.lock().remove(&record.id);
         let outcome = self.outcome.take().unwrap_or_else(|| "stopped".into());
-        let report = record.report(Some(unix_now()), Some(outcome));
+        let report = record.report(Some(SystemTime::now()), Some(outcome));
         let counters = self.connections.counters(record.parties.direction);
         counters
             .bytes_sent
@@ -441,12 +483,9 @@ impl Drop for Open {
     }
 }
 
-/// Seconds since 1970 with fraction.
-fn unix_now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
+/// A certificate's time as text, to the second as in the certificate.
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 #[cfg(test)]
@@ -457,12 +496,11 @@ mod tests {
         Parties {
             direction,
             service: "db".into(),
-            local: None,
-            peer: Some(End {
-                spiffe: "spiffe://x/svc/web".into(),
-                serial: "0a".into(),
-                not_after: 7,
-            }),
+            local: End {
+                spiffe: "spiffe://x/svc/db".into(),
+                certificate: None,
+            },
+            peer: None,
             address: ([127, 0, 0, 1], 5432).into(),
         }
     }

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use libmesh::connect::{AcceptError, Acceptor, ConnectError, Connector, MeshStream};
 use libmesh::identity::SpiffeId;
@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::connections::{Connections, Direction, End, Parties, Refusal};
+use super::connections::{Certificate, Connections, Direction, End, Parties, Refusal};
 use super::drain::Drain;
 use super::listen::accept_loop;
 use super::relay::{RelayError, Side, relay};
@@ -163,11 +163,15 @@ impl Proxy {
     ) {
         let refuse = |reason, peer: Option<End>, detail: &str| {
             let shown = peer.as_ref().map_or("unknown", |peer| &*peer.spiffe);
-            let reason_word = Refusal::as_str(reason);
-            tracing::warn!(direction = "inbound", local = %own, peer = shown, %from, reason = reason_word, "{detail}");
+            let word = Refusal::as_str(reason);
+            tracing::warn!(direction = "inbound", local = %own, peer = shown, %from, reason = word, "{detail}");
+            let (local, service) = (End::named(own), "".into());
             let parties = Parties {
+                direction: Direction::Inbound,
+                service,
+                local,
                 peer,
-                ..Parties::unknown(Direction::Inbound, "", from)
+                address: from,
             };
             self.connections.refuse(parties, reason, detail);
         };
@@ -237,9 +241,18 @@ impl Proxy {
             .map(|dc| SpiffeId::service(own.trust_domain(), dc, service));
         let refuse = |reason, detail: &str| {
             reset(&application);
-            let peer = wanted.as_ref().map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(direction = "outbound", local = %own, peer, reason = Refusal::as_str(reason), "{detail}");
-            let parties = Parties::unknown(Direction::Outbound, service.as_str(), from);
+            let peer = wanted.as_ref().map(End::named);
+            let shown = peer.as_ref().map_or("unknown", |peer| &*peer.spiffe);
+            let word = Refusal::as_str(reason);
+            tracing::warn!(direction = "outbound", local = %own, peer = shown, reason = word, "{detail}");
+            let (direction, local) = (Direction::Outbound, End::named(own));
+            let parties = Parties {
+                direction,
+                service: service.shared(),
+                local,
+                peer,
+                address: from,
+            };
             self.connections.refuse(parties, reason, detail);
         };
         let Some(_permit) = self.permit() else {
@@ -316,10 +329,7 @@ impl Proxy {
 
 impl Parties {
     fn of(mesh: &MeshStream, direction: Direction, service: Arc<str>, address: SocketAddr) -> Self {
-        let (local, peer) = (
-            Some(End::of(mesh.local_end())),
-            Some(End::of(mesh.peer_end())),
-        );
+        let (local, peer) = (End::of(mesh.local_end()), Some(End::of(mesh.peer_end())));
         Self {
             direction,
             service,
@@ -328,29 +338,24 @@ impl Parties {
             address,
         }
     }
-
-    fn unknown(direction: Direction, service: &str, address: SocketAddr) -> Self {
-        Self {
-            direction,
-            service: service.into(),
-            local: None,
-            peer: None,
-            address,
-        }
-    }
 }
 
 impl End {
     fn of(end: &libmesh::connect::End) -> Self {
-        let not_after = end
-            .not_after
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        Self {
-            spiffe: end.spiffe.to_string().into(),
+        let certificate = Certificate {
             serial: end.serial.as_str().into(),
-            not_after,
+            not_after: end.not_after,
+        };
+        Self {
+            certificate: Some(certificate),
+            ..Self::named(&end.spiffe)
+        }
+    }
+
+    fn named(spiffe: &SpiffeId) -> Self {
+        Self {
+            spiffe: spiffe.to_string().into(),
+            certificate: None,
         }
     }
 }
