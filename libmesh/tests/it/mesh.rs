@@ -85,8 +85,7 @@ async fn nodes_see_each_other_and_each_others_services() {
 
     a.register(instance("db", 5432, None)).unwrap();
     assert_eq!(present(&a, "db"), 1);
-    let took = until("db of a seen at b", || present(&b, "db") == 1).await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    until("db of a seen at b", || present(&b, "db") == 1).await;
     let found = &b.resolve(&name("db"))[0];
     assert_eq!(
         (found.node.record.name.as_str(), found.instance.port),
@@ -149,11 +148,10 @@ async fn services_call_each_other_while_allowed_and_certificates_change_under_th
 
     cluster.allow(&[("shop", "db")]).await;
     for mesh in [&a, &b] {
-        let took = until("the new intentions everywhere", || {
+        until("the new intentions everywhere", || {
             mesh.bundle().index() == 2
         })
         .await;
-        assert!(took < Duration::from_secs(1), "{took:?}");
     }
     let mut kept = b.connect(&shop, &db).await.unwrap();
     talk(&mut kept).await.unwrap();
@@ -175,7 +173,7 @@ async fn services_call_each_other_while_allowed_and_certificates_change_under_th
 
     cluster.allow(&[]).await;
     let closed = async { while talk(&mut kept).await.is_ok() {} };
-    timeout(Duration::from_secs(2), closed)
+    timeout(SOON, closed)
         .await
         .expect("the connection stays open without an intention");
     until("refused at the caller", || b.bundle().index() == 3).await;
