@@ -5,7 +5,7 @@
 //! query: on a small machine the rate also measures what the load generator leaves over.
 
 use std::fmt::Write as _;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -137,7 +137,7 @@ fn server(name: &'static str, child: &str) -> Result<Server> {
 
 /// Knot with the same records.
 fn knot(knotd: &Path, folder: &Path) -> Result<Server> {
-    let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = free_port()?;
     let folder_name = folder.display();
     let config = format!(
         "server:\n  rundir: {folder_name}\n  listen: 127.0.0.1@{port}\n  udp-workers: 1\n  tcp-workers: 1\n  background-workers: 1\n\
@@ -170,6 +170,18 @@ fn knot(knotd: &Path, folder: &Path) -> Result<Server> {
         process,
         port,
     })
+}
+
+/// A port that is free for UDP and TCP.
+fn free_port() -> Result<u16> {
+    for _ in 0..100 {
+        let tcp = TcpListener::bind("127.0.0.1:0")?;
+        let port = tcp.local_addr()?.port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free for both UDP and TCP")
 }
 
 /// Waits until a server gives an answer with records.
