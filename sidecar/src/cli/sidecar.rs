@@ -1,6 +1,6 @@
 //! `mesh sidecar`
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -157,6 +157,7 @@ fn log_to_stderr() {
     // Whoever embeds the command line may have set up logging already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
 }
