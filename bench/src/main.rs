@@ -16,6 +16,7 @@ use clap::Parser;
 
 mod dns;
 mod process;
+mod proxy;
 mod report;
 
 use report::{Report, Row};
@@ -27,11 +28,18 @@ struct Bench {
     run: fn(&Options) -> Result<Vec<Row>>,
 }
 
-const BENCHES: &[Bench] = &[Bench {
-    name: "dns",
-    about: "A queries over UDP: mesh, knot, bare echo",
-    run: dns::run,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "dns",
+        about: "A queries over UDP: mesh, knot, bare echo",
+        run: dns::run,
+    },
+    Bench {
+        name: "proxy",
+        about: "HTTP keep-alive through a pair of mTLS proxies: mesh, haproxy",
+        run: proxy::run,
+    },
+];
 
 /// A server to be measured: its name and what runs it, given the arguments behind the name. It prints one line when
 /// it can be used, and returns when its input ends.
@@ -40,6 +48,9 @@ type Child = (&'static str, fn(&[String]) -> Result<()>);
 const CHILDREN: &[Child] = &[
     ("dns-mesh", dns::children::mesh),
     ("dns-echo", dns::children::echo),
+    ("proxy-application", proxy::children::application),
+    ("proxy-callee", proxy::children::callee),
+    ("proxy-caller", proxy::children::caller),
 ];
 
 /// What all benchmarks are told.
