@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod cli;
 pub mod config;
+pub mod consul;
 pub mod forward;
 pub mod http;
 pub mod proxy;

@@ -68,6 +68,7 @@ type Methods = Vec<(Method, Handler)>;
 #[derive(Default, Clone)]
 pub struct Routes {
     root: Node,
+    fallback: Option<Handler>,
 }
 
 impl Routes {
@@ -108,9 +109,21 @@ impl Routes {
         self.on(Method::PUT, pattern, handler)
     }
 
-    /// Adds every route of `other`.
+    /// What answers when no pattern matches; a plain 404 unless set.
+    #[must_use]
+    pub fn fallback<F, R>(mut self, handler: F) -> Routes
+    where
+        F: Fn(Call) -> R + Send + Sync + 'static,
+        R: Future<Output = Reply> + Send + 'static,
+    {
+        self.fallback = Some(Arc::new(move |call| Box::pin(handler(call))));
+        self
+    }
+
+    /// Adds every route of `other`. This table's fallback stays, unless it has none.
     #[must_use]
     pub fn merge(mut self, other: Routes) -> Routes {
+        self.fallback = self.fallback.or(other.fallback);
         self.root.merge(other.root);
         self
     }
@@ -125,15 +138,18 @@ impl Routes {
             .unwrap_or(request.uri().path())
             .split('/')
             .collect();
-        let Some(methods) = self.root.find(&segments, &mut found) else {
-            return text(StatusCode::NOT_FOUND, "no such path\n");
+        let handler = match self.root.find(&segments, &mut found) {
+            None => self.fallback.clone(),
+            Some(methods) => {
+                let fits = methods.iter().find(|(method, _)| method == request.method());
+                match fits {
+                    Some((_, handler)) => Some(Arc::clone(handler)),
+                    None => return refuse(methods, request.method()),
+                }
+            }
         };
-        let handler = methods
-            .iter()
-            .find(|(method, _)| method == request.method())
-            .map(|(_, handler)| Arc::clone(handler));
         let Some(handler) = handler else {
-            return self.refuse(methods, request.method());
+            return text(StatusCode::NOT_FOUND, "no such path\n");
         };
         let query = Query::parse(request.uri().query());
         handler(Call {
@@ -144,24 +160,24 @@ impl Routes {
         })
         .await
     }
+}
 
-    fn refuse(&self, methods: &Methods, method: &Method) -> Reply {
-        let mut reply = if method == Method::OPTIONS {
-            empty(StatusCode::OK)
-        } else {
-            text(
-                StatusCode::METHOD_NOT_ALLOWED,
-                format!("method {method} not allowed"),
-            )
-        };
-        let allow = methods
-            .iter()
-            .fold("OPTIONS".to_owned(), |list, (m, _)| format!("{list},{m}"));
-        if let Ok(allow) = allow.parse() {
-            reply.headers_mut().insert(header::ALLOW, allow);
-        }
-        reply
+fn refuse(methods: &Methods, method: &Method) -> Reply {
+    let mut reply = if method == Method::OPTIONS {
+        empty(StatusCode::OK)
+    } else {
+        text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("method {method} not allowed"),
+        )
+    };
+    let allow = methods
+        .iter()
+        .fold("OPTIONS".to_owned(), |list, (m, _)| format!("{list},{m}"));
+    if let Ok(allow) = allow.parse() {
+        reply.headers_mut().insert(header::ALLOW, allow);
     }
+    reply
 }
 
 impl Node {

@@ -1,0 +1,245 @@
+//! The Consul-compatible HTTP interface, over the agent's own catalog replica.
+//!
+//! Shapes, status codes and error texts are Consul 1.21's, as its clients depend on them; where ours
+//! differ on purpose it says so at the place. Reads of catalog and health never leave the process. What
+//! only a server knows (KV, intentions, join tokens, the ledger) is passed on through [`Forward`].
+//!
+//! An index is a revision of the catalog (unix µs, see [`Catalog::revision`]). No answer carries an index
+//! below the time this interface was made, so that a client that comes back after a restart with an old
+//! index is answered at once, and one that asks for a service nobody ever had does not spin.
+
+mod agent_checks;
+mod agent_info;
+mod agent_services;
+mod blocking;
+mod catalog;
+mod decode;
+mod forwarded;
+mod health;
+mod render;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use libmesh::{
+    bundle::BundleStore,
+    catalog::Catalog,
+    health::Scheduler,
+    model::{Datacenter, InstanceId, NodeId, NodeName},
+};
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use crate::{
+    forward::Forward,
+    http::{BoxFuture, Call, ConnInfo, Reply, Routes, query, query::Query, text},
+};
+
+/// Largest KV value, in bytes.
+pub const MAX_VALUE: usize = 512 << 10;
+/// Largest request body of this interface, in bytes: a value or a transaction, and room around it.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// Where the agent stands, for `agent/self` and its neighbours.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// Its node's name.
+    pub node: NodeName,
+    /// Its node's id.
+    pub id: NodeId,
+    /// Its datacenter.
+    pub datacenter: Datacenter,
+    /// Whether the sealed store is in this process.
+    pub server: bool,
+    /// Where other nodes reach it.
+    pub advertise: SocketAddr,
+    /// Where DNS answers, if it does.
+    pub dns: Option<SocketAddr>,
+    /// What calls without an intention do.
+    pub default_allow: bool,
+}
+
+/// The interface of one agent. Cheap to clone.
+#[derive(Clone)]
+pub struct ConsulApi {
+    inner: Arc<Inner>,
+    routes: Arc<Routes>,
+}
+
+pub(crate) struct Inner {
+    about: About,
+    catalog: Catalog,
+    checks: Scheduler,
+    bundles: Option<BundleStore>,
+    forward: Arc<dyn Forward>,
+    /// No index is below this.
+    birth: u64,
+    /// Tagged addresses as they were registered, by instance; shown by this agent only.
+    tagged: Mutex<HashMap<InstanceId, Value>>,
+}
+
+impl ConsulApi {
+    /// The interface over an agent's parts. Without `bundles` every intention check is the default.
+    pub fn new(
+        about: About,
+        catalog: Catalog,
+        checks: Scheduler,
+        bundles: Option<BundleStore>,
+        forward: Arc<dyn Forward>,
+    ) -> ConsulApi {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let birth = since.map_or(1, |since| since.as_micros() as u64);
+        let inner = Arc::new(Inner {
+            about,
+            catalog,
+            checks,
+            bundles,
+            forward,
+            birth,
+            tagged: Mutex::default(),
+        });
+        let table = Routes::new()
+            .fallback(|_| async { unknown_path() })
+            .merge(agent_services::routes(&inner))
+            .merge(agent_checks::routes(&inner))
+            .merge(agent_info::routes(&inner))
+            .merge(catalog::routes(&inner))
+            .merge(health::routes(&inner))
+            .merge(forwarded::routes(&inner));
+        ConsulApi {
+            inner,
+            routes: Arc::new(table),
+        }
+    }
+
+    /// The same with further routes, for listeners that serve more than this.
+    #[must_use]
+    pub fn with(&self, routes: Routes) -> ConsulApi {
+        ConsulApi {
+            inner: Arc::clone(&self.inner),
+            routes: Arc::new(Routes::clone(&self.routes).merge(routes)),
+        }
+    }
+
+    /// Answers one request.
+    pub async fn handle(self, request: Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
+        let query = Query::parse(request.uri().query());
+        let options = request.method() == Method::OPTIONS;
+        let mut reply = match self.inner.refuse_early(&request, &query) {
+            Some(refused) => refused,
+            None => self.routes.dispatch(request, conn).await,
+        };
+        if query.has("pretty") {
+            reply = pretty(reply).await;
+        }
+        let headers = reply.headers_mut();
+        if options {
+            headers.insert(header::CONTENT_TYPE, JSON);
+        }
+        headers.insert("x-consul-default-acl-policy", HeaderValue::from_static("allow"));
+        reply
+    }
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+impl Inner {
+    /// What holds for every path: Consul answers these before it looks at the endpoint.
+    fn refuse_early(&self, request: &Request<Bytes>, query: &Query) -> Option<Reply> {
+        let path = request.uri().path();
+        if path.contains("//") {
+            let mut clean = path.to_owned();
+            while clean.contains("//") {
+                clean = clean.replace("//", "/");
+            }
+            let mut reply = text(StatusCode::TEMPORARY_REDIRECT, "");
+            let location = HeaderValue::try_from(clean).ok()?;
+            reply.headers_mut().insert(header::LOCATION, location);
+            return Some(reply);
+        }
+        if path.contains('%') && query::decode(path).chars().any(char::is_control) {
+            return Some(text(StatusCode::BAD_REQUEST, ""));
+        }
+        for (name, what) in [("ns", "Namespaces"), ("partition", "Partitions")] {
+            if query.filled(name).is_some_and(|value| value != "default") {
+                return Some(text(
+                    StatusCode::BAD_REQUEST,
+                    format!(
+                        "Invalid query parameter: \"{name}\" - {what} are a Consul Enterprise feature"
+                    ),
+                ));
+            }
+        }
+        let asked = query.filled("datacenter").or(query.filled("dc"))?;
+        (!asked.eq_ignore_ascii_case(self.about.datacenter.as_str())).then(|| {
+            // One agent, one datacenter, until regions come.
+            text(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter")
+        })
+    }
+}
+
+fn unknown_path() -> Reply {
+    text(
+        StatusCode::NOT_FOUND,
+        "Invalid URL path: not a recognized HTTP API endpoint\n",
+    )
+}
+
+/// A handler on the interface's state.
+fn handler<F, R>(
+    inner: &Arc<Inner>,
+    run: F,
+) -> impl Fn(Call) -> BoxFuture<Reply> + Send + Sync + 'static
+where
+    F: Fn(Arc<Inner>, Call) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Reply, Reply>> + Send + 'static,
+{
+    let inner = Arc::clone(inner);
+    move |call| {
+        let answer = run(Arc::clone(&inner), call);
+        Box::pin(async move { answer.await.unwrap_or_else(|refused| refused) })
+    }
+}
+
+/// A `400` with Consul's words.
+fn bad_request(message: impl Into<String>) -> Reply {
+    text(StatusCode::BAD_REQUEST, message.into())
+}
+
+/// A `500` with Consul's words; Consul uses it for many mistakes of the client, too.
+fn server_error(message: impl Into<String>) -> Reply {
+    text(StatusCode::INTERNAL_SERVER_ERROR, message.into())
+}
+
+/// Consul answers a successful change without a result as JSON of no bytes.
+fn done() -> Reply {
+    let mut reply = crate::http::empty(StatusCode::OK);
+    reply.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    reply
+}
+
+async fn pretty(reply: Reply) -> Reply {
+    if reply.headers().get(header::CONTENT_TYPE) != Some(&JSON) {
+        return reply;
+    }
+    let (head, body) = reply.into_parts();
+    let Ok(body) = body.collect().await;
+    let body = body.to_bytes();
+    let indented = serde_json::from_slice::<Value>(&body)
+        .and_then(|value| serde_json::to_vec_pretty(&value))
+        .map(|mut bytes| {
+            bytes.push(b'\n');
+            Bytes::from(bytes)
+        });
+    Reply::from_parts(head, Full::new(indented.unwrap_or(body)))
+}
+
+#[cfg(test)]
+mod tests;

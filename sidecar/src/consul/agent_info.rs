@@ -1,0 +1,115 @@
+//! `/v1/agent/self`, `members`, `version`.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use libmesh::{catalog::NodeView, model::Liveness};
+use serde_json::{Value, json};
+
+use super::{Inner, handler, render};
+use crate::http::{Call, Reply, Routes, json as json_reply};
+
+/// The Consul version whose behaviour this interface has, for clients that look.
+const COMPATIBLE: &str = "1.21.4";
+
+pub fn routes(inner: &Arc<Inner>) -> Routes {
+    Routes::new()
+        .get("/v1/agent/self", handler(inner, own))
+        .get("/v1/agent/members", handler(inner, members))
+        .get("/v1/agent/version", handler(inner, version))
+}
+
+async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+    let about = &inner.about;
+    let node = inner.catalog.node_by_id(&about.id);
+    let member = node.as_ref().map_or(Value::Null, |node| member(node));
+    let meta = node.as_ref().map(|node| render::node_meta(node));
+    let dns = about.dns.map(|addr| format!("udp://{addr}"));
+    let value = json!({
+        "Config": {
+            "Datacenter": about.datacenter.as_str(),
+            "PrimaryDatacenter": about.datacenter.as_str(),
+            "NodeName": about.node.as_str(),
+            "NodeID": render::uuid(&about.id),
+            "Revision": "",
+            "Server": about.server,
+            "Version": COMPATIBLE,
+            "BuildDate": "1970-01-01T00:00:01Z",
+        },
+        "DebugConfig": {
+            "ConnectEnabled": true,
+            "DNSAddrs": dns.iter().collect::<Vec<_>>(),
+            "DNSPort": about.dns.map_or(-1, |addr| i32::from(addr.port())),
+            "GRPCPort": -1,
+            "GRPCTLSPort": -1,
+            "Datacenter": about.datacenter.as_str(),
+            "NodeName": about.node.as_str(),
+            "ServerMode": about.server,
+            "Version": COMPATIBLE,
+        },
+        "Coord": null,
+        "Member": member,
+        "Stats": {
+            "agent": {
+                "services": inner.catalog.local().services().len().to_string(),
+                "checks": inner.catalog.local().checks().len().to_string(),
+            },
+            "build": { "version": COMPATIBLE, "prerelease": "", "revision": "" },
+            "consul": { "server": about.server.to_string() },
+            "mesh": { "version": env!("CARGO_PKG_VERSION") },
+        },
+        "Meta": meta,
+        "xDS": { "SupportedProxies": {}, "Port": -1, "Ports": { "Plaintext": -1, "TLS": -1 } },
+    });
+    Ok(json_reply(StatusCode::OK, &value))
+}
+
+async fn members(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+    let nodes = inner.catalog.nodes();
+    let list: Vec<_> = nodes.iter().map(|node| member(node)).collect();
+    Ok(json_reply(StatusCode::OK, &list))
+}
+
+async fn version(_: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+    let value = json!({
+        "SHA": "",
+        "BuildDate": "1970-01-01T00:00:01Z",
+        "HumanVersion": COMPATIBLE,
+        "FIPS": "",
+    });
+    Ok(json_reply(StatusCode::OK, &value))
+}
+
+/// A member as Serf describes one; the protocol numbers are Serf's and mean nothing here.
+fn member(node: &NodeView) -> Value {
+    let record = &node.record;
+    json!({
+        "Name": record.name.as_str(),
+        "Addr": record.address,
+        "Port": record.port,
+        "Tags": {
+            "acls": "0",
+            "build": &record.version,
+            "dc": record.datacenter.as_str(),
+            "id": render::uuid(&record.id),
+            "port": record.port.to_string(),
+            // Clients tell servers from agents by this word.
+            "role": if record.roles.server { "consul" } else { "node" },
+            "segment": "",
+            "vsn": "2",
+            "vsn_max": "3",
+            "vsn_min": "2",
+        },
+        "Status": match node.liveness {
+            Liveness::Alive | Liveness::Suspect => 1,
+            Liveness::Left => 3,
+            Liveness::Down => 4,
+        },
+        "ProtocolMin": 1,
+        "ProtocolMax": 5,
+        "ProtocolCur": 2,
+        "DelegateMin": 2,
+        "DelegateMax": 5,
+        "DelegateCur": 4,
+    })
+}

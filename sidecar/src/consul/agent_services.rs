@@ -1,0 +1,341 @@
+//! `/v1/agent/service*`: instances of this agent.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use http::{HeaderValue, StatusCode};
+use libmesh::{
+    catalog::LocalError,
+    health::Check,
+    model::{CheckRecord, Health, Host, Instance, InstanceId, ServiceName, Weights},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Inner, agent_checks, bad_request, catalog::no_filter, decode::Fields, done, handler, render,
+};
+use crate::http::{Call, Reply, Routes, json as json_reply, text};
+
+pub fn routes(inner: &Arc<Inner>) -> Routes {
+    Routes::new()
+        .put("/v1/agent/service/register", handler(inner, register))
+        .put("/v1/agent/service/deregister/*id", handler(inner, deregister))
+        .put("/v1/agent/service/maintenance/*id", handler(inner, maintenance))
+        .put("/v1/agent/maintenance", handler(inner, node_maintenance))
+        .get("/v1/agent/services", handler(inner, list))
+        .get("/v1/agent/service/*id", handler(inner, one))
+        .get("/v1/agent/health/service/id/*id", handler(inner, health_by_id))
+        .get("/v1/agent/health/service/name/*name", handler(inner, health_by_name))
+}
+
+async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let (instance, tagged, checks) = parse(Fields::parse(call.body())?)?;
+    let local = inner.catalog.local();
+    let id = instance.id.clone();
+    let replaced: Vec<_> = match call.query.has("replace-existing-checks") {
+        true => of_instance(&local.checks(), &id),
+        false => Vec::new(),
+    };
+    local.put_service(instance).map_err(refused)?;
+    match tagged {
+        Some(tagged) => inner.tagged.lock().insert(id.clone(), tagged),
+        None => inner.tagged.lock().remove(&id),
+    };
+    let kept: Vec<_> = checks.iter().map(|check| Arc::clone(&check.id)).collect();
+    for check in checks {
+        inner.checks.add(check).map_err(|error| bad_request(format!("Invalid check: {error}")))?;
+    }
+    for old in replaced {
+        if !kept.contains(&old) {
+            inner.checks.remove(&old);
+        }
+    }
+    Ok(done())
+}
+
+fn of_instance(checks: &[Arc<CheckRecord>], id: &InstanceId) -> Vec<Arc<str>> {
+    let own = checks.iter().filter(|c| c.service.as_ref() == Some(id));
+    own.map(|check| Arc::clone(&check.id)).collect()
+}
+
+/// What the log refuses, in the status that tells whose fault it is.
+pub fn refused(error: LocalError) -> Reply {
+    match error {
+        LocalError::NotPermitted { .. } => text(
+            StatusCode::FORBIDDEN,
+            format!("Permission denied: {error}; join with a token that was made with --publish"),
+        ),
+        other => bad_request(format!("Invalid service: {other}")),
+    }
+}
+
+type Parsed = (Instance, Option<Value>, Vec<Check>);
+
+fn parse(mut fields: Fields) -> Result<Parsed, Reply> {
+    let name = fields.text("Name")?;
+    let id = fields.text("ID")?;
+    let tags = fields.texts("Tags")?;
+    let meta = fields.pairs("Meta")?;
+    let address = fields.text("Address")?;
+    let port = fields.integer("Port")?;
+    let enable_tag_override = fields.flag("EnableTagOverride")?;
+    let tagged = fields.take("TaggedAddresses").map(tagged_addresses);
+    let weights = fields.take("Weights").map(weights).transpose()?;
+    let one = fields.take("Check");
+    let many = fields.items("Checks")?;
+    fields.unsupported(&["Proxy", "Connect", "SocketPath", "Ports"])?;
+    fields.ignore(&["Kind", "Token", "Locality", "Namespace", "Partition"]);
+    fields.finish()?;
+
+    if name.is_empty() {
+        return Err(bad_request("Missing service name"));
+    }
+    if address == "0.0.0.0" || address == "::" {
+        return Err(bad_request("Invalid service address"));
+    }
+    let invalid = |error| bad_request(format!("Invalid service: {error}"));
+    let service = ServiceName::parse(&name).map_err(invalid)?;
+    let port = u16::try_from(port).map_err(|_| bad_request(format!("Invalid port: {port}")))?;
+    let mut instance = Instance::new(service, port).map_err(invalid)?;
+    if !id.is_empty() {
+        instance.id = InstanceId::parse(&id).map_err(invalid)?;
+    }
+    if !address.is_empty() {
+        instance.address = Some(Host::parse(&address).map_err(invalid)?);
+    }
+    instance.tags = tags.iter().map(|tag| Arc::from(tag.as_str())).collect();
+    instance.version = meta.get("version").filter(|v| !v.is_empty()).map(|v| v.as_str().into());
+    instance.meta = shared(&meta);
+    instance.weights = weights.unwrap_or_default();
+    instance.enable_tag_override = enable_tag_override;
+    instance.validate().map_err(invalid)?;
+
+    let given: Vec<Value> = one.into_iter().chain(many).collect();
+    let several = given.len() > 1;
+    let checks = given.into_iter().enumerate().map(|(at, check)| {
+        let number = several.then_some(at + 1);
+        agent_checks::of_service(Fields::of(check)?, &instance, number)
+    });
+    let checks = checks.collect::<Result<_, _>>()?;
+    Ok((instance, tagged, checks))
+}
+
+fn shared(pairs: &BTreeMap<String, String>) -> BTreeMap<Arc<str>, Arc<str>> {
+    let share = |text: &String| Arc::from(text.as_str());
+    pairs.iter().map(|(k, v)| (share(k), share(v))).collect()
+}
+
+/// `{name: {address, port}}` in the case that answers have.
+fn tagged_addresses(value: Value) -> Value {
+    let Value::Object(entries) = value else {
+        return json!({});
+    };
+    let entries = entries.into_iter().map(|(name, entry)| {
+        let mut fields = Fields::of(entry).ok();
+        let mut take = |field| fields.as_mut().and_then(|fields| fields.take(field));
+        let address = take("Address").unwrap_or_else(|| json!(""));
+        let port = take("Port").unwrap_or_else(|| json!(0));
+        (name, json!({"Address": address, "Port": port}))
+    });
+    Value::Object(entries.collect())
+}
+
+fn weights(value: Value) -> Result<Weights, Reply> {
+    let mut fields = Fields::of(value)?;
+    let (passing, warning) = (fields.integer("Passing")?, fields.integer("Warning")?);
+    fields.finish()?;
+    if passing < 1 {
+        return Err(bad_request("Invalid Weights: Passing must be greater than 0"));
+    }
+    if warning < 0 {
+        return Err(bad_request(
+            "Invalid Weights: Warning must be greater or equal than 0",
+        ));
+    }
+    let fit = |weight: i64| {
+        u16::try_from(weight)
+            .map_err(|_| bad_request("Invalid Weights: the largest weight is 65535"))
+    };
+    Ok(Weights {
+        passing: fit(passing)?,
+        warning: fit(warning)?,
+    })
+}
+
+async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let id = known(&inner, &call)?.id.clone();
+    inner.checks.remove_service(&id);
+    inner.tagged.lock().remove(&id);
+    Ok(done())
+}
+
+fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Reply> {
+    let given = call.params.get("id");
+    let id = InstanceId::parse(given).ok();
+    let instance = id.and_then(|id| inner.catalog.local().service(&id));
+    instance.ok_or_else(|| {
+        let message = format!(
+            "Unknown service ID {given:?}. Ensure that the service ID is passed, not the service name."
+        );
+        text(StatusCode::NOT_FOUND, message)
+    })
+}
+
+async fn maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let enable = enable(&call)?;
+    let instance = known(&inner, &call)?;
+    let id = format!("_service_maintenance:{}", instance.id.as_str());
+    let reason = "Maintenance mode is enabled for this service, but no reason was provided. \
+                  This is a default message.";
+    let record = maintenance_record(&id, "Service Maintenance Mode", &call, reason);
+    set_maintenance(
+        &inner,
+        CheckRecord {
+            service: Some(instance.id.clone()),
+            ..record
+        },
+        enable,
+    )
+}
+
+async fn node_maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let enable = enable(&call)?;
+    let reason = "Maintenance mode is enabled for this node, but no reason was provided. \
+                  This is a default message.";
+    let record = maintenance_record("_node_maintenance", "Node Maintenance Mode", &call, reason);
+    set_maintenance(&inner, record, enable)
+}
+
+fn enable(call: &Call) -> Result<bool, Reply> {
+    match call.query.filled("enable") {
+        None => Err(bad_request("Missing value for enable")),
+        Some("1" | "t" | "true" | "TRUE" | "True") => Ok(true),
+        Some("0" | "f" | "false" | "FALSE" | "False") => Ok(false),
+        Some(other) => Err(bad_request(format!("Invalid value for enable: {other:?}"))),
+    }
+}
+
+fn maintenance_record(id: &str, name: &str, call: &Call, reason: &str) -> CheckRecord {
+    CheckRecord {
+        id: id.into(),
+        name: name.into(),
+        service: None,
+        status: Health::Maintenance,
+        kind: "maintenance".into(),
+        notes: call.query.filled("reason").unwrap_or(reason).into(),
+        create_stamp: 0,
+        modify_stamp: 0,
+    }
+}
+
+fn set_maintenance(inner: &Inner, record: CheckRecord, enable: bool) -> Result<Reply, Reply> {
+    let local = inner.catalog.local();
+    match enable {
+        true => local.put_check(record).map_err(refused)?,
+        false => {
+            local.remove_check(&record.id);
+        }
+    }
+    Ok(done())
+}
+
+async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    no_filter(&call)?;
+    let services = inner.catalog.local().services();
+    let list: BTreeMap<&str, Value> = services
+        .iter()
+        .map(|instance| (instance.id.as_str(), render::agent_service(&inner, instance)))
+        .collect();
+    Ok(json_reply(StatusCode::OK, &list))
+}
+
+async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let given = call.params.get("id");
+    let id = InstanceId::parse(given).ok();
+    let instance = id.and_then(|id| inner.catalog.local().service(&id));
+    let Some(instance) = instance else {
+        return Err(text(
+            StatusCode::NOT_FOUND,
+            format!("unknown service ID: {given}"),
+        ));
+    };
+    let mut value = render::agent_service(&inner, &instance);
+    // What a hash is for, an own change stamp does as well.
+    let hash = format!("{:016x}", instance.modify_stamp);
+    value["ContentHash"] = json!(hash);
+    let mut reply = json_reply(StatusCode::OK, &value);
+    if let Ok(hash) = HeaderValue::try_from(hash) {
+        reply.headers_mut().insert("x-consul-contenthash", hash);
+    }
+    Ok(reply)
+}
+
+async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let given = call.params.get("id");
+    let id = InstanceId::parse(given).ok();
+    match id.and_then(|id| inner.catalog.local().service(&id)) {
+        Some(instance) => {
+            let (health, value) = health_of(&inner, &instance);
+            Ok(health_reply(&call, Some(health), health.as_str(), &value))
+        }
+        None => {
+            let reason = format!("ServiceId {given} not found");
+            Ok(health_reply(&call, None, &reason, &Value::Null))
+        }
+    }
+}
+
+async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let name = call.params.get("name");
+    let services = inner.catalog.local().services();
+    let own = services.iter().filter(|i| i.service.as_str().eq_ignore_ascii_case(name));
+    let (health, list): (Vec<_>, Vec<_>) = own.map(|i| health_of(&inner, i)).unzip();
+    let worst = health.into_iter().max();
+    let reason = match worst {
+        Some(worst) => worst.as_str().to_owned(),
+        None => format!("ServiceName {name} Not Found"),
+    };
+    Ok(health_reply(&call, worst, &reason, &Value::Array(list)))
+}
+
+fn health_of(inner: &Inner, instance: &Instance) -> (Health, Value) {
+    let node = inner.about.node.as_str();
+    let checks = inner.catalog.local().checks();
+    let own: Vec<_> = checks
+        .iter()
+        .filter(|check| check.service.as_ref().is_none_or(|id| *id == instance.id))
+        .collect();
+    let worst = own.iter().map(|check| check.status).max();
+    let worst = worst.unwrap_or(Health::Passing);
+    let rendered = own.iter().map(|check| {
+        let instance = check.service.is_some().then_some(instance);
+        render::own_check(node, check, instance, inner.checks.output(&check.id))
+    });
+    let value = json!({
+        "AggregatedStatus": worst.as_str(),
+        "Service": render::agent_service(inner, instance),
+        "Checks": rendered.collect::<Vec<_>>(),
+    });
+    (worst, value)
+}
+
+fn health_reply(call: &Call, health: Option<Health>, reason: &str, value: &Value) -> Reply {
+    let status = match health {
+        Some(Health::Passing) => StatusCode::OK,
+        Some(Health::Warning) => StatusCode::TOO_MANY_REQUESTS,
+        Some(Health::Critical | Health::Maintenance) => StatusCode::SERVICE_UNAVAILABLE,
+        None => StatusCode::NOT_FOUND,
+    };
+    let mut reply = match call.query.get("format") {
+        Some("text") => {
+            let mut reply = text(status, reason.to_owned());
+            let plain = HeaderValue::from_static("text/plain");
+            reply.headers_mut().insert(http::header::CONTENT_TYPE, plain);
+            reply
+        }
+        _ => json_reply(status, value),
+    };
+    if let Ok(reason) = HeaderValue::try_from(reason) {
+        reply.headers_mut().insert("x-consul-reason", reason);
+    }
+    reply
+}

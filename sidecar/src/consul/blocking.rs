@@ -1,0 +1,121 @@
+//! Blocking queries: `index`, `wait`, and the headers that go with them.
+//!
+//! Behaviour recorded from Consul 1.21: an index above the data's waits the whole time; 0 or an old one
+//! answers at once; `wait` defaults to 5 min, is cut at 10 min, and grows by up to a sixteenth, so that
+//! many clients do not come back at once.
+
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+use libmesh::model::ServiceName;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{Inner, bad_request, decode::go_duration};
+use crate::http::{Call, Reply, json};
+
+const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(600);
+
+/// What a read asks for besides its data.
+pub struct Blocking {
+    /// The index to wait beyond; 0 = answer at once.
+    index: u64,
+    wait: Duration,
+    consistency: &'static str,
+}
+
+impl Blocking {
+    /// Reads `index`, `wait` and the consistency parameters.
+    pub fn of(call: &Call) -> Result<Blocking, Reply> {
+        let query = &call.query;
+        let index = match query.filled("index") {
+            Some(index) => index.parse().map_err(|_| bad_request("Invalid index"))?,
+            None => 0,
+        };
+        let wait = match query.filled("wait") {
+            Some(wait) if wait.starts_with('-') => Duration::ZERO,
+            Some(wait) => go_duration(wait).map_err(|_| bad_request("Invalid wait time"))?,
+            None => DEFAULT_WAIT,
+        };
+        let wait = if wait.is_zero() { DEFAULT_WAIT } else { wait };
+        let (stale, consistent) = (query.has("stale"), query.has("consistent"));
+        if stale && consistent {
+            return Err(bad_request(
+                "Cannot specify ?stale with ?consistent, conflicting semantics.",
+            ));
+        }
+        Ok(Blocking {
+            index,
+            wait: wait.min(MAX_WAIT),
+            // Every replica answers for itself; what was asked for is what is echoed.
+            consistency: match (stale, consistent) {
+                (true, _) => "stale",
+                (_, true) => "consistent",
+                _ => "leader",
+            },
+        })
+    }
+
+    /// Waits until `changed` ends, the time is over, or the listener drains.
+    async fn until(&self, call: &Call, changed: impl Future<Output = u64>) {
+        let jitter = self.wait.mul_f64(rand::random::<f64>() / 16.0);
+        tokio::select! {
+            _ = timeout(self.wait + jitter, changed) => {}
+            () = call.conn.shutdown.cancelled() => {}
+        }
+    }
+
+    /// Waits for the service to change beyond the index; returns the index to answer with. Changes of
+    /// other services do not end the wait.
+    pub async fn service(&self, inner: &Inner, call: &Call, name: &str) -> u64 {
+        let Ok(name) = ServiceName::parse(name) else {
+            // Nothing by such a name will ever be registered.
+            self.table(inner, call).await;
+            return inner.floor(0);
+        };
+        let now = || inner.floor(inner.catalog.service_revision(name.as_str()));
+        if self.index >= now() {
+            let watch = inner.catalog.watch_service(&name);
+            self.until(call, watch.changed_after(self.index)).await;
+        }
+        now()
+    }
+
+    /// Waits for anything in the catalog to change beyond the index; returns the index to answer with.
+    pub async fn table(&self, inner: &Inner, call: &Call) -> u64 {
+        if self.index >= inner.floor(inner.catalog.revision()) {
+            let mut revisions = inner.catalog.watch_all();
+            let beyond = |revision: &u64| *revision > self.index;
+            let changed = async { revisions.wait_for(beyond).await.map_or(0, |r| *r) };
+            self.until(call, changed).await;
+        }
+        inner.floor(inner.catalog.revision())
+    }
+
+    /// A JSON answer with the headers of a read.
+    pub fn reply<T: Serialize + ?Sized>(&self, index: u64, value: &T) -> Reply {
+        let mut reply = json(StatusCode::OK, value);
+        self.decorate(index, &mut reply);
+        reply
+    }
+
+    /// Adds the headers of a read.
+    pub fn decorate(&self, index: u64, reply: &mut Reply) {
+        let headers = reply.headers_mut();
+        headers.insert("x-consul-index", HeaderValue::from(index.max(1)));
+        headers.insert("x-consul-knownleader", HeaderValue::from_static("true"));
+        headers.insert("x-consul-lastcontact", HeaderValue::from_static("0"));
+        headers.insert(
+            "x-consul-effective-consistency",
+            HeaderValue::from_static(self.consistency),
+        );
+    }
+}
+
+impl Inner {
+    /// No index is below the birth of this interface.
+    pub fn floor(&self, revision: u64) -> u64 {
+        revision.max(self.birth)
+    }
+}

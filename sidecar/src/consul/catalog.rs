@@ -1,0 +1,139 @@
+//! `/v1/catalog/`: reads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use http::StatusCode;
+use libmesh::catalog::{InstanceView, NodeView};
+use serde_json::{Value, json};
+
+use super::{Inner, bad_request, blocking::Blocking, handler, render, server_error};
+use crate::http::{Call, Reply, Routes, json as json_reply};
+
+pub fn routes(inner: &Arc<Inner>) -> Routes {
+    Routes::new()
+        .get("/v1/catalog/datacenters", handler(inner, datacenters))
+        .get("/v1/catalog/nodes", handler(inner, nodes))
+        .get("/v1/catalog/services", handler(inner, services))
+        .get("/v1/catalog/service/*name", handler(inner, service))
+        .get("/v1/catalog/node/:name", handler(inner, node))
+        .get("/v1/catalog/node-services/:name", handler(inner, node_services))
+}
+
+async fn datacenters(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+    let names = [inner.about.datacenter.as_str()];
+    Ok(json_reply(StatusCode::OK, &names))
+}
+
+async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.table(&inner, &call).await;
+    let nodes = inner.catalog.nodes();
+    let list: Vec<_> = nodes
+        .iter()
+        .filter(|node| has_meta(&call, node))
+        .map(|node| render::node(node))
+        .collect();
+    Ok(blocking.reply(index, &list))
+}
+
+async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.table(&inner, &call).await;
+    let services = inner.catalog.services();
+    let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for service in &services {
+        for instance in service.instances.iter().filter(|i| has_meta(&call, &i.node)) {
+            let tags = names.entry(service.name.as_str()).or_default();
+            tags.extend(instance.instance.tags.iter().map(|tag| &**tag));
+        }
+    }
+    Ok(blocking.reply(index, &names))
+}
+
+async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let name = service_name(&call)?;
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.service(&inner, &call, name).await;
+    let view = inner.catalog.service(name);
+    let list: Vec<_> = view
+        .iter()
+        .flat_map(|view| &view.instances)
+        .filter(|instance| wanted(&call, instance))
+        .map(|instance| render::catalog_entry(instance))
+        .collect();
+    Ok(blocking.reply(index, &list))
+}
+
+async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.table(&inner, &call).await;
+    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+        return Ok(blocking.reply(index, &Value::Null));
+    };
+    let instances = inner.catalog.instances_on(&node.record.id);
+    let services: BTreeMap<&str, _> = instances
+        .iter()
+        .map(|view| (view.instance.id.as_str(), render::service(&view.instance)))
+        .collect();
+    let value = json!({"Node": render::node(&node), "Services": services});
+    Ok(blocking.reply(index, &value))
+}
+
+async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.table(&inner, &call).await;
+    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+        return Ok(blocking.reply(index, &json!({"Node": null, "Services": null})));
+    };
+    let instances = inner.catalog.instances_on(&node.record.id);
+    let services: Vec<_> = instances
+        .iter()
+        .map(|view| render::service(&view.instance))
+        .collect();
+    let value = json!({"Node": render::node(&node), "Services": services});
+    Ok(blocking.reply(index, &value))
+}
+
+/// The `:name` of a service route.
+pub fn service_name(call: &Call) -> Result<&str, Reply> {
+    match call.params.get("name") {
+        "" => Err(bad_request("Missing service name")),
+        name => Ok(name),
+    }
+}
+
+/// `filter` changes the meaning of an answer; ignoring it would be a wrong answer.
+pub fn no_filter(call: &Call) -> Result<(), Reply> {
+    match call.query.filled("filter") {
+        None => Ok(()),
+        Some(_) => Err(server_error(
+            "filter expressions are not supported by this version of mesh",
+        )),
+    }
+}
+
+/// Whether an instance has every `tag` (or version) and its node every `node-meta` asked for.
+pub fn wanted(call: &Call, view: &InstanceView) -> bool {
+    let mut tags = call.query.all("tag").filter(|tag| !tag.is_empty());
+    tags.all(|tag| view.instance.matches(tag)) && has_meta(call, &view.node)
+}
+
+/// Whether a node has every `node-meta=key:value` asked for.
+pub fn has_meta(call: &Call, node: &NodeView) -> bool {
+    let mut asked = call.query.all("node-meta").filter(|pair| !pair.is_empty());
+    let first = asked.next();
+    let Some(first) = first else {
+        return true;
+    };
+    let meta = render::node_meta(node);
+    std::iter::once(first).chain(asked).all(|pair| {
+        let (key, value) = pair.split_once(':').unwrap_or((pair, ""));
+        meta.get(key).is_some_and(|own| own == value)
+    })
+}

@@ -1,0 +1,104 @@
+//! What only a server can answer, and what is said without asking anybody.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use http_body_util::Full;
+use libmesh::{bundle::Action, model::ServiceName};
+use serde_json::json;
+
+use super::{Inner, MAX_VALUE, handler, server_error};
+use crate::{
+    forward::Api,
+    http::{Call, Reply, Routes, json as json_reply, text},
+};
+
+pub fn routes(inner: &Arc<Inner>) -> Routes {
+    let mut routes = Routes::new()
+        .get("/v1/status/leader", handler(inner, leader))
+        .get("/v1/status/peers", handler(inner, peers))
+        .get("/v1/connect/intentions/check", handler(inner, intention_check));
+    for (methods, path) in [
+        ("GET PUT DELETE", "/v1/kv/*key"),
+        ("GET PUT DELETE", "/v1/connect/intentions/exact"),
+        ("GET", "/v1/connect/intentions/match"),
+        ("GET", "/v1/connect/intentions"),
+        ("GET POST", "/v1/mesh/join-tokens"),
+        ("DELETE", "/v1/mesh/join-tokens/:id"),
+        ("GET", "/v1/mesh/ledger"),
+        ("GET", "/v1/mesh/ledger/verify"),
+    ] {
+        for method in methods.split(' ') {
+            let method = Method::from_bytes(method.as_bytes()).expect("the names are tokens");
+            routes = routes.on(method, path, handler(inner, forward));
+        }
+    }
+    for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
+        routes = routes.on(method, "/v1/acl/*path", |_| async {
+            text(StatusCode::UNAUTHORIZED, "ACL support disabled")
+        });
+    }
+    routes
+}
+
+async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let size = call.body().len();
+    if call.request.uri().path().starts_with("/v1/kv/") && size > MAX_VALUE {
+        let message = format!(
+            "Request body({size} bytes) too large, max size: {MAX_VALUE} bytes. See \
+             https://developer.hashicorp.com/docs/agent/config/config-files#kv_max_value_size."
+        );
+        return Err(text(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    // Callers over TCP have no identity, and this interface asks for none over the socket either.
+    let answer = inner.forward.forward(Api::Consul, call.request, None);
+    let answer: http::Response<Bytes> = tokio::select! {
+        answer = answer => answer,
+        () = call.conn.shutdown.cancelled() => {
+            return Err(text(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
+        }
+    };
+    Ok(answer.map(Full::new))
+}
+
+async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+    let servers = servers(&inner);
+    let first = servers.first().map_or("", |server| server);
+    Ok(json_reply(StatusCode::OK, first))
+}
+
+async fn peers(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+    Ok(json_reply(StatusCode::OK, &servers(&inner)))
+}
+
+/// Addresses of the servers that are present.
+fn servers(inner: &Inner) -> Vec<String> {
+    let nodes = inner.catalog.nodes();
+    nodes
+        .iter()
+        .filter(|node| node.record.roles.server && node.liveness.is_present())
+        .map(|node| node.record.socket_addr().to_string())
+        .collect()
+}
+
+/// Answered from the config bundle that this agent enforces, so it also answers while no server does.
+async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let name = |parameter: &str| {
+        let given = call.query.filled(parameter).ok_or_else(|| {
+            server_error(format!("required query parameter '{parameter}' not set"))
+        })?;
+        ServiceName::parse(given).map_err(|error| server_error(error.to_string()))
+    };
+    let (source, destination) = (name("source")?, name("destination")?);
+    let bundle = inner.bundles.as_ref().and_then(|bundles| bundles.current());
+    let allowed = match bundle {
+        Some(bundle) => {
+            let rules =
+                libmesh::bundle::Intentions::new(&bundle.intentions, bundle.default_action);
+            rules.evaluate(&source, &destination).action == Action::Allow
+        }
+        None => inner.about.default_allow,
+    };
+    Ok(json_reply(StatusCode::OK, &json!({"Allowed": allowed})))
+}

@@ -1,0 +1,129 @@
+//! `/v1/health/`: reads.
+
+use std::sync::Arc;
+
+use libmesh::{
+    catalog::{InstanceView, NodeView},
+    model::{Health, Liveness},
+};
+
+use super::{
+    Inner, bad_request,
+    blocking::Blocking,
+    catalog::{has_meta, no_filter, service_name, wanted},
+    handler, render,
+};
+use crate::http::{Call, Reply, Routes};
+
+pub fn routes(inner: &Arc<Inner>) -> Routes {
+    Routes::new()
+        .get("/v1/health/service/*name", handler(inner, service))
+        .get("/v1/health/checks/*name", handler(inner, checks))
+        .get("/v1/health/state/*state", handler(inner, state))
+        .get("/v1/health/node/:name", handler(inner, node))
+}
+
+async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let name = service_name(&call)?;
+    let passing = match call.query.get("passing") {
+        None => false,
+        Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+        Some(_) => return Err(bad_request("Invalid value for ?passing")),
+    };
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.service(&inner, &call, name).await;
+    let view = inner.catalog.service(name);
+    let list: Vec<_> = view
+        .iter()
+        .flat_map(|view| &view.instances)
+        .filter(|instance| wanted(&call, instance) && (!passing || is_passing(instance)))
+        .map(|instance| render::health_entry(&inner, instance))
+        .collect();
+    Ok(blocking.reply(index, &list))
+}
+
+/// Every check of it passes, membership's among them.
+fn is_passing(view: &InstanceView) -> bool {
+    view.health == Health::Passing && view.node.liveness.is_present()
+}
+
+async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let name = service_name(&call)?;
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.service(&inner, &call, name).await;
+    let view = inner.catalog.service(name);
+    let list: Vec<_> = view
+        .iter()
+        .flat_map(|view| &view.instances)
+        .filter(|instance| has_meta(&call, &instance.node))
+        .flat_map(|instance| own_checks(&inner, instance))
+        .collect();
+    Ok(blocking.reply(index, &list))
+}
+
+fn own_checks<'a>(
+    inner: &'a Inner,
+    view: &'a InstanceView,
+) -> impl Iterator<Item = render::Check<'a>> {
+    let own = view.checks.iter().filter(|check| check.service.is_some());
+    own.map(|check| render::check(inner, &view.node, check, Some(&view.instance)))
+}
+
+async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    let wanted = call.params.get("state");
+    if wanted.is_empty() {
+        return Err(bad_request("Missing check state"));
+    }
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.table(&inner, &call).await;
+    let fits = |health: Health| wanted == "any" || wanted == render::status(health);
+    let nodes = inner.catalog.nodes();
+    let nodes: Vec<_> = nodes.iter().filter(|node| has_meta(&call, node)).collect();
+    let instances: Vec<_> = nodes
+        .iter()
+        .flat_map(|node| inner.catalog.instances_on(&node.record.id))
+        .collect();
+    let of_nodes = nodes.iter().flat_map(|node| {
+        let membership = fits(membership(node)).then(|| render::member_check(node));
+        let own = node.checks.iter().filter(|check| fits(check.status));
+        let own = own.map(|check| render::check(&inner, node, check, None));
+        membership.into_iter().chain(own)
+    });
+    let of_instances = instances.iter().flat_map(|view| {
+        let own = view.checks.iter();
+        own.filter(|check| check.service.is_some() && fits(check.status))
+            .map(|check| render::check(&inner, &view.node, check, Some(&view.instance)))
+    });
+    let list: Vec<_> = of_nodes.chain(of_instances).collect();
+    Ok(blocking.reply(index, &list))
+}
+
+fn membership(node: &NodeView) -> Health {
+    match node.liveness {
+        Liveness::Alive | Liveness::Suspect => Health::Passing,
+        Liveness::Down | Liveness::Left => Health::Critical,
+    }
+}
+
+async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+    no_filter(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.table(&inner, &call).await;
+    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+        return Ok(blocking.reply(index, &[(); 0]));
+    };
+    let instances = inner.catalog.instances_on(&node.record.id);
+    let own = node
+        .checks
+        .iter()
+        .map(|check| render::check(&inner, &node, check, None));
+    let list: Vec<_> = std::iter::once(render::member_check(&node))
+        .chain(own)
+        .chain(instances.iter().flat_map(|view| own_checks(&inner, view)))
+        .collect();
+    Ok(blocking.reply(index, &list))
+}

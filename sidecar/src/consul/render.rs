@@ -1,0 +1,357 @@
+//! Views of the catalog in Consul's shapes.
+
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use libmesh::{
+    catalog::{InstanceView, NodeView},
+    model::{CheckRecord, Health, Host, Instance, Liveness, NodeId},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Inner;
+
+type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
+
+/// A node.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Node<'a> {
+    #[serde(rename = "ID")]
+    id: String,
+    node: &'a str,
+    address: IpAddr,
+    datacenter: &'a str,
+    tagged_addresses: Strings<'a>,
+    meta: Strings<'a>,
+    create_index: u64,
+    modify_index: u64,
+}
+
+/// An instance, as `/v1/health/service` and `/v1/catalog/node` have it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Service<'a> {
+    #[serde(rename = "ID")]
+    id: &'a str,
+    service: &'a str,
+    tags: &'a [Arc<str>],
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tagged_addresses: Option<Value>,
+    meta: &'a BTreeMap<Arc<str>, Arc<str>>,
+    port: u16,
+    weights: Weights,
+    enable_tag_override: bool,
+    proxy: Proxy,
+    connect: Empty,
+    peer_name: &'static str,
+    create_index: u64,
+    modify_index: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Weights {
+    passing: u16,
+    warning: u16,
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Proxy {
+    mode: &'static str,
+    mesh_gateway: Empty,
+    expose: Empty,
+}
+
+/// A check.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Check<'a> {
+    node: &'a str,
+    #[serde(rename = "CheckID")]
+    check_id: &'a str,
+    name: &'a str,
+    status: &'static str,
+    notes: &'a str,
+    output: String,
+    #[serde(rename = "ServiceID")]
+    service_id: &'a str,
+    service_name: &'a str,
+    service_tags: &'a [Arc<str>],
+    r#type: &'a str,
+    interval: &'static str,
+    timeout: &'static str,
+    exposed_port: u16,
+    definition: Empty,
+    create_index: u64,
+    modify_index: u64,
+}
+
+/// An entry of `/v1/health/service`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HealthEntry<'a> {
+    node: Node<'a>,
+    service: Service<'a>,
+    checks: Vec<Check<'a>>,
+}
+
+/// An entry of `/v1/catalog/service`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct CatalogEntry<'a> {
+    #[serde(rename = "ID")]
+    id: String,
+    node: &'a str,
+    address: IpAddr,
+    datacenter: &'a str,
+    tagged_addresses: Strings<'a>,
+    node_meta: Strings<'a>,
+    service_kind: &'static str,
+    #[serde(rename = "ServiceID")]
+    service_id: &'a str,
+    service_name: &'a str,
+    service_tags: &'a [Arc<str>],
+    service_address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tagged_addresses: Option<Value>,
+    service_weights: Weights,
+    service_meta: &'a BTreeMap<Arc<str>, Arc<str>>,
+    service_port: u16,
+    service_socket_path: &'static str,
+    service_enable_tag_override: bool,
+    service_proxy: Proxy,
+    service_connect: Empty,
+    create_index: u64,
+    modify_index: u64,
+}
+
+/// A node id in the form Consul's clients expect of one.
+pub fn uuid(id: &NodeId) -> String {
+    uuid::Uuid::from_bytes(*id.as_bytes()).to_string()
+}
+
+/// Consul's word for a status; it knows maintenance only as a kind of check.
+pub fn status(health: Health) -> &'static str {
+    match health {
+        Health::Maintenance => Health::Critical.as_str(),
+        other => other.as_str(),
+    }
+}
+
+/// A node.
+pub fn node(view: &NodeView) -> Node<'_> {
+    let record = &view.record;
+    Node {
+        id: uuid(&record.id),
+        node: record.name.as_str(),
+        address: record.address,
+        datacenter: record.datacenter.as_str(),
+        tagged_addresses: node_addresses(record.address),
+        meta: node_meta(view),
+        create_index: view.revision,
+        modify_index: view.revision,
+    }
+}
+
+fn node_addresses(address: IpAddr) -> Strings<'static> {
+    let (lan, wan) = match address {
+        IpAddr::V4(_) => ("lan_ipv4", "wan_ipv4"),
+        IpAddr::V6(_) => ("lan_ipv6", "wan_ipv6"),
+    };
+    let text = || Cow::Owned(address.to_string());
+    BTreeMap::from([("lan", text()), ("wan", text()), (lan, text()), (wan, text())])
+}
+
+/// A node's own pairs, and the two that Consul adds.
+pub fn node_meta(view: &NodeView) -> Strings<'_> {
+    let own = view.record.meta.iter();
+    let mut meta: Strings<'_> = own
+        .map(|(key, value)| (&**key, Cow::Borrowed(&**value)))
+        .collect();
+    meta.insert("consul-network-segment", Cow::Borrowed(""));
+    meta.insert("consul-version", Cow::Borrowed(&view.record.version));
+    meta
+}
+
+/// What Consul derives from an instance's address; `None` when that is no IP.
+pub fn tagged_addresses(instance: &Instance) -> Option<Value> {
+    let Some(Host::Ip(ip)) = instance.address else {
+        return None;
+    };
+    let (lan, wan) = match ip {
+        IpAddr::V4(_) => ("lan_ipv4", "wan_ipv4"),
+        IpAddr::V6(_) => ("lan_ipv6", "wan_ipv6"),
+    };
+    let entry = json!({"Address": ip.to_string(), "Port": instance.port});
+    Some(json!({lan: entry, wan: entry}))
+}
+
+fn weights(instance: &Instance) -> Weights {
+    Weights {
+        passing: instance.weights.passing,
+        warning: instance.weights.warning,
+    }
+}
+
+const PROXY: Proxy = Proxy {
+    mode: "",
+    mesh_gateway: Empty {},
+    expose: Empty {},
+};
+
+fn own_address(instance: &Instance) -> String {
+    let address = instance.address.as_ref();
+    address.map(Host::to_string).unwrap_or_default()
+}
+
+/// An instance.
+pub fn service(instance: &Instance) -> Service<'_> {
+    Service {
+        id: instance.id.as_str(),
+        service: instance.service.as_str(),
+        tags: &instance.tags,
+        address: own_address(instance),
+        tagged_addresses: tagged_addresses(instance),
+        meta: &instance.meta,
+        port: instance.port,
+        weights: weights(instance),
+        enable_tag_override: instance.enable_tag_override,
+        proxy: PROXY,
+        connect: Empty {},
+        peer_name: "",
+        create_index: instance.create_stamp,
+        modify_index: instance.modify_stamp,
+    }
+}
+
+/// An instance of this agent, as `/v1/agent/services` has it: without what only the catalog adds.
+pub fn agent_service(inner: &Inner, instance: &Instance) -> Value {
+    let mut value = json!({
+        "ID": instance.id.as_str(),
+        "Service": instance.service.as_str(),
+        "Tags": &instance.tags,
+        "Meta": &instance.meta,
+        "Port": instance.port,
+        "Address": own_address(instance),
+        "Weights": weights(instance),
+        "EnableTagOverride": instance.enable_tag_override,
+        "Datacenter": inner.about.datacenter.as_str(),
+    });
+    let given = inner.tagged.lock().get(&instance.id).cloned();
+    if let Some(tagged) = given.or_else(|| tagged_addresses(instance)) {
+        value["TaggedAddresses"] = tagged;
+    }
+    value
+}
+
+/// An entry of `/v1/catalog/service`.
+pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
+    let (record, instance) = (&view.node.record, &*view.instance);
+    CatalogEntry {
+        id: uuid(&record.id),
+        node: record.name.as_str(),
+        address: record.address,
+        datacenter: record.datacenter.as_str(),
+        tagged_addresses: node_addresses(record.address),
+        node_meta: node_meta(&view.node),
+        service_kind: "",
+        service_id: instance.id.as_str(),
+        service_name: instance.service.as_str(),
+        service_tags: &instance.tags,
+        service_address: own_address(instance),
+        service_tagged_addresses: tagged_addresses(instance),
+        service_weights: weights(instance),
+        service_meta: &instance.meta,
+        service_port: instance.port,
+        service_socket_path: "",
+        service_enable_tag_override: instance.enable_tag_override,
+        service_proxy: PROXY,
+        service_connect: Empty {},
+        create_index: instance.create_stamp,
+        modify_index: instance.modify_stamp,
+    }
+}
+
+/// An entry of `/v1/health/service`.
+pub fn health_entry<'a>(inner: &Inner, view: &'a InstanceView) -> HealthEntry<'a> {
+    let own = view.checks.iter().map(|record| {
+        let instance = record.service.is_some().then_some(&*view.instance);
+        check(inner, &view.node, record, instance)
+    });
+    HealthEntry {
+        node: node(&view.node),
+        service: service(&view.instance),
+        checks: std::iter::once(member_check(&view.node)).chain(own).collect(),
+    }
+}
+
+/// A check. Its output is known only to the node that runs it.
+pub fn check<'a>(
+    inner: &Inner,
+    node: &'a NodeView,
+    record: &'a CheckRecord,
+    instance: Option<&'a Instance>,
+) -> Check<'a> {
+    let own = node.record.id == inner.about.id;
+    let output = own.then(|| inner.checks.output(&record.id)).flatten();
+    own_check(node.record.name.as_str(), record, instance, output)
+}
+
+/// A check with its output.
+pub fn own_check<'a>(
+    node: &'a str,
+    record: &'a CheckRecord,
+    instance: Option<&'a Instance>,
+    output: Option<String>,
+) -> Check<'a> {
+    Check {
+        node,
+        check_id: &record.id,
+        name: &record.name,
+        status: status(record.status),
+        notes: &record.notes,
+        output: output.unwrap_or_default(),
+        service_id: instance.map_or("", |instance| instance.id.as_str()),
+        service_name: instance.map_or("", |instance| instance.service.as_str()),
+        service_tags: instance.map_or(&[], |instance| &instance.tags),
+        r#type: &record.kind,
+        interval: "",
+        timeout: "",
+        exposed_port: 0,
+        definition: Empty {},
+        create_index: record.create_stamp,
+        modify_index: record.modify_stamp,
+    }
+}
+
+/// What membership thinks, as the check that Consul's clients know by this name.
+pub fn member_check(node: &NodeView) -> Check<'_> {
+    let (status, output) = match node.liveness {
+        Liveness::Alive | Liveness::Suspect => (Health::Passing, "Agent alive and reachable"),
+        Liveness::Down | Liveness::Left => (Health::Critical, "Agent not live or unreachable"),
+    };
+    Check {
+        node: node.record.name.as_str(),
+        check_id: "serfHealth",
+        name: "Serf Health Status",
+        status: status.as_str(),
+        notes: "",
+        output: output.to_owned(),
+        service_id: "",
+        service_name: "",
+        service_tags: &[],
+        r#type: "",
+        interval: "",
+        timeout: "",
+        exposed_port: 0,
+        definition: Empty {},
+        create_index: node.revision,
+        modify_index: node.revision,
+    }
+}

@@ -1,0 +1,347 @@
+//! The interface in front of a catalog of one node, as clients see it.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use http::Response;
+use libmesh::{
+    identity::SpiffeId,
+    model::{Liveness, NodeRecord, Roles},
+};
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::*;
+use crate::{forward::Api, http::Remote};
+
+/// Says what it was asked.
+struct Echo;
+
+impl Forward for Echo {
+    fn forward(
+        &self,
+        _: Api,
+        request: Request<Bytes>,
+        _: Option<SpiffeId>,
+    ) -> BoxFuture<Response<Bytes>> {
+        let asked = format!("{} {}", request.method(), request.uri());
+        Box::pin(async move { Response::new(Bytes::from(asked)) })
+    }
+}
+
+fn api() -> ConsulApi {
+    let id = NodeId([7; 16]);
+    let node = NodeName::parse("n1").unwrap();
+    let catalog = Catalog::new(id);
+    let record = NodeRecord {
+        id,
+        name: node.clone(),
+        datacenter: Datacenter::default(),
+        address: Ipv4Addr::new(127, 0, 0, 9).into(),
+        port: 8301,
+        roles: Roles { server: true },
+        meta: Default::default(),
+        version: "0.1.0".into(),
+    };
+    catalog.local().put_node(record).unwrap();
+    catalog.set_liveness(id, Liveness::Alive);
+    let about = About {
+        node,
+        id,
+        datacenter: Datacenter::default(),
+        server: true,
+        advertise: ([127, 0, 0, 9], 8301).into(),
+        dns: None,
+        default_allow: true,
+    };
+    let checks = Scheduler::new(catalog.local());
+    ConsulApi::new(about, catalog, checks, None, Arc::new(Echo))
+}
+
+struct Answer {
+    status: u16,
+    headers: http::HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
+    }
+
+    fn index(&self) -> u64 {
+        self.headers["x-consul-index"].to_str().unwrap().parse().unwrap()
+    }
+}
+
+async fn ask(api: &ConsulApi, method: &str, path: &str, body: &str) -> Answer {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .body(Bytes::copy_from_slice(body.as_bytes()))
+        .unwrap();
+    let conn = ConnInfo::new(Remote::Tcp(([127, 0, 0, 1], 9).into()));
+    let reply = api.clone().handle(request, Arc::new(conn)).await;
+    let (head, body) = reply.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        text: String::from_utf8(body.to_vec()).unwrap(),
+    }
+}
+
+async fn get(api: &ConsulApi, path: &str) -> Answer {
+    ask(api, "GET", path, "").await
+}
+
+async fn register(api: &ConsulApi, body: Value) {
+    let path = "/v1/agent/service/register";
+    let answer = ask(api, "PUT", path, &body.to_string()).await;
+    assert_eq!((answer.status, &*answer.text), (200, ""));
+}
+
+#[tokio::test]
+async fn a_registered_service_is_found_everywhere() {
+    let api = api();
+    register(
+        &api,
+        json!({"ID": "web1", "Name": "web", "Tags": ["v1", "primary"], "Address": "127.0.4.1",
+               "Port": 8001, "Meta": {"team": "a"}}),
+    )
+    .await;
+    let own = get(&api, "/v1/agent/services").await.json();
+    assert_eq!(
+        own["web1"],
+        json!({"ID": "web1", "Service": "web", "Tags": ["v1", "primary"], "Meta": {"team": "a"},
+               "Port": 8001, "Address": "127.0.4.1",
+               "TaggedAddresses": {"lan_ipv4": {"Address": "127.0.4.1", "Port": 8001},
+                                   "wan_ipv4": {"Address": "127.0.4.1", "Port": 8001}},
+               "Weights": {"Passing": 1, "Warning": 1}, "EnableTagOverride": false,
+               "Datacenter": "dc1"})
+    );
+    assert_eq!(
+        get(&api, "/v1/catalog/services").await.json(),
+        json!({"web": ["primary", "v1"]})
+    );
+    let entry = &get(&api, "/v1/catalog/service/web?tag=V1&tag=primary").await.json()[0];
+    assert_eq!((&entry["ServiceID"], &entry["Node"]), (&json!("web1"), &json!("n1")));
+    assert_eq!(get(&api, "/v1/catalog/service/web?tag=v9").await.text, "[]");
+    let health = &get(&api, "/v1/health/service/web?passing").await.json()[0];
+    assert_eq!(health["Service"]["Port"], 8001);
+    assert_eq!(health["Node"]["Address"], "127.0.0.9");
+    assert_eq!(health["Checks"][0]["CheckID"], "serfHealth");
+    assert_eq!(get(&api, "/v1/agent/service/web1").await.json()["ID"], "web1");
+    let members = get(&api, "/v1/agent/members").await.json();
+    assert_eq!((&members[0]["Name"], &members[0]["Status"]), (&json!("n1"), &json!(1)));
+    assert_eq!(get(&api, "/v1/status/leader").await.text, "\"127.0.0.9:8301\"");
+
+    let gone = ask(&api, "PUT", "/v1/agent/service/deregister/web1", "").await;
+    assert_eq!(gone.status, 200);
+    assert_eq!(get(&api, "/v1/health/service/web").await.text, "[]");
+    let gone = ask(&api, "PUT", "/v1/agent/service/deregister/web1", "").await;
+    assert_eq!(
+        (gone.status, &*gone.text),
+        (
+            404,
+            "Unknown service ID \"web1\". Ensure that the service ID is passed, not the service name."
+        )
+    );
+}
+
+#[tokio::test]
+async fn registrations_that_consul_refuses_are_refused_in_its_words() {
+    let api = api();
+    for (body, status, words) in [
+        (r#"{"ID": "x"}"#, 400, "Missing service name"),
+        (r#"{"Name": "x","#, 400, "Request decode failed: unexpected EOF"),
+        ("", 400, "Request decode failed: EOF"),
+        (
+            r#"{"Name": "x", "Port": "eighty"}"#,
+            400,
+            "Request decode failed: json: cannot unmarshal string into Go struct field .Port of type int",
+        ),
+        (
+            r#"{"Name": "unk", "Frobnicate": 1}"#,
+            400,
+            "Request decode failed: json: unknown field \"Frobnicate\"",
+        ),
+        (
+            r#"{"Name": "x", "Check": {"TTL": "soon"}}"#,
+            400,
+            "Request decode failed: time: invalid duration \"soon\"",
+        ),
+        (
+            r#"{"Name": "x", "Check": {"HTTP": "http://127.0.0.1:1"}}"#,
+            400,
+            "Invalid check: Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks",
+        ),
+        (
+            r#"{"Name": "x", "Weights": {"Passing": -1, "Warning": 1}}"#,
+            400,
+            "Invalid Weights: Passing must be greater than 0",
+        ),
+        (
+            r#"{"Name": "x", "Check": {"TTL": "1h", "Interval": "1s"}}"#,
+            400,
+            "Invalid check: Interval and TTL cannot both be specified",
+        ),
+        (
+            r#"{"Name": "x", "Connect": {"SidecarService": {}}}"#,
+            400,
+            "Connect is not supported by this version of mesh",
+        ),
+    ] {
+        let answer = ask(&api, "PUT", "/v1/agent/service/register", body).await;
+        assert_eq!((answer.status, &*answer.text), (status, words), "{body}");
+    }
+    assert_eq!(get(&api, "/v1/agent/services").await.text, "{}");
+}
+
+#[tokio::test]
+async fn ttl_checks_are_told_and_decide_the_health() {
+    let api = api();
+    register(
+        &api,
+        json!({"id": "web2", "name": "web", "enable_tag_override": true, "check": {"ttl": "1h"}}),
+    )
+    .await;
+    let check = get(&api, "/v1/agent/checks").await.json()["service:web2"].clone();
+    assert_eq!(check["Name"], "Service 'web' check");
+    assert_eq!((&check["Status"], &check["Type"]), (&json!("critical"), &json!("ttl")));
+    let passing = "/v1/health/service/web?passing=true";
+    assert_eq!(get(&api, passing).await.text, "[]");
+
+    let told = ask(&api, "PUT", "/v1/agent/check/pass/service:web2?note=fine", "").await;
+    assert_eq!((told.status, &*told.text), (200, ""));
+    let entry = get(&api, passing).await.json()[0].clone();
+    let own = entry["Checks"][1].clone();
+    assert_eq!((&own["Status"], &own["Output"]), (&json!("passing"), &json!("fine")));
+
+    let body = r#"{"Status": "warning", "Output": "by update"}"#;
+    ask(&api, "PUT", "/v1/agent/check/update/service:web2", body).await;
+    let text = get(&api, "/v1/agent/health/service/id/web2?format=text").await;
+    assert_eq!((text.status, &*text.text), (429, "warning"));
+    assert_eq!(text.headers["x-consul-reason"], "warning");
+    let state = get(&api, "/v1/health/state/warning").await.json();
+    assert_eq!(state[0]["CheckID"], "service:web2");
+
+    let bad = ask(&api, "PUT", "/v1/agent/check/update/service:web2", r#"{"Status": "great"}"#).await;
+    assert_eq!((bad.status, &*bad.text), (400, "Invalid check status: 'great'"));
+    let none = ask(&api, "PUT", "/v1/agent/check/pass/none", "").await;
+    assert_eq!(none.status, 404);
+
+    let on = "/v1/agent/service/maintenance/web2?enable=true&reason=because";
+    assert_eq!(ask(&api, "PUT", on, "").await.status, 200);
+    let health = get(&api, "/v1/agent/health/service/name/web").await;
+    assert_eq!(health.status, 503);
+    assert_eq!(health.json()[0]["AggregatedStatus"], "maintenance");
+    let critical = get(&api, "/v1/health/checks/web").await.json();
+    assert_eq!(critical[0]["Status"], "critical");
+}
+
+#[tokio::test]
+async fn a_blocking_query_waits_for_its_own_service_only() {
+    let api = api();
+    register(&api, json!({"Name": "web", "Port": 1})).await;
+    let index = get(&api, "/v1/health/service/web").await.index();
+    assert!(index > 1_000_000);
+
+    let path = format!("/v1/health/service/web?index={index}&wait=60s");
+    let waiting = tokio::spawn({
+        let (api, path) = (api.clone(), path.clone());
+        async move { get(&api, &path).await }
+    });
+    // Neither another service nor the same registration again ends the wait.
+    register(&api, json!({"Name": "other", "Port": 1})).await;
+    register(&api, json!({"Name": "web", "Port": 1})).await;
+    let short = format!("/v1/health/service/web?index={index}&wait=300ms");
+    let began = Instant::now();
+    assert_eq!(get(&api, &short).await.index(), index);
+    assert!(Instant::now() - began >= Duration::from_millis(300));
+    assert!(!waiting.is_finished());
+
+    register(&api, json!({"Name": "web", "Port": 2})).await;
+    let woken = timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    assert_eq!(woken.json()[0]["Service"]["Port"], 2);
+    assert!(woken.index() > index);
+    // An old index, and index 0, answer at once.
+    for old in [0, index] {
+        let path = format!("/v1/health/service/web?index={old}&wait=60s");
+        timeout(Duration::from_secs(10), get(&api, &path)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_service_nobody_has_answers_old_indexes_at_once_and_does_not_spin() {
+    let api = api();
+    let first = timeout(
+        Duration::from_secs(10),
+        get(&api, "/v1/health/service/absent?index=1&wait=60s"),
+    );
+    let first = first.await.unwrap();
+    assert_eq!(first.text, "[]");
+    let path = format!("/v1/health/service/absent?index={}&wait=200ms", first.index());
+    let began = Instant::now();
+    get(&api, &path).await;
+    assert!(Instant::now() - began >= Duration::from_millis(200));
+}
+
+#[tokio::test]
+async fn a_drain_ends_long_polls() {
+    let api = api();
+    let index = get(&api, "/v1/catalog/nodes").await.index();
+    let conn = Arc::new(ConnInfo::new(Remote::Tcp(([127, 0, 0, 1], 9).into())));
+    let path = format!("/v1/catalog/nodes?index={index}&wait=60s");
+    let request = Request::get(path).body(Bytes::new()).unwrap();
+    let waiting = tokio::spawn(api.handle(request, Arc::clone(&conn)));
+    conn.shutdown.cancel();
+    let reply = timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    assert_eq!(reply.status(), 200);
+}
+
+#[tokio::test]
+async fn paths_methods_and_parameters_as_consul_has_them() {
+    let api = api();
+    for (method, path, status, words) in [
+        ("GET", "/v1/frobnicate", 404, "Invalid URL path: not a recognized HTTP API endpoint\n"),
+        ("GET", "/v1/catalog/nodes/", 404, "Invalid URL path: not a recognized HTTP API endpoint\n"),
+        ("POST", "/v1/agent/service/register", 405, "method POST not allowed"),
+        ("GET", "/v1/catalog/service/", 400, "Missing service name"),
+        ("GET", "/v1/health/state/", 400, "Missing check state"),
+        ("GET", "/v1/health/service/web?passing=xyz", 400, "Invalid value for ?passing"),
+        ("GET", "/v1/catalog/nodes?index=abc", 400, "Invalid index"),
+        ("GET", "/v1/catalog/nodes?index=1&wait=soon", 400, "Invalid wait time"),
+        ("GET", "/v1/catalog/nodes?dc=nowhere", 500, "No path to datacenter"),
+        (
+            "GET",
+            "/v1/catalog/nodes?stale&consistent",
+            400,
+            "Cannot specify ?stale with ?consistent, conflicting semantics.",
+        ),
+        (
+            "GET",
+            "/v1/catalog/nodes?partition=p1",
+            400,
+            "Invalid query parameter: \"partition\" - Partitions are a Consul Enterprise feature",
+        ),
+        ("GET", "/v1/kv/a%00b", 400, ""),
+        ("GET", "/v1/acl/tokens", 401, "ACL support disabled"),
+        ("GET", "/v1/catalog/node/none", 200, "null"),
+        ("GET", "/v1/connect/intentions/check?source=a&destination=b", 200, "{\"Allowed\":true}"),
+        ("GET", "/v1/kv/a/b?raw", 200, "GET /v1/kv/a/b?raw"),
+    ] {
+        let answer = ask(&api, method, path, "").await;
+        assert_eq!((answer.status, &*answer.text), (status, words), "{method} {path}");
+        assert_eq!(answer.headers["x-consul-default-acl-policy"], "allow");
+    }
+    let options = ask(&api, "OPTIONS", "/v1/kv/a", "").await;
+    assert_eq!(options.headers["allow"], "OPTIONS,GET,PUT,DELETE");
+    let twice = get(&api, "/v1//catalog//nodes").await;
+    assert_eq!((twice.status, &twice.headers["location"]), (307, &"/v1/catalog/nodes".parse().unwrap()));
+    let large = "x".repeat(MAX_VALUE + 1);
+    assert_eq!(ask(&api, "PUT", "/v1/kv/big", &large).await.status, 413);
+    let pretty = get(&api, "/v1/catalog/datacenters?pretty").await;
+    assert_eq!(pretty.text, "[\n  \"dc1\"\n]\n");
+    let own = get(&api, "/v1/agent/self").await.json();
+    assert_eq!(own["Config"]["NodeName"], "n1");
+}
