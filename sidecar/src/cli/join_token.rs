@@ -28,7 +28,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Create {
     /// Services the node may publish: names, or patterns such as `web-*`; repeatable. Without it none.
-    #[arg(long = "service", value_name = "PATTERN")]
+    #[arg(long = "publish", value_name = "PATTERN")]
     services: Vec<String>,
     /// How many nodes may join with it.
     #[arg(long, default_value_t = 1)]
