@@ -9,6 +9,7 @@ pub mod failure;
 pub mod input;
 pub mod output;
 
+pub mod agent;
 mod completions;
 mod config;
 mod intention;
@@ -52,6 +53,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::Command),
     Members(members::Command),
     Services(services::Command),
     Sidecar(sidecar::Command),
@@ -89,6 +91,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let global = cli.global;
     match cli.command {
         // Long-running commands build the runtime they want.
+        Command::Agent(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Sidecar(command) => command.run(&global),

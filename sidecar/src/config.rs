@@ -45,6 +45,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// `[[service]]`
     pub services: Vec<ServiceConfig>,
+    /// `[tls]`; needed for `ports.https`, and for the Vault port when that is not on loopback.
+    pub tls: Option<TlsFiles>,
     /// `[server]`
     pub server: ServerConfig,
     /// `[intentions]`
@@ -133,8 +135,6 @@ pub struct ServerConfig {
     pub service_cert_ttl: Duration,
     /// Life of a node's certificate. Default 7 days.
     pub node_cert_ttl: Duration,
-    /// PEM files for the Vault port, needed when it is not on loopback.
-    pub tls: Option<TlsFiles>,
 }
 
 /// `[server.seal]`
@@ -150,7 +150,7 @@ pub enum Seal {
     },
 }
 
-/// `[server.tls]`
+/// `[tls]`: the certificate that the HTTPS port and the Vault port show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, leaf first.
@@ -387,6 +387,13 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let server = read_server(section("server"), &data_dir);
     let intentions = read_intentions(section("intentions"));
     let log = read_log(section("log"));
+    let with_tls = top.has("tls");
+    let tls = top.section("tls").and_then(read_tls);
+    if let (Some(port), false) = (ports.https, with_tls) {
+        let message =
+            format!("`ports.https` is {port}, which needs [tls] with `cert_file` and `key_file`");
+        top.report(&Place::named("configuration"), message);
+    }
     let services: Vec<_> = top
         .sections("service")
         .into_iter()
@@ -412,6 +419,7 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
         addresses,
         dns,
         services,
+        tls,
         server: server?,
         intentions,
         log,
@@ -557,19 +565,6 @@ fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> 
     let day = Duration::from_secs(24 * 3600);
     let service_cert_ttl = reader.duration("service_cert_ttl").unwrap_or(day);
     let node_cert_ttl = reader.duration("node_cert_ttl").unwrap_or(day * 7);
-    let tls = reader.section("tls").and_then(|mut section| {
-        let both = section.has("cert_file") && section.has("key_file");
-        let (cert_file, key_file) = (section.path("cert_file"), section.path("key_file"));
-        if !both {
-            let place = section.place().clone();
-            section.report(&place, "[server.tls] needs `cert_file` and `key_file`");
-        }
-        section.finish();
-        Some(TlsFiles {
-            cert_file: cert_file?,
-            key_file: key_file?,
-        })
-    });
     reader.finish();
     Some(ServerConfig {
         store: store.unwrap_or_else(|| data_dir.join("store")),
@@ -577,7 +572,18 @@ fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> 
         audit: audit.unwrap_or_default(),
         service_cert_ttl,
         node_cert_ttl,
-        tls,
+    })
+}
+
+fn read_tls(mut reader: Reader<'_>) -> Option<TlsFiles> {
+    if !reader.has("cert_file") || !reader.has("key_file") {
+        reader.report(reader.place(), "[tls] needs `cert_file` and `key_file`");
+    }
+    let (cert_file, key_file) = (reader.path("cert_file"), reader.path("key_file"));
+    reader.finish();
+    Some(TlsFiles {
+        cert_file: cert_file?,
+        key_file: key_file?,
     })
 }
 

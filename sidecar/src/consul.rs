@@ -143,7 +143,10 @@ impl ConsulApi {
         if options {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
-        headers.insert("x-consul-default-acl-policy", HeaderValue::from_static("allow"));
+        headers.insert(
+            "x-consul-default-acl-policy",
+            HeaderValue::from_static("allow"),
+        );
         reply
     }
 }

@@ -4,6 +4,7 @@
 //! belongs in one of them; what is here is what needs more than one of them, or what only a process
 //! (rather than an embedding program) needs: files, signals, listeners, exit codes.
 
+pub mod agent;
 pub mod attach;
 pub mod cli;
 pub mod config;

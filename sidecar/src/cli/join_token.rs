@@ -28,8 +28,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Create {
     /// Services the node may publish: names, or patterns such as `web-*`; repeatable. Without it none.
-    #[arg(long = "publish", value_name = "PATTERN")]
-    services: Vec<String>,
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    publish: Vec<String>,
     /// How many nodes may join with it.
     #[arg(long, default_value_t = 1)]
     uses: u32,
@@ -45,7 +45,7 @@ pub struct Create {
 struct Listed {
     id: String,
     #[serde(default)]
-    services: Vec<String>,
+    publish: Vec<String>,
     uses_left: u32,
     expires: String,
 }
@@ -66,7 +66,7 @@ impl Command {
                 let out = create.out.as_deref();
                 input::check_deliverable("the join token", out)?;
                 let body = json!({
-                    "services": create.services,
+                    "publish": create.publish,
                     "uses": create.uses,
                     "ttl": humantime::format_duration(create.ttl).to_string(),
                 });
@@ -80,12 +80,12 @@ impl Command {
                 let rows = list.iter().map(|token| {
                     vec![
                         token.id.clone(),
-                        token.services.join(","),
+                        token.publish.join(","),
                         token.uses_left.to_string(),
                         token.expires.clone(),
                     ]
                 });
-                let header = ["ID", "SERVICES", "USES LEFT", "EXPIRES"];
+                let header = ["ID", "MAY PUBLISH", "USES LEFT", "EXPIRES"];
                 output::rows(global.output, &header, rows.collect(), &list)
             }
             Command::Revoke { id } => {

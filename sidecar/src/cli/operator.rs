@@ -32,7 +32,7 @@ pub enum Command {
     History {
         /// How many.
         #[arg(long, default_value_t = 10)]
-        limit: u32,
+        last: u32,
         /// Only entries before this index.
         #[arg(long)]
         before: Option<u64>,
@@ -152,9 +152,9 @@ impl Command {
                     _ => Err(Failure::failed("the ledger does not verify")),
                 }
             }
-            Command::History { limit, before } => {
+            Command::History { last, before } => {
                 let before = before.map_or(String::new(), |index| format!("&before={index}"));
-                let path = format!("/v1/mesh/ledger?limit={limit}{before}");
+                let path = format!("/v1/mesh/ledger?limit={last}{before}");
                 let items: Vec<HistoryItem> = client.get("cannot read the history", &path).await?;
                 let rows = items.iter().map(|item| {
                     vec![

@@ -150,11 +150,16 @@ fn services_checks_and_seals_are_checked() {
         "a.toml",
         "[[service]]\nname = \"web\"\n[[service]]\nname = \"web\"\n\
          [[service.check]]\nhttp = \"http://x/\"\ntcp = \"x:1\"\n\
-         [[service]]\nport = 1\n[server.seal]\ntype = \"static\"\n",
+         [[service]]\nport = 1\n[server.seal]\ntype = \"static\"\n\
+         [ports]\nhttps = 1\n",
     )]);
     assert!(found.contains("service id \"web\" is already used at a.toml:1:1"));
     assert!(found.contains("a check needs exactly one of"), "{found}");
     assert!(found.contains("a [[service]] needs a `name`"), "{found}");
+    assert!(
+        found.contains("`ports.https` is 1, which needs [tls]"),
+        "{found}"
+    );
     assert!(found.contains("a static seal needs `key_file`"), "{found}");
 }
 

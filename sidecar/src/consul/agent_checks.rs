@@ -208,9 +208,8 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
 }
 
 fn unknown(id: &str) -> Reply {
-    let message = format!(
-        "Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name."
-    );
+    let message =
+        format!("Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name.");
     text(StatusCode::NOT_FOUND, message)
 }
 
@@ -261,10 +260,14 @@ async fn set(
 /// Whoever asked for a status reads it back at once: waits until the check's own task has taken it in.
 async fn shown(inner: &Inner, id: &str, health: Health) {
     let mut changes = inner.catalog.watch_all();
-    let done = || inner.catalog.local().check(id).is_none_or(|c| c.status == health);
-    let wait = async {
-        while !done() && changes.changed().await.is_ok() {}
+    let done = || {
+        inner
+            .catalog
+            .local()
+            .check(id)
+            .is_none_or(|c| c.status == health)
     };
+    let wait = async { while !done() && changes.changed().await.is_ok() {} };
     // A newer update may have overtaken this one; then there is nothing to wait for.
     let _ = tokio::time::timeout(Duration::from_millis(500), wait).await;
 }

@@ -18,13 +18,25 @@ use crate::http::{Call, Reply, Routes, json as json_reply, text};
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .put("/v1/agent/service/register", handler(inner, register))
-        .put("/v1/agent/service/deregister/*id", handler(inner, deregister))
-        .put("/v1/agent/service/maintenance/*id", handler(inner, maintenance))
+        .put(
+            "/v1/agent/service/deregister/*id",
+            handler(inner, deregister),
+        )
+        .put(
+            "/v1/agent/service/maintenance/*id",
+            handler(inner, maintenance),
+        )
         .put("/v1/agent/maintenance", handler(inner, node_maintenance))
         .get("/v1/agent/services", handler(inner, list))
         .get("/v1/agent/service/*id", handler(inner, one))
-        .get("/v1/agent/health/service/id/*id", handler(inner, health_by_id))
-        .get("/v1/agent/health/service/name/*name", handler(inner, health_by_name))
+        .get(
+            "/v1/agent/health/service/id/*id",
+            handler(inner, health_by_id),
+        )
+        .get(
+            "/v1/agent/health/service/name/*name",
+            handler(inner, health_by_name),
+        )
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
@@ -42,7 +54,10 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     };
     let kept: Vec<_> = checks.iter().map(|check| Arc::clone(&check.id)).collect();
     for check in checks {
-        inner.checks.add(check).map_err(|error| bad_request(format!("Invalid check: {error}")))?;
+        inner
+            .checks
+            .add(check)
+            .map_err(|error| bad_request(format!("Invalid check: {error}")))?;
     }
     for old in replaced {
         if !kept.contains(&old) {
@@ -103,7 +118,10 @@ fn parse(mut fields: Fields) -> Result<Parsed, Reply> {
         instance.address = Some(Host::parse(&address).map_err(invalid)?);
     }
     instance.tags = tags.iter().map(|tag| Arc::from(tag.as_str())).collect();
-    instance.version = meta.get("version").filter(|v| !v.is_empty()).map(|v| v.as_str().into());
+    instance.version = meta
+        .get("version")
+        .filter(|v| !v.is_empty())
+        .map(|v| v.as_str().into());
     instance.meta = shared(&meta);
     instance.weights = weights.unwrap_or_default();
     instance.enable_tag_override = enable_tag_override;
@@ -144,7 +162,9 @@ fn weights(value: Value) -> Result<Weights, Reply> {
     let (passing, warning) = (fields.integer("Passing")?, fields.integer("Warning")?);
     fields.finish()?;
     if passing < 1 {
-        return Err(bad_request("Invalid Weights: Passing must be greater than 0"));
+        return Err(bad_request(
+            "Invalid Weights: Passing must be greater than 0",
+        ));
     }
     if warning < 0 {
         return Err(bad_request(
@@ -243,7 +263,12 @@ async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     let services = inner.catalog.local().services();
     let list: BTreeMap<&str, Value> = services
         .iter()
-        .map(|instance| (instance.id.as_str(), render::agent_service(&inner, instance)))
+        .map(|instance| {
+            (
+                instance.id.as_str(),
+                render::agent_service(&inner, instance),
+            )
+        })
         .collect();
     Ok(json_reply(StatusCode::OK, &list))
 }
@@ -287,7 +312,9 @@ async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
 async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     let name = call.params.get("name");
     let services = inner.catalog.local().services();
-    let own = services.iter().filter(|i| i.service.as_str().eq_ignore_ascii_case(name));
+    let own = services
+        .iter()
+        .filter(|i| i.service.as_str().eq_ignore_ascii_case(name));
     let (health, list): (Vec<_>, Vec<_>) = own.map(|i| health_of(&inner, i)).unzip();
     let worst = health.into_iter().max();
     let reason = match worst {
@@ -329,7 +356,9 @@ fn health_reply(call: &Call, health: Option<Health>, reason: &str, value: &Value
         Some("text") => {
             let mut reply = text(status, reason.to_owned());
             let plain = HeaderValue::from_static("text/plain");
-            reply.headers_mut().insert(http::header::CONTENT_TYPE, plain);
+            reply
+                .headers_mut()
+                .insert(http::header::CONTENT_TYPE, plain);
             reply
         }
         _ => json_reply(status, value),

@@ -19,7 +19,10 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         .get("/v1/catalog/services", handler(inner, services))
         .get("/v1/catalog/service/*name", handler(inner, service))
         .get("/v1/catalog/node/:name", handler(inner, node))
-        .get("/v1/catalog/node-services/:name", handler(inner, node_services))
+        .get(
+            "/v1/catalog/node-services/:name",
+            handler(inner, node_services),
+        )
 }
 
 async fn datacenters(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
@@ -47,7 +50,11 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     let services = inner.catalog.services();
     let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for service in &services {
-        for instance in service.instances.iter().filter(|i| has_meta(&call, &i.node)) {
+        for instance in service
+            .instances
+            .iter()
+            .filter(|i| has_meta(&call, &i.node))
+        {
             let tags = names.entry(service.name.as_str()).or_default();
             tags.extend(instance.instance.tags.iter().map(|tag| &**tag));
         }

@@ -70,9 +70,7 @@ impl Fields {
         let duration = match self.take(name) {
             None => return Ok(None),
             Some(Value::String(text)) if text.is_empty() => return Ok(None),
-            Some(Value::String(text)) => {
-                go_duration(&text).map_err(|error| failed(&error))?
-            }
+            Some(Value::String(text)) => go_duration(&text).map_err(|error| failed(&error))?,
             Some(value) => match value.as_u64() {
                 Some(nanos) => Duration::from_nanos(nanos),
                 None => return Err(mismatch(name, &value, "time.Duration")),

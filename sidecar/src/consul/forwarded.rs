@@ -18,7 +18,10 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     let mut routes = Routes::new()
         .get("/v1/status/leader", handler(inner, leader))
         .get("/v1/status/peers", handler(inner, peers))
-        .get("/v1/connect/intentions/check", handler(inner, intention_check));
+        .get(
+            "/v1/connect/intentions/check",
+            handler(inner, intention_check),
+        );
     for (methods, path) in [
         ("GET PUT DELETE", "/v1/kv/*key"),
         ("GET PUT DELETE", "/v1/connect/intentions/exact"),
@@ -94,8 +97,7 @@ async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> 
     let bundle = inner.bundles.as_ref().and_then(|bundles| bundles.current());
     let allowed = match bundle {
         Some(bundle) => {
-            let rules =
-                libmesh::bundle::Intentions::new(&bundle.intentions, bundle.default_action);
+            let rules = libmesh::bundle::Intentions::new(&bundle.intentions, bundle.default_action);
             rules.evaluate(&source, &destination).action == Action::Allow
         }
         None => inner.about.default_allow,

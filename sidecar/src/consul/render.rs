@@ -165,7 +165,12 @@ fn node_addresses(address: IpAddr) -> Strings<'static> {
         IpAddr::V6(_) => ("lan_ipv6", "wan_ipv6"),
     };
     let text = || Cow::Owned(address.to_string());
-    BTreeMap::from([("lan", text()), ("wan", text()), (lan, text()), (wan, text())])
+    BTreeMap::from([
+        ("lan", text()),
+        ("wan", text()),
+        (lan, text()),
+        (wan, text()),
+    ])
 }
 
 /// A node's own pairs, and the two that Consul adds.
@@ -287,7 +292,9 @@ pub fn health_entry<'a>(inner: &Inner, view: &'a InstanceView) -> HealthEntry<'a
     HealthEntry {
         node: node(&view.node),
         service: service(&view.instance),
-        checks: std::iter::once(member_check(&view.node)).chain(own).collect(),
+        checks: std::iter::once(member_check(&view.node))
+            .chain(own)
+            .collect(),
     }
 }
 

@@ -69,7 +69,11 @@ impl Answer {
     }
 
     fn index(&self) -> u64 {
-        self.headers["x-consul-index"].to_str().unwrap().parse().unwrap()
+        self.headers["x-consul-index"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 }
 
@@ -123,17 +127,31 @@ async fn a_registered_service_is_found_everywhere() {
         get(&api, "/v1/catalog/services").await.json(),
         json!({"web": ["primary", "v1"]})
     );
-    let entry = &get(&api, "/v1/catalog/service/web?tag=V1&tag=primary").await.json()[0];
-    assert_eq!((&entry["ServiceID"], &entry["Node"]), (&json!("web1"), &json!("n1")));
+    let entry = &get(&api, "/v1/catalog/service/web?tag=V1&tag=primary")
+        .await
+        .json()[0];
+    assert_eq!(
+        (&entry["ServiceID"], &entry["Node"]),
+        (&json!("web1"), &json!("n1"))
+    );
     assert_eq!(get(&api, "/v1/catalog/service/web?tag=v9").await.text, "[]");
     let health = &get(&api, "/v1/health/service/web?passing").await.json()[0];
     assert_eq!(health["Service"]["Port"], 8001);
     assert_eq!(health["Node"]["Address"], "127.0.0.9");
     assert_eq!(health["Checks"][0]["CheckID"], "serfHealth");
-    assert_eq!(get(&api, "/v1/agent/service/web1").await.json()["ID"], "web1");
+    assert_eq!(
+        get(&api, "/v1/agent/service/web1").await.json()["ID"],
+        "web1"
+    );
     let members = get(&api, "/v1/agent/members").await.json();
-    assert_eq!((&members[0]["Name"], &members[0]["Status"]), (&json!("n1"), &json!(1)));
-    assert_eq!(get(&api, "/v1/status/leader").await.text, "\"127.0.0.9:8301\"");
+    assert_eq!(
+        (&members[0]["Name"], &members[0]["Status"]),
+        (&json!("n1"), &json!(1))
+    );
+    assert_eq!(
+        get(&api, "/v1/status/leader").await.text,
+        "\"127.0.0.9:8301\""
+    );
 
     let gone = ask(&api, "PUT", "/v1/agent/service/deregister/web1", "").await;
     assert_eq!(gone.status, 200);
@@ -153,7 +171,11 @@ async fn registrations_that_consul_refuses_are_refused_in_its_words() {
     let api = api();
     for (body, status, words) in [
         (r#"{"ID": "x"}"#, 400, "Missing service name"),
-        (r#"{"Name": "x","#, 400, "Request decode failed: unexpected EOF"),
+        (
+            r#"{"Name": "x","#,
+            400,
+            "Request decode failed: unexpected EOF",
+        ),
         ("", 400, "Request decode failed: EOF"),
         (
             r#"{"Name": "x", "Port": "eighty"}"#,
@@ -207,15 +229,27 @@ async fn ttl_checks_are_told_and_decide_the_health() {
     .await;
     let check = get(&api, "/v1/agent/checks").await.json()["service:web2"].clone();
     assert_eq!(check["Name"], "Service 'web' check");
-    assert_eq!((&check["Status"], &check["Type"]), (&json!("critical"), &json!("ttl")));
+    assert_eq!(
+        (&check["Status"], &check["Type"]),
+        (&json!("critical"), &json!("ttl"))
+    );
     let passing = "/v1/health/service/web?passing=true";
     assert_eq!(get(&api, passing).await.text, "[]");
 
-    let told = ask(&api, "PUT", "/v1/agent/check/pass/service:web2?note=fine", "").await;
+    let told = ask(
+        &api,
+        "PUT",
+        "/v1/agent/check/pass/service:web2?note=fine",
+        "",
+    )
+    .await;
     assert_eq!((told.status, &*told.text), (200, ""));
     let entry = get(&api, passing).await.json()[0].clone();
     let own = entry["Checks"][1].clone();
-    assert_eq!((&own["Status"], &own["Output"]), (&json!("passing"), &json!("fine")));
+    assert_eq!(
+        (&own["Status"], &own["Output"]),
+        (&json!("passing"), &json!("fine"))
+    );
 
     let body = r#"{"Status": "warning", "Output": "by update"}"#;
     ask(&api, "PUT", "/v1/agent/check/update/service:web2", body).await;
@@ -225,8 +259,17 @@ async fn ttl_checks_are_told_and_decide_the_health() {
     let state = get(&api, "/v1/health/state/warning").await.json();
     assert_eq!(state[0]["CheckID"], "service:web2");
 
-    let bad = ask(&api, "PUT", "/v1/agent/check/update/service:web2", r#"{"Status": "great"}"#).await;
-    assert_eq!((bad.status, &*bad.text), (400, "Invalid check status: 'great'"));
+    let bad = ask(
+        &api,
+        "PUT",
+        "/v1/agent/check/update/service:web2",
+        r#"{"Status": "great"}"#,
+    )
+    .await;
+    assert_eq!(
+        (bad.status, &*bad.text),
+        (400, "Invalid check status: 'great'")
+    );
     let none = ask(&api, "PUT", "/v1/agent/check/pass/none", "").await;
     assert_eq!(none.status, 404);
 
@@ -261,13 +304,18 @@ async fn a_blocking_query_waits_for_its_own_service_only() {
     assert!(!waiting.is_finished());
 
     register(&api, json!({"Name": "web", "Port": 2})).await;
-    let woken = timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    let woken = timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(woken.json()[0]["Service"]["Port"], 2);
     assert!(woken.index() > index);
     // An old index, and index 0, answer at once.
     for old in [0, index] {
         let path = format!("/v1/health/service/web?index={old}&wait=60s");
-        timeout(Duration::from_secs(10), get(&api, &path)).await.unwrap();
+        timeout(Duration::from_secs(10), get(&api, &path))
+            .await
+            .unwrap();
     }
 }
 
@@ -280,7 +328,10 @@ async fn a_service_nobody_has_answers_old_indexes_at_once_and_does_not_spin() {
     );
     let first = first.await.unwrap();
     assert_eq!(first.text, "[]");
-    let path = format!("/v1/health/service/absent?index={}&wait=200ms", first.index());
+    let path = format!(
+        "/v1/health/service/absent?index={}&wait=200ms",
+        first.index()
+    );
     let began = Instant::now();
     get(&api, &path).await;
     assert!(Instant::now() - began >= Duration::from_millis(200));
@@ -295,7 +346,10 @@ async fn a_drain_ends_long_polls() {
     let request = Request::get(path).body(Bytes::new()).unwrap();
     let waiting = tokio::spawn(api.handle(request, Arc::clone(&conn)));
     conn.shutdown.cancel();
-    let reply = timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    let reply = timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(reply.status(), 200);
 }
 
@@ -303,15 +357,45 @@ async fn a_drain_ends_long_polls() {
 async fn paths_methods_and_parameters_as_consul_has_them() {
     let api = api();
     for (method, path, status, words) in [
-        ("GET", "/v1/frobnicate", 404, "Invalid URL path: not a recognized HTTP API endpoint\n"),
-        ("GET", "/v1/catalog/nodes/", 404, "Invalid URL path: not a recognized HTTP API endpoint\n"),
-        ("POST", "/v1/agent/service/register", 405, "method POST not allowed"),
+        (
+            "GET",
+            "/v1/frobnicate",
+            404,
+            "Invalid URL path: not a recognized HTTP API endpoint\n",
+        ),
+        (
+            "GET",
+            "/v1/catalog/nodes/",
+            404,
+            "Invalid URL path: not a recognized HTTP API endpoint\n",
+        ),
+        (
+            "POST",
+            "/v1/agent/service/register",
+            405,
+            "method POST not allowed",
+        ),
         ("GET", "/v1/catalog/service/", 400, "Missing service name"),
         ("GET", "/v1/health/state/", 400, "Missing check state"),
-        ("GET", "/v1/health/service/web?passing=xyz", 400, "Invalid value for ?passing"),
+        (
+            "GET",
+            "/v1/health/service/web?passing=xyz",
+            400,
+            "Invalid value for ?passing",
+        ),
         ("GET", "/v1/catalog/nodes?index=abc", 400, "Invalid index"),
-        ("GET", "/v1/catalog/nodes?index=1&wait=soon", 400, "Invalid wait time"),
-        ("GET", "/v1/catalog/nodes?dc=nowhere", 500, "No path to datacenter"),
+        (
+            "GET",
+            "/v1/catalog/nodes?index=1&wait=soon",
+            400,
+            "Invalid wait time",
+        ),
+        (
+            "GET",
+            "/v1/catalog/nodes?dc=nowhere",
+            500,
+            "No path to datacenter",
+        ),
         (
             "GET",
             "/v1/catalog/nodes?stale&consistent",
@@ -327,17 +411,29 @@ async fn paths_methods_and_parameters_as_consul_has_them() {
         ("GET", "/v1/kv/a%00b", 400, ""),
         ("GET", "/v1/acl/tokens", 401, "ACL support disabled"),
         ("GET", "/v1/catalog/node/none", 200, "null"),
-        ("GET", "/v1/connect/intentions/check?source=a&destination=b", 200, "{\"Allowed\":true}"),
+        (
+            "GET",
+            "/v1/connect/intentions/check?source=a&destination=b",
+            200,
+            "{\"Allowed\":true}",
+        ),
         ("GET", "/v1/kv/a/b?raw", 200, "GET /v1/kv/a/b?raw"),
     ] {
         let answer = ask(&api, method, path, "").await;
-        assert_eq!((answer.status, &*answer.text), (status, words), "{method} {path}");
+        assert_eq!(
+            (answer.status, &*answer.text),
+            (status, words),
+            "{method} {path}"
+        );
         assert_eq!(answer.headers["x-consul-default-acl-policy"], "allow");
     }
     let options = ask(&api, "OPTIONS", "/v1/kv/a", "").await;
     assert_eq!(options.headers["allow"], "OPTIONS,GET,PUT,DELETE");
     let twice = get(&api, "/v1//catalog//nodes").await;
-    assert_eq!((twice.status, &twice.headers["location"]), (307, &"/v1/catalog/nodes".parse().unwrap()));
+    assert_eq!(
+        (twice.status, &twice.headers["location"]),
+        (307, &"/v1/catalog/nodes".parse().unwrap())
+    );
     let large = "x".repeat(MAX_VALUE + 1);
     assert_eq!(ask(&api, "PUT", "/v1/kv/big", &large).await.status, 413);
     let pretty = get(&api, "/v1/catalog/datacenters?pretty").await;

@@ -141,7 +141,9 @@ impl Routes {
         let handler = match self.root.find(&segments, &mut found) {
             None => self.fallback.clone(),
             Some(methods) => {
-                let fits = methods.iter().find(|(method, _)| method == request.method());
+                let fits = methods
+                    .iter()
+                    .find(|(method, _)| method == request.method());
                 match fits {
                     Some((_, handler)) => Some(Arc::clone(handler)),
                     None => return refuse(methods, request.method()),

@@ -1,0 +1,479 @@
+//! The agent of a host: a mesh node, and everything that the host's own processes ask it.
+//!
+//! [`Agent::start`] puts the parts together: the [`Mesh`] node, the services of the configuration and
+//! their checks, DNS, the Consul-compatible interface on TCP (and TLS), and the Unix socket on which local
+//! callers attach. `mesh server` starts the same agent with [`Extras`]: own credentials, own certificates,
+//! further routes. [`Agent::run`] then waits for signals: TERM or INT drain and leave, a second one stops
+//! at once, HUP reads the configuration again and applies what can change live.
+
+mod error;
+mod host;
+mod listen;
+pub mod logging;
+mod notify;
+mod services;
+
+use std::{
+    fs,
+    io::{self, Read},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use dns::{DnsServer, Domain, Readiness, Upstreams};
+use libmesh::{
+    identity::CertificateSource,
+    join::JoinToken,
+    mesh::{Credentials, Mesh},
+    model::Roles,
+    rpc,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::{
+    attach::server::AttachServer,
+    config::Config,
+    consul::{About, ConsulApi},
+    forward::{Forward, RpcForward},
+    http::Routes,
+};
+
+pub use error::AgentError;
+
+use host::Host;
+use services::OpenCallers;
+
+/// How long a node that has just started may stay silent to DNS while it hears of the others.
+const FILL: Duration = Duration::from_secs(3);
+/// How long everything together may take to drain and leave.
+const LEAVE: Duration = Duration::from_secs(15);
+
+/// What a server's agent has besides an agent's. [`Extras::default`] is a plain agent.
+#[derive(Default)]
+pub struct Extras {
+    /// Credentials that need no join.
+    pub credentials: Option<Credentials>,
+    /// Says in the node's record that the sealed store is here.
+    pub server: bool,
+    /// Who signs certificates; a server over RPC unless given.
+    pub certificates: Option<Arc<dyn CertificateSource>>,
+    /// Further RPC routes.
+    pub rpc: rpc::Router,
+    /// Who answers what needs the store; a server over RPC unless given.
+    pub forward: Option<Arc<dyn Forward>>,
+    /// Further routes of the Consul listener and the Unix socket.
+    pub routes: Routes,
+    /// Lets every process of this user attach as any service: for `mesh dev`, which says so loudly.
+    pub open_to: Option<u32>,
+    /// DNS behaves as Consul's in every respect (`--compat consul`).
+    pub dns_like_consul: bool,
+}
+
+/// A running agent. Dropping it ends it without a goodbye; see [`Agent::leave`].
+pub struct Agent {
+    mesh: Mesh,
+    config: Config,
+    host: Arc<Host>,
+    consul: ConsulApi,
+    dns: Option<DnsServer>,
+    addresses: Addresses,
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Where an agent listens, with the ports it got.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// Consul-compatible HTTP.
+    pub http: Option<SocketAddr>,
+    /// The same over TLS.
+    pub https: Option<SocketAddr>,
+    /// DNS.
+    pub dns: Option<SocketAddr>,
+}
+
+/// Why [`Agent::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It left the mesh.
+    Left,
+    /// A second signal ended it without waiting.
+    AtOnce,
+}
+
+impl Agent {
+    /// Starts everything. Returns when the node has its credentials and every listener is open.
+    ///
+    /// # Errors
+    /// What is wrong, on what, and which configuration key changes it.
+    pub async fn start(config: Config, extras: Extras) -> Result<Agent, AgentError> {
+        let callers = services::callers(&config, extras.open_to)?;
+        private_dir(&config.node.data_dir)?;
+        let mesh = Mesh::start(mesh_config(&config, &extras)?).await;
+        let mesh = mesh.map_err(|error| AgentError::mesh(error, &config))?;
+        let node = mesh.clone();
+        match Agent::assemble(mesh, config, extras, callers).await {
+            Ok(agent) => Ok(agent),
+            Err(error) => {
+                node.leave().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn assemble(
+        mesh: Mesh,
+        config: Config,
+        extras: Extras,
+        callers: OpenCallers,
+    ) -> Result<Agent, AgentError> {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let unless_done = stop.clone().drop_guard();
+        let forward = extras.forward.unwrap_or_else(|| {
+            let client = mesh.rpc_client().clone();
+            Arc::new(RpcForward::new(mesh.catalog().clone(), client))
+        });
+        let readiness = Readiness::new(false);
+        let dns = match config.ports.dns {
+            Some(port) => {
+                let addr = SocketAddr::new(config.addresses.dns, port);
+                let dns_config = dns_config(&config, addr, extras.dns_like_consul)?;
+                let dns = DnsServer::bind(&dns_config, mesh.catalog().clone(), readiness.clone());
+                Some(dns.map_err(|error| AgentError::dns(error, addr))?)
+            }
+            None => None,
+        };
+        let mut addresses = Addresses {
+            dns: dns
+                .as_ref()
+                .and_then(|dns| dns.local_addrs().first().copied()),
+            ..Addresses::default()
+        };
+        for service in &config.services {
+            services::register(&mesh, service).map_err(|reason| AgentError::Service {
+                place: service.place.clone(),
+                reason,
+            })?;
+        }
+        let consul = consul(
+            &mesh,
+            &config,
+            Arc::clone(&forward),
+            extras.server,
+            addresses.dns,
+        );
+        let host = Arc::new(Host::new(mesh.clone(), callers, forward));
+        let attach = AttachServer::new(Arc::clone(&host));
+        let ready = Arc::new(AtomicBool::new(false));
+        let api = consul.with(extras.routes.merge(listen::health(Arc::clone(&ready))));
+        let bound = listen::open(&config, &api, &attach.routes(), &stop, &tasks).await?;
+        (addresses.http, addresses.https) = bound;
+        tasks.spawn(attach.expire_leases(stop.clone()));
+        let becoming = become_ready(mesh.clone(), readiness, Arc::clone(&ready), stop.clone());
+        tasks.spawn(becoming);
+        unless_done.disarm();
+        Ok(Agent {
+            mesh,
+            config,
+            host,
+            consul,
+            dns,
+            addresses,
+            ready,
+            stop,
+            tasks,
+        })
+    }
+
+    /// The mesh node.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The Consul-compatible interface, for further listeners.
+    pub fn consul(&self) -> &ConsulApi {
+        &self.consul
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Whether names are answered and `/health/ready` says so.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Runs until TERM or INT, then leaves; `reload` reads the configuration again at HUP.
+    ///
+    /// # Errors
+    /// When signals cannot be listened for.
+    pub async fn run(
+        mut self,
+        mut reload: impl FnMut() -> Option<Config>,
+    ) -> Result<Ended, AgentError> {
+        let mut signals = Signals::new().map_err(AgentError::Signals)?;
+        let addresses = &self.addresses;
+        info!(
+            node = %self.mesh.name(),
+            gossip = %self.mesh.addr(),
+            http = addresses.http.map(tracing::field::display),
+            https = addresses.https.map(tracing::field::display),
+            dns = addresses.dns.map(tracing::field::display),
+            socket = %self.config.addresses.socket.display(),
+            "agent started"
+        );
+        notify::tell("READY=1");
+        loop {
+            match signals.next().await {
+                Told::Stop => break,
+                Told::Reload => {
+                    notify::tell("RELOADING=1");
+                    if let Some(config) = reload() {
+                        self.reload(config);
+                    }
+                    notify::tell("READY=1");
+                }
+            }
+        }
+        info!("leaving the mesh; a second signal stops at once");
+        notify::tell("STOPPING=1");
+        let again = async { while !matches!(signals.next().await, Told::Stop) {} };
+        tokio::select! {
+            () = self.leave() => Ok(Ended::Left),
+            () = again => Ok(Ended::AtOnce),
+        }
+    }
+
+    /// Applies what can change live and says what cannot.
+    pub fn reload(&mut self, new: Config) {
+        match services::callers(&new, self.host.open_to()) {
+            Ok(callers) => self.host.set_callers(callers),
+            Err(error) => return warn!(%error, "the configuration was not reloaded"),
+        }
+        services::replace(&self.mesh, &self.config.services, &new.services);
+        let old = &self.config;
+        let frozen = [
+            ("node", old.node != new.node),
+            ("join", old.join != new.join),
+            ("ports", old.ports != new.ports),
+            ("addresses", old.addresses != new.addresses),
+            ("dns", old.dns != new.dns),
+            ("tls", old.tls != new.tls),
+            ("server", old.server != new.server),
+            ("intentions", old.intentions != new.intentions),
+        ];
+        for (section, changed) in frozen {
+            if changed {
+                warn!("[{section}] changed: that needs a restart");
+            }
+        }
+        logging::set_level(new.log.level);
+        self.config.services.clone_from(&new.services);
+        self.config.log = new.log;
+        info!(
+            services = self.config.services.len(),
+            "configuration reloaded: services, attach rights and log level"
+        );
+    }
+
+    /// Closes the listeners, lets running requests end, says goodbye to the mesh.
+    pub async fn leave(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let leave = async {
+            // Others shall stop sending before the listeners' last requests are through.
+            tokio::join!(self.mesh.leave(), self.tasks.wait());
+            if let Some(dns) = self.dns {
+                dns.shutdown().await;
+            }
+        };
+        if timeout(LEAVE, leave).await.is_err() {
+            warn!("some work did not end in time");
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+}
+
+enum Told {
+    Stop,
+    Reload,
+}
+
+/// Ready when another node was heard of; a first or lonely node after a while.
+async fn become_ready(mesh: Mesh, dns: Readiness, ready: Arc<AtomicBool>, stop: CancellationToken) {
+    let mut changes = mesh.catalog().watch_all();
+    let heard = changes.wait_for(|_| mesh.catalog().nodes().len() > 1);
+    let alone = tokio::select! {
+        heard = timeout(FILL, heard) => heard.is_err(),
+        () = stop.cancelled() => return,
+    };
+    if alone {
+        info!("no other node was heard of; answering for this one alone");
+    }
+    dns.set(true);
+    ready.store(true, Ordering::Release);
+}
+
+fn consul(
+    mesh: &Mesh,
+    config: &Config,
+    forward: Arc<dyn Forward>,
+    server: bool,
+    dns: Option<SocketAddr>,
+) -> ConsulApi {
+    let about = About {
+        node: mesh.name().clone(),
+        id: mesh.id(),
+        datacenter: mesh.datacenter().clone(),
+        server,
+        advertise: mesh.addr(),
+        dns,
+        default_allow: config.intentions.default_allow,
+    };
+    let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
+    ConsulApi::new(about, catalog, checks, Some(mesh.bundle().clone()), forward)
+}
+
+fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {
+    let credentials = match &extras.credentials {
+        Some(given) => given.clone(),
+        None => join_credentials(config)?,
+    };
+    let mut mesh = libmesh::mesh::Config::new(config.node.name.clone(), credentials);
+    mesh.bind = SocketAddr::new(config.node.bind, config.ports.gossip);
+    mesh.advertise = Some(SocketAddr::new(config.node.advertise, config.ports.gossip));
+    mesh.directory = Some(config.node.data_dir.join("node"));
+    for seed in &config.join.seeds {
+        let parsed = seed.parse().map_err(|error| AgentError::Seed {
+            seed: seed.clone(),
+            reason: format!("{error}"),
+        })?;
+        mesh.seeds.push(parsed);
+    }
+    mesh.roles = Roles {
+        server: extras.server,
+    };
+    let pairs = config.node.meta.iter();
+    mesh.meta = pairs
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .collect();
+    mesh.version = env!("CARGO_PKG_VERSION").into();
+    mesh.routes = extras.rpc.clone();
+    mesh.certificates = extras.certificates.clone();
+    Ok(mesh)
+}
+
+/// With a token file: kept credentials, or else by joining. The file is not needed after the first start.
+fn join_credentials(config: &Config) -> Result<Credentials, AgentError> {
+    let Some(path) = &config.join.token_file else {
+        return Ok(Credentials::Kept);
+    };
+    let joined = config.node.data_dir.join("node").exists();
+    let text = match read_private(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && joined => {
+            return Ok(Credentials::Kept);
+        }
+        read => read.map_err(|source| AgentError::TokenFile {
+            path: path.clone(),
+            reason: source.to_string(),
+        })?,
+    };
+    let token: JoinToken = text.trim().parse().map_err(|error| AgentError::TokenFile {
+        path: path.clone(),
+        reason: format!("{error}"),
+    })?;
+    Ok(Credentials::Join(token))
+}
+
+/// Reads a small file that only its owner should be able to read; warns when others can.
+fn read_private(path: &Path) -> io::Result<Zeroizing<String>> {
+    let file = fs::File::open(path)?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        warn!(file = %path.display(), "others can read this secret; chmod 600 it");
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(64 << 10).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn private_dir(path: &Path) -> Result<(), AgentError> {
+    let created = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    created.map_err(|source| AgentError::DataDir {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn dns_config(
+    config: &Config,
+    addr: SocketAddr,
+    like_consul: bool,
+) -> Result<dns::Config, AgentError> {
+    let domains = config.dns.domains.iter().map(|domain| {
+        Domain::parse(domain).map_err(|error| AgentError::Domain {
+            domain: domain.clone(),
+            reason: error.to_string(),
+        })
+    });
+    let domains = domains.collect::<Result<Vec<_>, _>>()?;
+    let base = match like_consul {
+        true => dns::Config::like_consul(),
+        false => {
+            let mut base = dns::Config::default();
+            base.ttl.service = config.dns.ttl;
+            base.ttl.node = config.dns.ttl;
+            base
+        }
+    };
+    Ok(dns::Config {
+        listen: vec![addr],
+        domains,
+        datacenter: config.node.datacenter.clone(),
+        upstreams: match config.dns.recursors.as_slice() {
+            [] => Upstreams::None,
+            some => Upstreams::List(some.to_vec()),
+        },
+        ..base
+    })
+}

@@ -1,0 +1,139 @@
+//! Why an agent does not start: what failed, on what, and which key changes it.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use libmesh::mesh::MeshError;
+use thiserror::Error;
+
+use crate::config::{Config, Place};
+
+/// Why an agent does not start.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// A port is taken.
+    #[error(
+        "port {} on {} is in use by another process; stop it, or set `{key}` to another port", addr.port(), addr.ip()
+    )]
+    PortInUse {
+        /// The address.
+        addr: SocketAddr,
+        /// The configuration key.
+        key: &'static str,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {addr} (`{key}`): {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// The configuration key.
+        key: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The Unix socket cannot be made.
+    #[error("{0}; set `addresses.socket` to another path")]
+    Socket(io::Error),
+    /// The data directory cannot be made.
+    #[error("cannot make the data directory {}: {source}; set `node.data_dir`", path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The join token cannot be had.
+    #[error("no join token in {} (`join.token_file`): {reason}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An attach token cannot be had.
+    #[error("{place}: no attach token in {}: {reason}", path.display())]
+    AttachToken {
+        /// Where the service is declared.
+        place: Place,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A seed is no address.
+    #[error("`join.seeds` has {seed:?}: {reason}")]
+    Seed {
+        /// The seed.
+        seed: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A DNS domain is none.
+    #[error("`dns.domains` has {domain:?}: {reason}")]
+    Domain {
+        /// The domain.
+        domain: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A service of the configuration cannot be registered.
+    #[error("{place}: {reason}")]
+    Service {
+        /// Where it is declared.
+        place: Place,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The certificate or key for HTTPS cannot be used.
+    #[error("[tls] {}: {reason}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// DNS does not start.
+    #[error("DNS does not start: {0}")]
+    Dns(dns::Error),
+    /// The mesh node does not start.
+    #[error(transparent)]
+    Mesh(MeshError),
+    /// Signals cannot be listened for.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+}
+
+impl AgentError {
+    /// Whether the same may succeed later without anybody changing anything.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, AgentError::Mesh(error) if error.is_temporary())
+    }
+
+    pub(super) fn mesh(error: MeshError, config: &Config) -> AgentError {
+        match error {
+            MeshError::PortInUse { addr, .. } => AgentError::PortInUse {
+                addr,
+                key: "ports.gossip",
+            },
+            MeshError::Listen { source, .. } => AgentError::Listen {
+                addr: SocketAddr::new(config.node.bind, config.ports.gossip),
+                key: "node.bind",
+                source,
+            },
+            other => AgentError::Mesh(other),
+        }
+    }
+
+    pub(super) fn dns(error: dns::Error, addr: SocketAddr) -> AgentError {
+        match error {
+            dns::Error::Listen { source, .. } => AgentError::bind(addr, "ports.dns", source),
+            other => AgentError::Dns(other),
+        }
+    }
+
+    pub(super) fn bind(addr: SocketAddr, key: &'static str, source: io::Error) -> AgentError {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => AgentError::PortInUse { addr, key },
+            _ => AgentError::Listen { addr, key, source },
+        }
+    }
+}

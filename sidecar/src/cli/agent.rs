@@ -1,0 +1,134 @@
+//! `mesh agent`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Exit, Failure};
+use crate::{
+    agent::{Agent, AgentError, Ended, Extras, logging},
+    config::{Config, ConfigErrors, Sources},
+};
+
+/// Run this host's agent: membership, catalog, health checks, DNS, Consul-compatible HTTP.
+#[derive(Debug, Args)]
+pub struct Command {
+    #[command(flatten)]
+    flags: ConfigFlags,
+}
+
+impl Command {
+    /// Runs until TERM or INT.
+    pub fn run(self) -> Result<(), Failure> {
+        let config = self.flags.load()?;
+        logging::init(&config.log);
+        let runtime = runtime()?;
+        let ended = runtime.block_on(async {
+            let agent = Agent::start(config, Extras::default()).await;
+            let agent = agent.map_err(failure)?;
+            agent.run(|| self.flags.reload()).await.map_err(failure)
+        });
+        match ended? {
+            Ended::Left => Ok(()),
+            Ended::AtOnce => Err(Failure::failed(
+                "stopped by a second signal before the drain ended",
+            )),
+        }
+    }
+}
+
+/// The runtime of a node: the control plane needs little, and few threads keep it small.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("mesh")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start: {error}")))
+}
+
+/// An agent that did not start, as exit code and message with its causes.
+pub fn failure(error: AgentError) -> Failure {
+    let exit = match error.is_temporary() {
+        true => Exit::Later,
+        false => Exit::Failed,
+    };
+    Failure::new(exit, format!("{:#}", anyhow::Error::from(error)))
+}
+
+/// Flags of every command that reads the configuration of a node.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigFlags {
+    /// File or directory; repeatable, later ones win. Default: /etc/mesh.d
+    #[arg(long, value_name = "FILE|DIR")]
+    config: Vec<PathBuf>,
+    /// This node's name (node.name).
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Where state is kept (node.data_dir).
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address to listen on for other nodes (node.bind).
+    #[arg(long, value_name = "IP")]
+    bind: Option<String>,
+    /// Address others reach this node at (node.advertise).
+    #[arg(long, value_name = "IP")]
+    advertise: Option<String>,
+    /// Node to join, HOST or HOST:PORT; repeatable (join.seeds).
+    #[arg(long = "join", value_name = "ADDRESS")]
+    seeds: Vec<String>,
+    /// File with a join token, for the first start (join.token_file).
+    #[arg(long, value_name = "FILE")]
+    join_token_file: Option<String>,
+    /// error, warn, info, debug or trace (log.level).
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl ConfigFlags {
+    /// Reads the configuration: files, then environment, then these flags.
+    pub fn load(&self) -> Result<Config, Failure> {
+        self.read().map_err(|errors| {
+            eprintln!("{errors}");
+            Failure::failed("the configuration is not valid").next("mesh config validate")
+        })
+    }
+
+    /// The same for a running process: what is wrong is logged, and nothing changes.
+    pub fn reload(&self) -> Option<Config> {
+        match self.read() {
+            Ok(config) => Some(config),
+            Err(errors) => {
+                for problem in errors.0 {
+                    tracing::error!(place = %problem.place, "{}", problem.message);
+                }
+                tracing::error!("the configuration is not valid and was not reloaded");
+                None
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Config, ConfigErrors> {
+        let mut sources = Sources::new(&self.config).with_env(std::env::vars());
+        let seeds = (!self.seeds.is_empty()).then(|| self.seeds.join(","));
+        for (flag, section, key, value) in [
+            ("--node-name", "node", "name", &self.node_name),
+            ("--data-dir", "node", "data_dir", &self.data_dir),
+            ("--bind", "node", "bind", &self.bind),
+            ("--advertise", "node", "advertise", &self.advertise),
+            ("--join", "join", "seeds", &seeds),
+            (
+                "--join-token-file",
+                "join",
+                "token_file",
+                &self.join_token_file,
+            ),
+            ("--log-level", "log", "level", &self.log_level),
+        ] {
+            if let Some(value) = value {
+                sources = sources.with_flag(flag, section, key, value);
+            }
+        }
+        Config::load(&sources)
+    }
+}
