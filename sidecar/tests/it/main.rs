@@ -1,3 +1,5 @@
 //! What the binary and the parts behind it do, seen from outside.
 
+mod agent;
 mod cli;
+mod node;
