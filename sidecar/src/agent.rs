@@ -29,7 +29,7 @@ use std::{
 use dns::{DnsServer, Domain, Readiness, Upstreams};
 use libmesh::{
     identity::CertificateSource,
-    join::JoinToken,
+    join::{JoinToken, NodeDirectory},
     mesh::{Credentials, Mesh},
     model::Roles,
     rpc,
@@ -406,9 +406,15 @@ fn join_credentials(config: &Config) -> Result<Credentials, AgentError> {
     let Some(path) = &config.join.token_file else {
         return Ok(Credentials::Kept);
     };
-    let joined = config.node.data_dir.join("node").exists();
+    let directory = config.node.data_dir.join("node");
+    let joined = || {
+        directory.exists()
+            && NodeDirectory::open(&directory)
+                .and_then(|directory| directory.load())
+                .is_ok_and(|kept| kept.is_some())
+    };
     let text = match read_private(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && joined => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && joined() => {
             return Ok(Credentials::Kept);
         }
         read => read.map_err(|source| AgentError::TokenFile {

@@ -127,7 +127,7 @@ async fn hangup_applies_services_and_names_what_needs_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_the_certificate_does_not_allow_is_refused() {
     let mesh = Mesh::new();
-    mesh.credentials("n1", &["api-*"], &[]);
+    mesh.credentials("n1", &["api-*"]);
     let agent = Agent::start(&mesh.configure("n1", ""));
     let register = "/v1/agent/service/register";
     agent.put(register, r#"{"Name": "api-1", "Port": 1}"#).await;
@@ -148,7 +148,7 @@ fn a_port_in_use_is_named_with_its_key() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     for key in ["gossip", "http", "dns"] {
-        mesh.credentials("n1", &["*"], &[]);
+        mesh.credentials("n1", &["*"]);
         let config = mesh.configure("n1", "");
         let text = fs::read_to_string(&config).unwrap();
         fs::write(&config, text.replace(&format!("{key} = 0"), &format!("{key} = {port}"))).unwrap();

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request};
 use libmesh::{
-    identity::{NodeKey, PublishRights, SigningKeyPair, SpiffeId, TrustBundle, TrustDomain},
+    identity::{PublishRights, SigningKeyPair, SpiffeId, TrustBundle, TrustDomain},
     join::{NodeCredentials, NodeDirectory},
     member::Keyring,
     model::{Datacenter, NodeName},
@@ -63,8 +63,11 @@ impl Mesh {
     }
 
     /// Puts into `name`'s data directory what a join would have.
-    pub fn credentials(&self, name: &str, publish: &[&str], seeds: &[SocketAddr]) {
-        let key = NodeKey::generate().unwrap();
+    pub fn credentials(&self, name: &str, publish: &[&str]) {
+        let directory = self.path(name).join("node");
+        fs::create_dir_all(&directory).unwrap();
+        let directory = NodeDirectory::open(&directory).unwrap();
+        let key = directory.key().unwrap();
         let node = NodeName::parse(name).unwrap();
         let csr = key.csr_der().unwrap();
         let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
@@ -77,8 +80,6 @@ impl Mesh {
         request.params.not_before = (now - Duration::from_secs(60)).into();
         request.params.not_after = (now + Duration::from_secs(3600)).into();
         let leaf = request.signed_by(&self.issuer).unwrap();
-        let directory = self.path(name).join("node");
-        fs::create_dir_all(&directory).unwrap();
         let credentials = NodeCredentials {
             key,
             name: node,
@@ -89,13 +90,10 @@ impl Mesh {
                 roots: vec![self.root.clone()],
             },
             keyring: self.keyring.clone(),
-            seeds: seeds.to_vec(),
+            seeds: Vec::new(),
             config: None,
         };
-        NodeDirectory::open(&directory)
-            .unwrap()
-            .save(&credentials)
-            .unwrap();
+        directory.save(&credentials).unwrap();
     }
 
     /// Writes the configuration of `name`: free ports on loopback, and `more`.
@@ -112,8 +110,10 @@ impl Mesh {
 
     /// Starts an agent that has joined before.
     pub fn agent(&self, name: &str, seeds: &[SocketAddr], more: &str) -> Agent {
-        self.credentials(name, &["*"], seeds);
-        Agent::start(&self.configure(name, more))
+        self.credentials(name, &["*"]);
+        let seeds: Vec<_> = seeds.iter().map(SocketAddr::to_string).collect();
+        let join = format!("join = {{ seeds = {seeds:?} }}\n");
+        Agent::start(&self.configure(name, &(join + more)))
     }
 }
 
