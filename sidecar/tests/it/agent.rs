@@ -15,7 +15,10 @@ use crate::node::{Agent, Mesh, PATIENCE, command, next_log};
 
 async fn addresses(dns: SocketAddr, name: &str) -> Vec<String> {
     let answer = dns::client::query(dns, name, "A", PATIENCE).await.unwrap();
-    let ends = answer.lines.iter().filter_map(|line| line.split_whitespace().last());
+    let ends = answer
+        .lines
+        .iter()
+        .filter_map(|line| line.split_whitespace().last());
     ends.map(str::to_owned).collect()
 }
 
@@ -30,7 +33,9 @@ async fn it_publishes_checks_answers_and_leaves() {
     );
     let agent = mesh.agent("n1", &[], &services);
     agent
-        .until("/v1/health/service/web?passing&tag=v2", |v| v[0]["Service"]["Port"] == port)
+        .until("/v1/health/service/web?passing&tag=v2", |v| {
+            v[0]["Service"]["Port"] == port
+        })
         .await;
     let body = r#"{"Name": "api", "Port": 8080, "Check": {"TTL": "1m", "Status": "passing"}}"#;
     agent.put("/v1/agent/service/register", body).await;
@@ -84,14 +89,20 @@ async fn what_one_agent_registers_the_other_sees_until_it_dies() {
     };
     tokio::time::timeout(PATIENCE, ready).await.unwrap();
     assert_eq!(addresses(one.dns, "web.service.mesh").await, ["127.0.4.1"]);
-    assert_eq!(addresses(one.dns, "web.service.consul").await, ["127.0.4.1"]);
+    assert_eq!(
+        addresses(one.dns, "web.service.consul").await,
+        ["127.0.4.1"]
+    );
 
     two.signal(Signal::SIGKILL);
     assert_eq!(two.wait(), None);
-    one.until("/v1/health/service/web", |v| v == &json!([])).await;
+    one.until("/v1/health/service/web", |v| v == &json!([]))
+        .await;
     one.until("/v1/agent/members", |members| {
         let members = members.as_array().unwrap();
-        members.iter().any(|m| m["Name"] == "n2" && m["Status"] == 4)
+        members
+            .iter()
+            .any(|m| m["Name"] == "n2" && m["Status"] == 4)
     })
     .await;
 }
@@ -116,11 +127,11 @@ async fn hangup_applies_services_and_names_what_needs_a_restart() {
 
     mesh.configure("n1", "[nodde]\n");
     agent.signal(Signal::SIGHUP);
-    let line = next_log(
-        &agent.log,
-        "unknown key `nodde`; did you mean `node`?",
+    let line = next_log(&agent.log, "unknown key `nodde`; did you mean `node`?");
+    assert!(
+        line["place"].as_str().unwrap().ends_with("n1.toml:3:2"),
+        "{line}"
     );
-    assert!(line["place"].as_str().unwrap().ends_with("n1.toml:3:2"), "{line}");
     assert_eq!(agent.get(services).await, json!({"new": ["t"]}));
 }
 
@@ -133,13 +144,22 @@ async fn a_service_the_certificate_does_not_allow_is_refused() {
     agent.put(register, r#"{"Name": "api-1", "Port": 1}"#).await;
     let (status, text) = agent.ask(Method::PUT, register, r#"{"Name": "web"}"#).await;
     assert_eq!(status, 403, "{text}");
-    assert!(text.contains("does not allow it to publish service web"), "{text}");
-    assert_eq!(agent.get("/v1/catalog/services").await, json!({"api-1": []}));
+    assert!(
+        text.contains("does not allow it to publish service web"),
+        "{text}"
+    );
+    assert_eq!(
+        agent.get("/v1/catalog/services").await,
+        json!({"api-1": []})
+    );
 }
 
 fn fails(config: &std::path::Path) -> (Option<i32>, String) {
     let output = command(config).stdout(Stdio::null()).output().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
 }
 
 #[test]
@@ -151,7 +171,11 @@ fn a_port_in_use_is_named_with_its_key() {
         mesh.credentials("n1", &["*"]);
         let config = mesh.configure("n1", "");
         let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, text.replace(&format!("{key} = 0"), &format!("{key} = {port}"))).unwrap();
+        fs::write(
+            &config,
+            text.replace(&format!("{key} = 0"), &format!("{key} = {port}")),
+        )
+        .unwrap();
         let (code, errors) = fails(&config);
         assert_eq!(code, Some(1), "{errors}");
         let last = errors.lines().last().unwrap();
@@ -179,5 +203,8 @@ fn without_credentials_it_asks_for_a_join_token() {
     fs::write(&token, "hunter2").unwrap();
     let (code, errors) = fails(&mesh.configure("n1", &with_token));
     assert_eq!(code, Some(1), "{errors}");
-    assert!(errors.contains(&wanted) && !errors.contains("hunter2"), "{errors}");
+    assert!(
+        errors.contains(&wanted) && !errors.contains("hunter2"),
+        "{errors}"
+    );
 }

@@ -129,10 +129,7 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(config: &Path) -> Agent {
-        let mut child = command(config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command(config).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = mpsc::channel();
         thread::spawn(move || {
@@ -146,7 +143,9 @@ impl Agent {
         });
         let started = next_log(&log, "agent started");
         let addr = |field: &str| -> SocketAddr {
-            let text = started[field].as_str().unwrap_or_else(|| panic!("{started}"));
+            let text = started[field]
+                .as_str()
+                .unwrap_or_else(|| panic!("{started}"));
             text.parse().unwrap()
         };
         let http = addr("http");
