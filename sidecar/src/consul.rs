@@ -17,6 +17,7 @@ mod decode;
 mod forwarded;
 mod health;
 mod render;
+pub mod stored;
 
 use std::{
     collections::HashMap,

@@ -20,7 +20,7 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 /// What a read asks for besides its data.
 pub struct Blocking {
     /// The index to wait beyond; 0 = answer at once.
-    index: u64,
+    pub index: u64,
     wait: Duration,
     consistency: &'static str,
 }
@@ -57,11 +57,16 @@ impl Blocking {
         })
     }
 
-    /// Waits until `changed` ends, the time is over, or the listener drains.
-    async fn until(&self, call: &Call, changed: impl Future<Output = u64>) {
+    /// How long to wait for data that was last changed at `index`; `None` = answer at once.
+    pub fn wait_beyond(&self, index: u64) -> Option<Duration> {
         let jitter = self.wait.mul_f64(rand::random::<f64>() / 16.0);
+        (self.index > 0 && self.index >= index).then_some(self.wait + jitter)
+    }
+
+    /// Waits until `changed` ends, the time is over, or the listener drains.
+    async fn until(&self, call: &Call, wait: Duration, changed: impl Future<Output = u64>) {
         tokio::select! {
-            _ = timeout(self.wait + jitter, changed) => {}
+            _ = timeout(wait, changed) => {}
             () = call.conn.shutdown.cancelled() => {}
         }
     }
@@ -75,20 +80,20 @@ impl Blocking {
             return inner.floor(0);
         };
         let now = || inner.floor(inner.catalog.service_revision(name.as_str()));
-        if self.index >= now() {
+        if let Some(wait) = self.wait_beyond(now()) {
             let watch = inner.catalog.watch_service(&name);
-            self.until(call, watch.changed_after(self.index)).await;
+            self.until(call, wait, watch.changed_after(self.index)).await;
         }
         now()
     }
 
     /// Waits for anything in the catalog to change beyond the index; returns the index to answer with.
     pub async fn table(&self, inner: &Inner, call: &Call) -> u64 {
-        if self.index >= inner.floor(inner.catalog.revision()) {
+        if let Some(wait) = self.wait_beyond(inner.floor(inner.catalog.revision())) {
             let mut revisions = inner.catalog.watch_all();
             let beyond = |revision: &u64| *revision > self.index;
             let changed = async { revisions.wait_for(beyond).await.map_or(0, |r| *r) };
-            self.until(call, changed).await;
+            self.until(call, wait, changed).await;
         }
         inner.floor(inner.catalog.revision())
     }

@@ -1,0 +1,244 @@
+//! KV and intentions as Consul 1.21 was recorded to answer.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::BodyExt;
+use libmesh::bundle::Action;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::{memory::Memory, *};
+use crate::http::{ConnInfo, Remote};
+
+struct Server {
+    routes: Routes,
+    store: Arc<Memory>,
+}
+
+fn server() -> Server {
+    let store = Arc::new(Memory::new());
+    let own = Arc::clone(&store);
+    let open: Opener = Arc::new(move |_| {
+        let pairs: Arc<dyn Pairs> = own.clone();
+        Box::pin(async move { Ok(pairs) })
+    });
+    Server {
+        routes: routes(Arc::clone(&open), open),
+        store,
+    }
+}
+
+struct Answer {
+    status: u16,
+    index: u64,
+    text: String,
+    headers: http::HeaderMap,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
+    }
+}
+
+impl Server {
+    async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Bytes::copy_from_slice(body.as_bytes()))
+            .unwrap();
+        let conn = ConnInfo::new(Remote::Tcp(([127, 0, 0, 1], 9).into()));
+        let reply = self.routes.dispatch(request, Arc::new(conn)).await;
+        let (head, body) = reply.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let index = head.headers.get("x-consul-index");
+        Answer {
+            status: head.status.as_u16(),
+            index: index.map_or(0, |index| index.to_str().unwrap().parse().unwrap()),
+            text: String::from_utf8(body.to_vec()).unwrap(),
+            headers: head.headers,
+        }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, "").await
+    }
+
+    async fn put(&self, path: &str, body: &str) {
+        let answer = self.ask("PUT", path, body).await;
+        assert_eq!((answer.status, &*answer.text), (200, "true"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn values_flags_prefixes_and_names() {
+    let server = server();
+    let none = server.get("/v1/kv/a/none").await;
+    assert_eq!((none.status, &*none.text), (404, ""));
+    assert!(none.index > 0);
+    server.put("/v1/kv/a/one", "hello").await;
+    server.put("/v1/kv/a/two?flags=42", "").await;
+    server.put("/v1/kv/a/b/three%20sp%C3%A4ce", "x").await;
+    let one = server.get("/v1/kv/a/one").await;
+    let index = one.index;
+    assert_eq!(
+        one.json(),
+        json!([{"LockIndex": 0, "Key": "a/one", "Flags": 0, "Value": "aGVsbG8=",
+                "CreateIndex": index, "ModifyIndex": index}])
+    );
+    let two = server.get("/v1/kv/a/two").await.json();
+    assert_eq!((&two[0]["Flags"], &two[0]["Value"]), (&json!(42), &Value::Null));
+    let raw = server.get("/v1/kv/a/one?raw=false").await;
+    assert_eq!((&*raw.text, &raw.headers["content-type"]), ("hello", &"text/plain".parse().unwrap()));
+    assert_eq!(raw.headers["content-security-policy"], "sandbox");
+    let keys = async |path| server.get(path).await.text;
+    assert_eq!(keys("/v1/kv/a/?keys").await, "[\"a/b/three späce\",\"a/one\",\"a/two\"]");
+    assert_eq!(keys("/v1/kv/a/?keys&separator=/").await, "[\"a/b/\",\"a/one\",\"a/two\"]");
+    assert_eq!(keys("/v1/kv/?keys&separator=/").await, "[\"a/\"]");
+    assert_eq!(server.get("/v1/kv/zzz?keys").await.status, 404);
+    assert_eq!(server.get("/v1/kv/zzz?recurse").await.status, 404);
+    let all = server.get("/v1/kv/a/?recurse=false").await.json();
+    assert_eq!(all.as_array().unwrap().len(), 3);
+    // The index of a prefix is that of its last change.
+    assert_eq!(all[0]["ModifyIndex"], server.get("/v1/kv/a/?recurse").await.index);
+    let gone = server.ask("DELETE", "/v1/kv/a/b?recurse", "").await;
+    assert_eq!(gone.text, "true");
+    assert_eq!(server.get("/v1/kv/a/b/three%20sp%C3%A4ce").await.status, 404);
+    assert_eq!(server.ask("DELETE", "/v1/kv/none", "").await.text, "true");
+}
+
+#[tokio::test]
+async fn conditions_and_refusals() {
+    let server = server();
+    server.put("/v1/kv/cas?cas=0", "1").await;
+    let ask = async |method, path: &str, body| {
+        let answer = server.ask(method, path, body).await;
+        (answer.status, answer.text)
+    };
+    let is = |status: u16, text: &str| (status, text.to_owned());
+    assert_eq!(ask("PUT", "/v1/kv/cas?cas=0", "2").await, is(200, "false"));
+    let index = server.get("/v1/kv/cas").await.index;
+    server.put(&format!("/v1/kv/cas?cas={index}"), "3").await;
+    let stale = format!("/v1/kv/cas?cas={index}");
+    assert_eq!(ask("PUT", &stale, "4").await, is(200, "false"));
+    assert_eq!(ask("DELETE", &stale, "").await, is(200, "false"));
+    assert_eq!(ask("DELETE", "/v1/kv/cas?cas=0", "").await, is(200, "false"));
+    for (method, path, status, text) in [
+        ("GET", "/v1/kv/", 400, "Missing key name"),
+        ("PUT", "/v1/kv/", 400, "Missing key name"),
+        ("PUT", "/v1/kv/a?flags=x", 500, "strconv.ParseUint: parsing \"x\": invalid syntax"),
+        ("PUT", "/v1/kv/a?cas=abc", 500, "strconv.ParseUint: parsing \"abc\": invalid syntax"),
+        ("PUT", "/v1/kv/l?acquire=a&release=b", 400, "Conflicting flags: acquire=a&release=b\n"),
+        ("PUT", "/v1/kv/l?acquire=a&cas=1", 400, "Conflicting flags: acquire=a&cas=1\n"),
+        ("DELETE", "/v1/kv/a?recurse&cas=1", 400, "Conflicting flags: cas=1&recurse=\n"),
+        ("GET", "/v1/kv/a?index=abc", 400, "Invalid index"),
+    ] {
+        assert_eq!(ask(method, path, "v").await, is(status, text), "{method} {path}");
+    }
+    server.store.seal();
+    let (status, text) = ask("GET", "/v1/kv/cas", "").await;
+    assert_eq!(status, 503);
+    assert!(text.contains("mesh operator unseal"), "{text}");
+}
+
+#[tokio::test]
+async fn watches_wake_for_their_own_keys_only() {
+    let server = Arc::new(server());
+    server.put("/v1/kv/a/one", "1").await;
+    let index = server.get("/v1/kv/a/one").await.index;
+    let watch = |path: String| {
+        let server = Arc::clone(&server);
+        tokio::spawn(async move { server.get(&path).await })
+    };
+    let key = watch(format!("/v1/kv/a/one?index={index}&wait=60s"));
+    // The same value again, another key: neither wakes.
+    server.put("/v1/kv/a/one", "1").await;
+    server.put("/v1/kv/b/other", "1").await;
+    let began = Instant::now();
+    let same = server.get(&format!("/v1/kv/a/one?index={index}&wait=200ms")).await;
+    assert_eq!(same.index, index);
+    assert!(Instant::now() - began >= Duration::from_millis(200));
+    assert!(!key.is_finished());
+    server.put("/v1/kv/a/one", "2").await;
+    let woken = timeout(Duration::from_secs(10), key).await.unwrap().unwrap();
+    assert!(woken.index > index);
+
+    let prefix = server.get("/v1/kv/a/?recurse").await.index;
+    let deleted = watch(format!("/v1/kv/a/?recurse&index={prefix}&wait=60s"));
+    server.ask("DELETE", "/v1/kv/a/one", "").await;
+    let woken = timeout(Duration::from_secs(10), deleted).await.unwrap().unwrap();
+    assert_eq!(woken.status, 404);
+    assert!(woken.index > prefix);
+}
+
+#[tokio::test]
+async fn intentions_are_set_listed_and_removed() {
+    let server = server();
+    let exact = |source: &str, destination: &str| {
+        format!("/v1/connect/intentions/exact?source={source}&destination={destination}")
+    };
+    server.put(&exact("*", "db"), r#"{"Action": "deny"}"#).await;
+    server
+        .put(&exact("web", "db"), r#"{"Action": "allow", "Description": "d"}"#)
+        .await;
+    let got = server.get(&exact("web", "db")).await.json();
+    let index = got["ModifyIndex"].clone();
+    assert_eq!(
+        got,
+        json!({"Description": "d", "SourceNS": "default", "SourceName": "web",
+               "DestinationNS": "default", "DestinationName": "db", "SourceType": "consul",
+               "Action": "allow", "Precedence": 9, "CreateIndex": index, "ModifyIndex": index})
+    );
+    let list = server.get("/v1/connect/intentions").await;
+    assert!(list.index > 0);
+    let order: Vec<_> = list
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["Precedence"].as_u64().unwrap())
+        .collect();
+    assert_eq!(order, [9, 8]);
+    let matched = server.get("/v1/connect/intentions/match?by=destination&name=db").await;
+    assert_eq!(matched.json()["db"].as_array().unwrap().len(), 2);
+    let other = server.get("/v1/connect/intentions/match?by=destination&name=x").await;
+    assert_eq!(other.json(), json!({"x": []}));
+
+    for (method, path, body, status, text) in [
+        ("GET", exact("no", "no"), "", 404, "Intention not found"),
+        (
+            "GET",
+            "/v1/connect/intentions/exact?source=web".to_owned(),
+            "",
+            500,
+            "required query parameter 'destination' not set",
+        ),
+        (
+            "GET",
+            "/v1/connect/intentions/match?name=db".to_owned(),
+            "",
+            500,
+            "required query parameter 'by' not set",
+        ),
+        (
+            "PUT",
+            exact("web", "db"),
+            r#"{"Action": "maybe"}"#,
+            500,
+            "Sources[0].Action must be set to 'allow' or 'deny'",
+        ),
+        ("DELETE", exact("web", "db"), "", 200, "true"),
+        ("DELETE", exact("web", "db"), "", 200, "true"),
+        ("GET", exact("web", "db"), "", 404, "Intention not found"),
+    ] {
+        let answer = server.ask(method, &path, body).await;
+        assert_eq!((answer.status, &*answer.text), (status, text), "{method} {path}");
+    }
+    let (pairs, _) = server.store.read(Scope::Prefix(intentions::PREFIX)).await.unwrap();
+    let rules: Vec<_> = pairs.iter().filter_map(intentions::from_pair).collect();
+    assert_eq!(rules.len(), 1);
+    assert_eq!((rules[0].action, rules[0].source.to_string()), (Action::Deny, "*".to_owned()));
+}
