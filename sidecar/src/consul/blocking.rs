@@ -82,7 +82,8 @@ impl Blocking {
         let now = || inner.floor(inner.catalog.service_revision(name.as_str()));
         if let Some(wait) = self.wait_beyond(now()) {
             let watch = inner.catalog.watch_service(&name);
-            self.until(call, wait, watch.changed_after(self.index)).await;
+            self.until(call, wait, watch.changed_after(self.index))
+                .await;
         }
         now()
     }

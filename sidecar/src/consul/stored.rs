@@ -86,8 +86,7 @@ pub enum StoreError {
 pub trait Pairs: Send + Sync + 'static {
     /// What is in `scope`, by key, and the index of its last change (also of a deletion); for a scope that
     /// never had anything, the index of the last change of all.
-    fn read<'a>(&'a self, scope: Scope<'a>)
-    -> BoxPairs<'a, Result<(Vec<Pair>, u64), StoreError>>;
+    fn read<'a>(&'a self, scope: Scope<'a>) -> BoxPairs<'a, Result<(Vec<Pair>, u64), StoreError>>;
 
     /// Makes a change durable; `false` when its condition does not hold.
     fn change<'a>(&'a self, change: Change<'a>) -> BoxPairs<'a, Result<bool, StoreError>>;
@@ -146,7 +145,11 @@ fn number(call: &Call, name: &str) -> Result<Option<u64>, Reply> {
         return Ok(None);
     };
     let parsed = given.parse().map(Some);
-    parsed.map_err(|_| server_error(format!("strconv.ParseUint: parsing {given:?}: invalid syntax")))
+    parsed.map_err(|_| {
+        server_error(format!(
+            "strconv.ParseUint: parsing {given:?}: invalid syntax"
+        ))
+    })
 }
 
 /// The headers of a read from the store: as those of the catalog, without the consistency.

@@ -66,7 +66,11 @@ pub fn routes(open: &Opener) -> Routes {
         let open = Arc::clone(open);
         move |call: Call| {
             let open = Arc::clone(&open);
-            async move { answer(run, &open, &call).await.unwrap_or_else(|refused| refused) }
+            async move {
+                answer(run, &open, &call)
+                    .await
+                    .unwrap_or_else(|refused| refused)
+            }
         }
     };
     let exact = "/v1/connect/intentions/exact";
@@ -105,12 +109,14 @@ fn key(call: &Call) -> Result<String, Reply> {
 }
 
 fn service(call: &Call, parameter: &str) -> Result<ServiceMatch, Reply> {
-    let given = call.query.filled(parameter).ok_or_else(|| {
-        server_error(format!("required query parameter '{parameter}' not set"))
-    })?;
+    let given = call
+        .query
+        .filled(parameter)
+        .ok_or_else(|| server_error(format!("required query parameter '{parameter}' not set")))?;
     // Consul's paths may carry the namespace that everything is in.
     let name = given.strip_prefix("default/").unwrap_or(given);
-    name.parse().map_err(|error| server_error(format!("{parameter}: {error}")))
+    name.parse()
+        .map_err(|error| server_error(format!("{parameter}: {error}")))
 }
 
 async fn get(open: &Opener, call: &Call) -> Result<Reply, Reply> {
@@ -191,7 +197,11 @@ async fn matching(open: &Opener, call: &Call) -> Result<Reply, Reply> {
     let source = match by {
         "source" => true,
         "destination" => false,
-        _ => return Err(server_error("'by' parameter must be one of 'source' or 'destination'")),
+        _ => {
+            return Err(server_error(
+                "'by' parameter must be one of 'source' or 'destination'",
+            ));
+        }
     };
     let name = service(call, "name")?;
     let blocking = Blocking::of(call)?;
@@ -212,10 +222,16 @@ async fn matching(open: &Opener, call: &Call) -> Result<Reply, Reply> {
 
 /// The ones that win first.
 fn in_order(found: &[Pair], wanted: impl Fn(&Pair) -> bool) -> Vec<Shown> {
-    let mut list: Vec<Shown> = found.iter().filter(|pair| wanted(pair)).filter_map(show).collect();
+    let mut list: Vec<Shown> = found
+        .iter()
+        .filter(|pair| wanted(pair))
+        .filter_map(show)
+        .collect();
     list.sort_by(|a, b| {
         let place = |s: &Shown| (s.destination_name.clone(), s.source_name.clone());
-        b.precedence.cmp(&a.precedence).then_with(|| place(a).cmp(&place(b)))
+        b.precedence
+            .cmp(&a.precedence)
+            .then_with(|| place(a).cmp(&place(b)))
     });
     list
 }

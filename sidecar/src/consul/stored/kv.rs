@@ -30,7 +30,11 @@ pub fn routes(open: &Opener) -> Routes {
         let open = Arc::clone(open);
         move |call: Call| {
             let open = Arc::clone(&open);
-            async move { answer(run, &open, &call).await.unwrap_or_else(|refused| refused) }
+            async move {
+                answer(run, &open, &call)
+                    .await
+                    .unwrap_or_else(|refused| refused)
+            }
         }
     };
     Routes::new()
@@ -92,9 +96,7 @@ fn fold<'a>(found: &'a [Pair], prefix: &str, separator: &str) -> BTreeSet<&'a st
     let name = |pair: &'a Pair| {
         let rest = &pair.key[prefix.len()..];
         match rest.find(separator) {
-            Some(at) if !separator.is_empty() => {
-                &pair.key[..prefix.len() + at + separator.len()]
-            }
+            Some(at) if !separator.is_empty() => &pair.key[..prefix.len() + at + separator.len()],
             _ => pair.key.as_str(),
         }
     };
@@ -120,7 +122,9 @@ fn raw(value: Bytes) -> Reply {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, "sandbox"),
     ] {
-        reply.headers_mut().insert(name, HeaderValue::from_static(value));
+        reply
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
     reply
 }
@@ -161,7 +165,10 @@ async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
 async fn delete(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
     let (recurse, cas) = (call.query.get("recurse"), call.query.get("cas"));
     if let (Some(recurse), Some(cas)) = (recurse, cas) {
-        return Err(conflicting(&format!("cas={cas}"), &format!("recurse={recurse}")));
+        return Err(conflicting(
+            &format!("cas={cas}"),
+            &format!("recurse={recurse}"),
+        ));
     }
     let change = Change::Delete {
         scope: match recurse {

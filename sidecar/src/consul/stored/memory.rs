@@ -57,10 +57,7 @@ impl Memory {
 }
 
 impl Pairs for Memory {
-    fn read<'a>(
-        &'a self,
-        scope: Scope<'a>,
-    ) -> BoxPairs<'a, Result<(Vec<Pair>, u64), StoreError>> {
+    fn read<'a>(&'a self, scope: Scope<'a>) -> BoxPairs<'a, Result<(Vec<Pair>, u64), StoreError>> {
         Box::pin(async move {
             let last = self.last_change(scope);
             let state = self.state.lock();
@@ -112,7 +109,12 @@ impl Pairs for Memory {
                             return Ok(false);
                         }
                     }
-                    let keys: Vec<_> = state.pairs.keys().filter(|k| scope.has(k)).cloned().collect();
+                    let keys: Vec<_> = state
+                        .pairs
+                        .keys()
+                        .filter(|k| scope.has(k))
+                        .cloned()
+                        .collect();
                     for key in keys {
                         state.pairs.remove(&key);
                         state.gone.insert(key, next);

@@ -90,23 +90,41 @@ async fn values_flags_prefixes_and_names() {
                 "CreateIndex": index, "ModifyIndex": index}])
     );
     let two = server.get("/v1/kv/a/two").await.json();
-    assert_eq!((&two[0]["Flags"], &two[0]["Value"]), (&json!(42), &Value::Null));
+    assert_eq!(
+        (&two[0]["Flags"], &two[0]["Value"]),
+        (&json!(42), &Value::Null)
+    );
     let raw = server.get("/v1/kv/a/one?raw=false").await;
-    assert_eq!((&*raw.text, &raw.headers["content-type"]), ("hello", &"text/plain".parse().unwrap()));
+    assert_eq!(
+        (&*raw.text, &raw.headers["content-type"]),
+        ("hello", &"text/plain".parse().unwrap())
+    );
     assert_eq!(raw.headers["content-security-policy"], "sandbox");
     let keys = async |path| server.get(path).await.text;
-    assert_eq!(keys("/v1/kv/a/?keys").await, "[\"a/b/three späce\",\"a/one\",\"a/two\"]");
-    assert_eq!(keys("/v1/kv/a/?keys&separator=/").await, "[\"a/b/\",\"a/one\",\"a/two\"]");
+    assert_eq!(
+        keys("/v1/kv/a/?keys").await,
+        "[\"a/b/three späce\",\"a/one\",\"a/two\"]"
+    );
+    assert_eq!(
+        keys("/v1/kv/a/?keys&separator=/").await,
+        "[\"a/b/\",\"a/one\",\"a/two\"]"
+    );
     assert_eq!(keys("/v1/kv/?keys&separator=/").await, "[\"a/\"]");
     assert_eq!(server.get("/v1/kv/zzz?keys").await.status, 404);
     assert_eq!(server.get("/v1/kv/zzz?recurse").await.status, 404);
     let all = server.get("/v1/kv/a/?recurse=false").await.json();
     assert_eq!(all.as_array().unwrap().len(), 3);
     // The index of a prefix is that of its last change.
-    assert_eq!(all[0]["ModifyIndex"], server.get("/v1/kv/a/?recurse").await.index);
+    assert_eq!(
+        all[0]["ModifyIndex"],
+        server.get("/v1/kv/a/?recurse").await.index
+    );
     let gone = server.ask("DELETE", "/v1/kv/a/b?recurse", "").await;
     assert_eq!(gone.text, "true");
-    assert_eq!(server.get("/v1/kv/a/b/three%20sp%C3%A4ce").await.status, 404);
+    assert_eq!(
+        server.get("/v1/kv/a/b/three%20sp%C3%A4ce").await.status,
+        404
+    );
     assert_eq!(server.ask("DELETE", "/v1/kv/none", "").await.text, "true");
 }
 
@@ -125,18 +143,50 @@ async fn conditions_and_refusals() {
     let stale = format!("/v1/kv/cas?cas={index}");
     assert_eq!(ask("PUT", &stale, "4").await, is(200, "false"));
     assert_eq!(ask("DELETE", &stale, "").await, is(200, "false"));
-    assert_eq!(ask("DELETE", "/v1/kv/cas?cas=0", "").await, is(200, "false"));
+    assert_eq!(
+        ask("DELETE", "/v1/kv/cas?cas=0", "").await,
+        is(200, "false")
+    );
     for (method, path, status, text) in [
         ("GET", "/v1/kv/", 400, "Missing key name"),
         ("PUT", "/v1/kv/", 400, "Missing key name"),
-        ("PUT", "/v1/kv/a?flags=x", 500, "strconv.ParseUint: parsing \"x\": invalid syntax"),
-        ("PUT", "/v1/kv/a?cas=abc", 500, "strconv.ParseUint: parsing \"abc\": invalid syntax"),
-        ("PUT", "/v1/kv/l?acquire=a&release=b", 400, "Conflicting flags: acquire=a&release=b\n"),
-        ("PUT", "/v1/kv/l?acquire=a&cas=1", 400, "Conflicting flags: acquire=a&cas=1\n"),
-        ("DELETE", "/v1/kv/a?recurse&cas=1", 400, "Conflicting flags: cas=1&recurse=\n"),
+        (
+            "PUT",
+            "/v1/kv/a?flags=x",
+            500,
+            "strconv.ParseUint: parsing \"x\": invalid syntax",
+        ),
+        (
+            "PUT",
+            "/v1/kv/a?cas=abc",
+            500,
+            "strconv.ParseUint: parsing \"abc\": invalid syntax",
+        ),
+        (
+            "PUT",
+            "/v1/kv/l?acquire=a&release=b",
+            400,
+            "Conflicting flags: acquire=a&release=b\n",
+        ),
+        (
+            "PUT",
+            "/v1/kv/l?acquire=a&cas=1",
+            400,
+            "Conflicting flags: acquire=a&cas=1\n",
+        ),
+        (
+            "DELETE",
+            "/v1/kv/a?recurse&cas=1",
+            400,
+            "Conflicting flags: cas=1&recurse=\n",
+        ),
         ("GET", "/v1/kv/a?index=abc", 400, "Invalid index"),
     ] {
-        assert_eq!(ask(method, path, "v").await, is(status, text), "{method} {path}");
+        assert_eq!(
+            ask(method, path, "v").await,
+            is(status, text),
+            "{method} {path}"
+        );
     }
     server.store.seal();
     let (status, text) = ask("GET", "/v1/kv/cas", "").await;
@@ -158,18 +208,26 @@ async fn watches_wake_for_their_own_keys_only() {
     server.put("/v1/kv/a/one", "1").await;
     server.put("/v1/kv/b/other", "1").await;
     let began = Instant::now();
-    let same = server.get(&format!("/v1/kv/a/one?index={index}&wait=200ms")).await;
+    let same = server
+        .get(&format!("/v1/kv/a/one?index={index}&wait=200ms"))
+        .await;
     assert_eq!(same.index, index);
     assert!(Instant::now() - began >= Duration::from_millis(200));
     assert!(!key.is_finished());
     server.put("/v1/kv/a/one", "2").await;
-    let woken = timeout(Duration::from_secs(10), key).await.unwrap().unwrap();
+    let woken = timeout(Duration::from_secs(10), key)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(woken.index > index);
 
     let prefix = server.get("/v1/kv/a/?recurse").await.index;
     let deleted = watch(format!("/v1/kv/a/?recurse&index={prefix}&wait=60s"));
     server.ask("DELETE", "/v1/kv/a/one", "").await;
-    let woken = timeout(Duration::from_secs(10), deleted).await.unwrap().unwrap();
+    let woken = timeout(Duration::from_secs(10), deleted)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(woken.status, 404);
     assert!(woken.index > prefix);
 }
@@ -182,7 +240,10 @@ async fn intentions_are_set_listed_and_removed() {
     };
     server.put(&exact("*", "db"), r#"{"Action": "deny"}"#).await;
     server
-        .put(&exact("web", "db"), r#"{"Action": "allow", "Description": "d"}"#)
+        .put(
+            &exact("web", "db"),
+            r#"{"Action": "allow", "Description": "d"}"#,
+        )
         .await;
     let got = server.get(&exact("web", "db")).await.json();
     let index = got["ModifyIndex"].clone();
@@ -202,9 +263,13 @@ async fn intentions_are_set_listed_and_removed() {
         .map(|i| i["Precedence"].as_u64().unwrap())
         .collect();
     assert_eq!(order, [9, 8]);
-    let matched = server.get("/v1/connect/intentions/match?by=destination&name=db").await;
+    let matched = server
+        .get("/v1/connect/intentions/match?by=destination&name=db")
+        .await;
     assert_eq!(matched.json()["db"].as_array().unwrap().len(), 2);
-    let other = server.get("/v1/connect/intentions/match?by=destination&name=x").await;
+    let other = server
+        .get("/v1/connect/intentions/match?by=destination&name=x")
+        .await;
     assert_eq!(other.json(), json!({"x": []}));
 
     for (method, path, body, status, text) in [
@@ -235,10 +300,21 @@ async fn intentions_are_set_listed_and_removed() {
         ("GET", exact("web", "db"), "", 404, "Intention not found"),
     ] {
         let answer = server.ask(method, &path, body).await;
-        assert_eq!((answer.status, &*answer.text), (status, text), "{method} {path}");
+        assert_eq!(
+            (answer.status, &*answer.text),
+            (status, text),
+            "{method} {path}"
+        );
     }
-    let (pairs, _) = server.store.read(Scope::Prefix(intentions::PREFIX)).await.unwrap();
+    let (pairs, _) = server
+        .store
+        .read(Scope::Prefix(intentions::PREFIX))
+        .await
+        .unwrap();
     let rules: Vec<_> = pairs.iter().filter_map(intentions::from_pair).collect();
     assert_eq!(rules.len(), 1);
-    assert_eq!((rules[0].action, rules[0].source.to_string()), (Action::Deny, "*".to_owned()));
+    assert_eq!(
+        (rules[0].action, rules[0].source.to_string()),
+        (Action::Deny, "*".to_owned())
+    );
 }
