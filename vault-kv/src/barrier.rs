@@ -1,0 +1,301 @@
+//! The barrier: what stands between plaintext and storage.
+//!
+//! Key hierarchy: unseal key (from shares or a key file, see [`seal`](crate::seal)) → root key →
+//! keyring → data keys. The keyring holds one AES-256-GCM key per *term* and one HMAC key for names.
+//! [`Barrier::rotate`] adds a term: new records use it, old ones stay readable.
+//!
+//! A sealed record is `format byte ‖ term (u32) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`. The associated
+//! data is the storage path, so a record moved to another path does not open. Names are hidden as
+//! well: storage sees `HMAC-SHA256(name key, path)`.
+//!
+//! Keys live in locked, zeroized memory ([`sys`](crate::sys)). Dropping the barrier drops them.
+
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::{store::FoldKey, sys::Locked};
+
+pub(crate) mod names;
+
+const FORMAT: u8 = 1;
+const HEADER: usize = 1 + 4 + NONCE_LEN;
+const TAG: usize = 16;
+const KEYRING: &[u8] = b"\0core/keyring";
+const ROOT: &[u8] = b"\0core/root";
+/// The term that marks a record as wrapped by a key of the hierarchy above the keyring.
+const WRAPPED: u32 = 0;
+
+/// A record did not open: wrong key, wrong path, or damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the record does not open with this key at this path")]
+pub(crate) struct Unopenable;
+
+/// 32 secret bytes in locked memory.
+pub(crate) struct SecretKey(Locked<[u8; 32]>);
+
+impl SecretKey {
+    pub(crate) fn random() -> Self {
+        Self::new(random())
+    }
+
+    pub(crate) fn new(mut bytes: [u8; 32]) -> Self {
+        let key = Self(Locked::new(bytes));
+        bytes.zeroize();
+        key
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Wraps the root key under this unseal key.
+    pub(crate) fn wrap_root(&self, root: &Self) -> Vec<u8> {
+        seal_with(&aead_key(self.bytes()), WRAPPED, ROOT, root.bytes())
+    }
+
+    /// The root key, if this is the right unseal key.
+    pub(crate) fn unwrap_root(&self, wrapped: &[u8]) -> Result<Self, Unopenable> {
+        let plain = open_with(&aead_key(self.bytes()), WRAPPED, ROOT, wrapped.to_vec())?;
+        Ok(Self::new(plain.as_slice().try_into().map_err(|_| Unopenable)?))
+    }
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct Keyring {
+    names: [u8; 32],
+    terms: Vec<KeyringTerm>,
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct KeyringTerm {
+    term: u32,
+    key: [u8; 32],
+}
+
+struct Term {
+    term: u32,
+    key: Locked<LessSafeKey>,
+}
+
+/// The opened keyring.
+pub(crate) struct Barrier {
+    root: SecretKey,
+    names: Locked<hmac::Key>,
+    /// Ascending; the last one seals.
+    terms: Vec<Term>,
+}
+
+impl Barrier {
+    /// A new keyring with one term; returns it with its wrapped form for storage.
+    pub(crate) fn create(root: SecretKey) -> (Self, Vec<u8>) {
+        let keyring = Keyring { names: random(), terms: vec![KeyringTerm { term: 1, key: random() }] };
+        let wrapped = wrap(&root, &keyring);
+        (Self::from_keyring(root, &keyring), wrapped)
+    }
+
+    /// Opens a stored keyring.
+    pub(crate) fn open_keyring(root: SecretKey, wrapped: &[u8]) -> Result<Self, Unopenable> {
+        let keyring = unwrap(&root, wrapped)?;
+        if keyring.terms.is_empty() {
+            return Err(Unopenable);
+        }
+        Ok(Self::from_keyring(root, &keyring))
+    }
+
+    fn from_keyring(root: SecretKey, keyring: &Keyring) -> Self {
+        Self {
+            root,
+            names: Locked::new(hmac::Key::new(hmac::HMAC_SHA256, &keyring.names)),
+            terms: keyring
+                .terms
+                .iter()
+                .map(|entry| Term { term: entry.term, key: Locked::new(aead_key(&entry.key)) })
+                .collect(),
+        }
+    }
+
+    /// The stored keyring with one more term, wrapped again. This barrier does not change: the new
+    /// one is opened with [`Barrier::reopen`] once the wrapped form is durable.
+    pub(crate) fn rotate(&self, wrapped: &[u8]) -> Result<Vec<u8>, Unopenable> {
+        let mut keyring = unwrap(&self.root, wrapped)?;
+        let term = keyring.terms.last().ok_or(Unopenable)?.term + 1;
+        keyring.terms.push(KeyringTerm { term, key: random() });
+        Ok(wrap(&self.root, &keyring))
+    }
+
+    /// Opens `wrapped` with the root key of this barrier.
+    pub(crate) fn reopen(&self, wrapped: &[u8]) -> Result<Self, Unopenable> {
+        Self::open_keyring(SecretKey::new(*self.root.bytes()), wrapped)
+    }
+
+    /// The root key wrapped under another unseal key.
+    pub(crate) fn rewrap_root(&self, unseal: &SecretKey) -> Vec<u8> {
+        unseal.wrap_root(&self.root)
+    }
+
+    /// The term that seals new records.
+    pub(crate) fn term(&self) -> u32 {
+        self.terms.last().map_or(0, |term| term.term)
+    }
+
+    /// The storage key of a logical path.
+    pub(crate) fn fold_key(&self, path: &str) -> FoldKey {
+        let mut key = [0; 32];
+        key.copy_from_slice(hmac::sign(&self.names, path.as_bytes()).as_ref());
+        FoldKey(key)
+    }
+
+    /// Seals `plain` for `path` and appends the record to `out`.
+    pub(crate) fn seal(&self, path: &[u8], plain: &[u8], out: &mut Vec<u8>) {
+        let Some(newest) = self.terms.last() else {
+            unreachable!("a barrier is only built with at least one term")
+        };
+        seal_into(&newest.key, newest.term, path, plain, out);
+    }
+
+    /// Opens a record of `path`.
+    pub(crate) fn open(&self, path: &[u8], record: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, Unopenable> {
+        let term = term_of(&record)?;
+        let at = self.terms.binary_search_by_key(&term, |entry| entry.term).map_err(|_| Unopenable)?;
+        open_with(&self.terms[at].key, term, path, record)
+    }
+}
+
+/// Length of the record that seals `plain` bytes.
+pub(crate) const fn sealed_length(plain: usize) -> usize {
+    HEADER + plain + TAG
+}
+
+fn wrap(root: &SecretKey, keyring: &Keyring) -> Vec<u8> {
+    let plain = Zeroizing::new(postcard::to_stdvec(keyring).expect("plain data always encodes"));
+    seal_with(&aead_key(root.bytes()), WRAPPED, KEYRING, &plain)
+}
+
+fn unwrap(root: &SecretKey, wrapped: &[u8]) -> Result<Keyring, Unopenable> {
+    let plain = open_with(&aead_key(root.bytes()), WRAPPED, KEYRING, wrapped.to_vec())?;
+    postcard::from_bytes(&plain).map_err(|_| Unopenable)
+}
+
+fn aead_key(bytes: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).expect("32 bytes are an AES-256 key"))
+}
+
+fn seal_with(key: &LessSafeKey, term: u32, path: &[u8], plain: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(sealed_length(plain.len()));
+    seal_into(key, term, path, plain, &mut out);
+    out
+}
+
+fn seal_into(key: &LessSafeKey, term: u32, path: &[u8], plain: &[u8], out: &mut Vec<u8>) {
+    let nonce: [u8; NONCE_LEN] = random();
+    // Once, before any plaintext is in it: a growing vector would leave a copy behind.
+    out.reserve(sealed_length(plain.len()));
+    out.push(FORMAT);
+    out.extend_from_slice(&term.to_be_bytes());
+    out.extend_from_slice(&nonce);
+    let start = out.len();
+    out.extend_from_slice(plain);
+    let tag = key
+        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(path), &mut out[start..])
+        .expect("AES-GCM takes up to 64 GiB");
+    out.extend_from_slice(tag.as_ref());
+}
+
+fn term_of(record: &[u8]) -> Result<u32, Unopenable> {
+    if record.len() < HEADER + TAG || record[0] != FORMAT {
+        return Err(Unopenable);
+    }
+    Ok(u32::from_be_bytes([record[1], record[2], record[3], record[4]]))
+}
+
+fn open_with(key: &LessSafeKey, term: u32, path: &[u8], record: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, Unopenable> {
+    let mut record = Zeroizing::new(record);
+    if term_of(&record)? != term {
+        return Err(Unopenable);
+    }
+    let mut nonce = [0; NONCE_LEN];
+    nonce.copy_from_slice(&record[5..HEADER]);
+    let length = key
+        .open_within(Nonce::assume_unique_for_key(nonce), Aad::from(path), &mut record, HEADER..)
+        .map_err(|_| Unopenable)?
+        .len();
+    record.truncate(length);
+    Ok(record)
+}
+
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).expect("the kernel gives random bytes");
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn barrier() -> (Barrier, Vec<u8>) {
+        Barrier::create(SecretKey::new([7; 32]))
+    }
+
+    fn sealed(barrier: &Barrier, path: &str, plain: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        barrier.seal(path.as_bytes(), plain, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_record_opens_at_its_own_path_only() {
+        let (barrier, _) = barrier();
+        let record = sealed(&barrier, "a/b", b"value");
+        assert_eq!(record.len(), sealed_length(5));
+        assert_eq!(&barrier.open(b"a/b", record.clone()).unwrap()[..], b"value");
+        assert_eq!(barrier.open(b"a/c", record).unwrap_err(), Unopenable);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (barrier, _) = barrier();
+        let record = sealed(&barrier, "p", b"v");
+        for bit in 0..record.len() * 8 {
+            let mut damaged = record.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(barrier.open(b"p", damaged).is_err(), "bit {bit}");
+        }
+        for length in 0..record.len() {
+            assert!(barrier.open(b"p", record[..length].to_vec()).is_err());
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_old_records_and_names() {
+        let (old, wrapped) = barrier();
+        let record = sealed(&old, "p", b"v");
+        let wrapped = old.rotate(&wrapped).unwrap();
+        let new = old.reopen(&wrapped).unwrap();
+        assert_eq!((old.term(), new.term()), (1, 2));
+        assert_eq!(&new.open(b"p", record).unwrap()[..], b"v");
+        assert_eq!(new.fold_key("p"), old.fold_key("p"));
+        assert!(old.open(b"p", sealed(&new, "p", b"v")).is_err());
+    }
+
+    #[test]
+    fn wrong_keys_open_nothing() {
+        let (_, wrapped) = barrier();
+        assert!(Barrier::open_keyring(SecretKey::new([8; 32]), &wrapped).is_err());
+        let root = SecretKey::random();
+        let unseal = SecretKey::random();
+        let wrapped = unseal.wrap_root(&root);
+        assert_eq!(unseal.unwrap_root(&wrapped).unwrap().bytes(), root.bytes());
+        assert!(SecretKey::random().unwrap_root(&wrapped).is_err());
+    }
+
+    #[test]
+    fn two_stores_hide_the_same_name_differently() {
+        assert_ne!(barrier().0.fold_key("token/a"), barrier().0.fold_key("token/a"));
+    }
+}

@@ -1,0 +1,341 @@
+//! The unsealed store: named records over sealed storage, every change an entry of the ledger.
+//!
+//! The layer that everything else of this crate stands on. It turns a [`Change`] — operations, and who
+//! made it, through what and why — into one sealed, hash-chained entry, waits until that is durable, and
+//! only then shows it to readers.
+//!
+//! Costs. A read: one HMAC of the name, one look-up in the store, one AES-GCM open; no lock that a writer
+//! holds while it waits for the disk. A commit: one HMAC and one or two seals per operation, and a share
+//! of one `fdatasync`: all changes that wait while the disk is busy go together in the next group.
+//! A waiter costs one entry in a map and is woken only by changes to its own name or prefix.
+//!
+//! Sealing drops the barrier, the name index and the waiters; an operation that comes later gets
+//! [`Error::Sealed`].
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use crate::{
+    barrier::{
+        Barrier,
+        names::{NameIndex, Stamp},
+    },
+    store::{Head, Store, StoreError},
+};
+
+#[cfg(test)]
+mod tests;
+mod waiters;
+mod writer;
+
+use waiters::Waiters;
+use writer::Job;
+pub(crate) use writer::meta_part;
+
+/// The path that a meta is sealed for; no record has it.
+pub(crate) const META: &[u8] = b"\0ledger/meta";
+/// The greatest value of a record, in bytes.
+pub(crate) const MAX_VALUE: usize = 16 << 20;
+
+/// Who changed what, when and why: the sealed meta of a ledger entry, kept for ever.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Unix microseconds; 0 = the time of the commit.
+    pub time: i64,
+    /// A token's display name and accessor, a SPIFFE ID, or a part of the server.
+    pub actor: String,
+    /// The door: an interface, the command line, internal.
+    pub via: String,
+    /// Why, where the caller said so.
+    pub reason: String,
+    /// What was done, as in `kv put`.
+    pub operation: String,
+    /// What it was done to, as people know it. Never a value.
+    pub keys: Vec<String>,
+}
+
+/// One operation of a change.
+pub(crate) enum Op {
+    /// Writes a record.
+    Put {
+        path: String,
+        value: Zeroizing<Vec<u8>>,
+    },
+    /// Takes a record away; nothing happens if it is not there.
+    Delete { path: String },
+    /// Writes a record that must be readable while sealed: seal configuration and wrapped keys.
+    Control { name: &'static str, value: Vec<u8> },
+}
+
+/// Operations that become durable together.
+pub(crate) struct Change {
+    pub(crate) meta: Meta,
+    pub(crate) ops: Vec<Op>,
+    /// Records that must still be at this index (`None`: absent), else nothing happens.
+    pub(crate) expect: Vec<(String, Option<u64>)>,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The store is sealed.
+    #[error("the store is sealed; run `mesh operator unseal`")]
+    Sealed,
+    /// A record that the change expects has changed meanwhile.
+    #[error("the record was changed meanwhile")]
+    CasMismatch,
+    /// A value is larger than the store takes.
+    #[error("a value of {0} bytes is too large; the store takes at most {MAX_VALUE}")]
+    TooLarge(usize),
+    /// A record does not open: damaged, or moved in storage.
+    #[error("a record of the store does not open: damaged, or moved by somebody; run `mesh operator verify`")]
+    Unreadable,
+    /// Storage failed.
+    #[error(transparent)]
+    Store(#[from] Arc<StoreError>),
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// A handle on the unsealed store. Cheap to clone; all clones end with the seal.
+#[derive(Clone)]
+pub(crate) struct Core {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    state: RwLock<Option<Unsealed>>,
+    waiters: Waiters,
+}
+
+/// What sealing drops.
+struct Unsealed {
+    barrier: Arc<Barrier>,
+    names: NameIndex,
+}
+
+/// A record as a reader gets it.
+pub(crate) struct Value {
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
+    pub(crate) created: u64,
+    pub(crate) modified: u64,
+}
+
+impl Core {
+    /// Builds the name index and starts the writer. `epoch` is this writer's, greater than any before.
+    ///
+    /// # Errors
+    /// Storage fails, or a name does not open with this barrier.
+    pub(crate) fn start(
+        store: Arc<dyn Store>,
+        barrier: Barrier,
+        epoch: u64,
+    ) -> Result<Self, Error> {
+        let mut names = NameIndex::new(store.head().index);
+        let mut unreadable = false;
+        store.scan(&mut |sealed| {
+            match barrier.open(&sealed.key.0, sealed.name.to_vec()) {
+                Ok(name) => match std::str::from_utf8(&name) {
+                    Ok(name) => names.put(
+                        name,
+                        Stamp {
+                            created: sealed.created,
+                            modified: sealed.modified,
+                        },
+                    ),
+                    Err(_) => unreadable = true,
+                },
+                Err(_) => unreadable = true,
+            };
+        })?;
+        if unreadable {
+            return Err(Error::Unreadable);
+        }
+        let shared = Arc::new(Shared {
+            store,
+            state: RwLock::new(Some(Unsealed {
+                barrier: Arc::new(barrier),
+                names,
+            })),
+            waiters: Waiters::default(),
+        });
+        let jobs = writer::start(Arc::clone(&shared), epoch);
+        Ok(Self { shared, jobs })
+    }
+
+    /// Drops the keys and the name index, and wakes all waiters. What was handed to the writer before
+    /// is either durable and acknowledged, or refused as sealed.
+    pub(crate) fn seal(&self) {
+        let dropped = self.shared.state.write().take();
+        drop(dropped);
+        self.shared.waiters.wake_all();
+    }
+
+    /// The value of a record.
+    pub(crate) fn get(&self, path: &str) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+        Ok(self.read(path)?.map(|value| value.bytes))
+    }
+
+    /// The value of a record with its ledger indexes.
+    pub(crate) fn read(&self, path: &str) -> Result<Option<Value>, Error> {
+        let barrier = self.barrier()?;
+        let Some(record) = self.shared.store.get(&barrier.fold_key(path))? else {
+            return Ok(None);
+        };
+        let bytes = barrier
+            .open(path.as_bytes(), record.value)
+            .map_err(|_| Error::Unreadable)?;
+        Ok(Some(Value {
+            bytes,
+            created: record.created,
+            modified: record.modified,
+        }))
+    }
+
+    /// The ledger index of a record's last change; `None` if there is no such record.
+    pub(crate) fn index_of(&self, path: &str) -> Result<Option<u64>, Error> {
+        self.with_names(|names| names.get(path).map(|stamp| stamp.modified))
+    }
+
+    /// What lies directly below `prefix`, relative to it; folders end with `/`.
+    pub(crate) fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        let level = self.with_names(|names| names.level(prefix, "/"))?;
+        Ok(level
+            .into_iter()
+            .map(|name| name[prefix.len()..].to_owned())
+            .filter(|name| !name.is_empty())
+            .collect())
+    }
+
+    /// What lies below `prefix`, cut behind the first `separator`: full names, each once.
+    pub(crate) fn level(&self, prefix: &str, separator: &str) -> Result<Vec<String>, Error> {
+        self.with_names(|names| names.level(prefix, separator))
+    }
+
+    /// Every full name that starts with `prefix`, in order.
+    pub(crate) fn scan(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.with_names(|names| {
+            names
+                .under(prefix)
+                .map(|(name, _)| name.to_owned())
+                .collect()
+        })
+    }
+
+    /// The ledger index of the last change to `path`, its deletion included.
+    pub(crate) fn changed(&self, path: &str) -> Result<u64, Error> {
+        self.with_names(|names| names.changed(path))
+    }
+
+    /// The ledger index of the last change to a name that starts with `prefix`, deletions included.
+    pub(crate) fn changed_under(&self, prefix: &str) -> Result<u64, Error> {
+        self.with_names(|names| names.changed_under(prefix))
+    }
+
+    /// Waits until `path` was changed after `index`; the new index.
+    pub(crate) async fn wait(&self, path: &str, index: u64) -> Result<u64, Error> {
+        let waiter = self.shared.waiters.on_name(path);
+        loop {
+            let notified = waiter.notified();
+            let now = self.changed(path)?;
+            if now > index {
+                return Ok(now);
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until something below `prefix` was changed after `index`; the new index.
+    pub(crate) async fn wait_under(&self, prefix: &str, index: u64) -> Result<u64, Error> {
+        let waiter = self.shared.waiters.on_prefix(prefix);
+        loop {
+            let notified = waiter.notified();
+            let now = self.changed_under(prefix)?;
+            if now > index {
+                return Ok(now);
+            }
+            notified.await;
+        }
+    }
+
+    /// Makes a change durable; the index of its entry.
+    ///
+    /// # Errors
+    /// When nothing of it happened: sealed, an expectation that does not hold, storage failed.
+    pub(crate) async fn commit(&self, mut change: Change) -> Result<u64, Error> {
+        for op in &change.ops {
+            if let Op::Put { value, .. } = op
+                && value.len() > MAX_VALUE
+            {
+                return Err(Error::TooLarge(value.len()));
+            }
+        }
+        if change.meta.time == 0 {
+            change.meta.time = now_micros();
+        }
+        let (reply, answer) = oneshot::channel();
+        self.jobs
+            .send(Job { change, reply })
+            .map_err(|_| Error::Sealed)?;
+        answer.await.map_err(|_| Error::Sealed)?
+    }
+
+    /// The newest durable entry.
+    pub(crate) fn head(&self) -> Head {
+        self.shared.store.head()
+    }
+
+    /// The store below, for the ledger's readers.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// The keys, while unsealed.
+    pub(crate) fn barrier(&self) -> Result<Arc<Barrier>, Error> {
+        let state = self.shared.state.read();
+        let unsealed = state.as_ref().ok_or(Error::Sealed)?;
+        Ok(Arc::clone(&unsealed.barrier))
+    }
+
+    fn with_names<T>(&self, read: impl FnOnce(&NameIndex) -> T) -> Result<T, Error> {
+        let state = self.shared.state.read();
+        let unsealed = state.as_ref().ok_or(Error::Sealed)?;
+        Ok(read(&unsealed.names))
+    }
+}
+
+/// Unix microseconds.
+pub(crate) fn now_micros() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Salt in front of a part's sealed bytes.
+fn salted(capacity: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(crate::store::SALT + capacity);
+    out.extend_from_slice(&crate::barrier::random::<{ crate::store::SALT }>());
+    out
+}
+
+/// A part with these bytes behind fresh salt.
+pub(crate) fn control_part(bytes: &[u8]) -> crate::store::Part {
+    let mut out = salted(bytes.len());
+    out.extend_from_slice(bytes);
+    crate::store::Part::new(Bytes::from(out))
+}

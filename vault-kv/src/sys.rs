@@ -1,0 +1,161 @@
+//! Key memory: the one place of the repository that needs `unsafe`.
+//!
+//! A [`Locked`] value lives in pages of its own that are locked into RAM (never swapped), left out of
+//! core dumps, and overwritten with zeros when dropped. *ring* does not zeroize its keys, so its key
+//! objects live in here too. What stays outside our reach: copies on the stack while a key is built.
+#![allow(
+    unsafe_code,
+    reason = "mmap, mlock and moving a value into those pages cannot be done without it"
+)]
+
+use std::{
+    ffi::c_void,
+    num::NonZeroUsize,
+    ops::Deref,
+    ptr::NonNull,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use nix::sys::mman::{self, MapFlags, ProtFlags};
+
+/// Keeps this process's memory out of core dumps and away from other processes of the same user
+/// (`PR_SET_DUMPABLE 0`). Elsewhere than on Linux it does nothing.
+///
+/// # Errors
+/// When the kernel refuses, which it has no reason to do.
+pub fn harden_process() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_dumpable(false)?;
+    Ok(())
+}
+
+/// A value in locked, undumpable memory; its bytes are overwritten on drop.
+pub(crate) struct Locked<T> {
+    value: NonNull<T>,
+    length: NonZeroUsize,
+}
+
+impl<T> Locked<T> {
+    /// Moves `value` into pages of its own.
+    ///
+    /// When the pages cannot be locked (`RLIMIT_MEMLOCK`) it warns once and goes on.
+    pub(crate) fn new(value: T) -> Self {
+        const { assert!(align_of::<T>() <= 4096) };
+        let length = NonZeroUsize::new(size_of::<T>()).unwrap_or(NonZeroUsize::MIN);
+        // SAFETY: a new private anonymous mapping at an address that the kernel chooses touches no
+        // memory that anybody else uses.
+        let pages = unsafe {
+            mman::mmap_anonymous(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE,
+            )
+        };
+        let Ok(pages) = pages else {
+            std::alloc::handle_alloc_error(std::alloc::Layout::new::<T>())
+        };
+        protect(pages, length);
+        let target = pages.cast::<T>();
+        // SAFETY: the mapping is at least `size_of::<T>()` bytes, page-aligned, writable and ours alone.
+        unsafe { target.write(value) };
+        Self { value: target, length }
+    }
+}
+
+fn protect(pages: NonNull<c_void>, length: NonZeroUsize) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    // SAFETY: the range was mapped by the caller just now and stays mapped; locking does not change it.
+    let locked = unsafe { mman::mlock(pages, length.get()) };
+    if let Err(error) = locked
+        && !WARNED.swap(true, Ordering::Relaxed)
+    {
+        tracing::warn!(
+            %error,
+            "key memory cannot be locked and may be swapped out; raise RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=) or turn swap off"
+        );
+    }
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: as above; the advice only leaves the range out of core dumps.
+        let hidden = unsafe {
+            mman::madvise(pages, length.get(), mman::MmapAdvise::MADV_DONTDUMP)
+        };
+        if let Err(error) = hidden {
+            tracing::warn!(%error, "key memory cannot be left out of core dumps");
+        }
+    }
+}
+
+impl<T> Deref for Locked<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: `new` wrote a valid `T` there, and it lives until drop.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T> Drop for Locked<T> {
+    fn drop(&mut self) {
+        // SAFETY: the value is valid, dropped exactly once here, and never used afterwards.
+        unsafe { self.value.drop_in_place() };
+        let bytes = self.value.cast::<u8>();
+        for offset in 0..self.length.get() {
+            // SAFETY: `offset` is inside the mapping, which is ours until the `munmap` below. Volatile,
+            // so that the compiler keeps a write that nobody reads.
+            unsafe { bytes.add(offset).write_volatile(0) };
+        }
+        // SAFETY: exactly the range that `new` mapped; nothing refers to it any more.
+        let unmapped = unsafe { mman::munmap(self.value.cast(), self.length.get()) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+// SAFETY: `Locked<T>` owns its `T` as a `Box<T>` does.
+unsafe impl<T: Send> Send for Locked<T> {}
+// SAFETY: as above; only `&T` is handed out.
+unsafe impl<T: Sync> Sync for Locked<T> {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn holds_and_drops_its_value_once() {
+        let probe = Arc::new(7);
+        let locked = Locked::new((Arc::clone(&probe), [3u8; 5000]));
+        assert_eq!(*locked.0, 7);
+        assert_eq!(locked.1[4999], 3);
+        assert_eq!(Arc::strong_count(&probe), 2);
+        drop(locked);
+        assert_eq!(Arc::strong_count(&probe), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_are_locked_and_left_out_of_dumps() {
+        let locked = Locked::new([1u8; 32]);
+        let address = std::ptr::from_ref(&*locked) as usize;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        let mut flags = None;
+        for line in maps.lines() {
+            if let Some((range, _)) = line.split_once(' ')
+                && let Some((from, to)) = range.split_once('-')
+                && let (Ok(from), Ok(to)) =
+                    (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+            {
+                inside = (from..to).contains(&address);
+            }
+            if inside && let Some(found) = line.strip_prefix("VmFlags:") {
+                flags = Some(found.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+            }
+        }
+        let flags = flags.expect("the page is mapped");
+        assert!(flags.iter().any(|flag| flag == "dd"), "{flags:?}");
+        assert!(flags.iter().any(|flag| flag == "lo"), "{flags:?}");
+    }
+}
