@@ -61,7 +61,9 @@ impl SecretKey {
     /// The root key, if this is the right unseal key.
     pub(crate) fn unwrap_root(&self, wrapped: &[u8]) -> Result<Self, Unopenable> {
         let plain = open_with(&aead_key(self.bytes()), WRAPPED, ROOT, wrapped.to_vec())?;
-        Ok(Self::new(plain.as_slice().try_into().map_err(|_| Unopenable)?))
+        Ok(Self::new(
+            plain.as_slice().try_into().map_err(|_| Unopenable)?,
+        ))
     }
 }
 
@@ -93,7 +95,13 @@ pub(crate) struct Barrier {
 impl Barrier {
     /// A new keyring with one term; returns it with its wrapped form for storage.
     pub(crate) fn create(root: SecretKey) -> (Self, Vec<u8>) {
-        let keyring = Keyring { names: random(), terms: vec![KeyringTerm { term: 1, key: random() }] };
+        let keyring = Keyring {
+            names: random(),
+            terms: vec![KeyringTerm {
+                term: 1,
+                key: random(),
+            }],
+        };
         let wrapped = wrap(&root, &keyring);
         (Self::from_keyring(root, &keyring), wrapped)
     }
@@ -114,7 +122,10 @@ impl Barrier {
             terms: keyring
                 .terms
                 .iter()
-                .map(|entry| Term { term: entry.term, key: Locked::new(aead_key(&entry.key)) })
+                .map(|entry| Term {
+                    term: entry.term,
+                    key: Locked::new(aead_key(&entry.key)),
+                })
                 .collect(),
         }
     }
@@ -124,7 +135,10 @@ impl Barrier {
     pub(crate) fn rotate(&self, wrapped: &[u8]) -> Result<Vec<u8>, Unopenable> {
         let mut keyring = unwrap(&self.root, wrapped)?;
         let term = keyring.terms.last().ok_or(Unopenable)?.term + 1;
-        keyring.terms.push(KeyringTerm { term, key: random() });
+        keyring.terms.push(KeyringTerm {
+            term,
+            key: random(),
+        });
         Ok(wrap(&self.root, &keyring))
     }
 
@@ -159,9 +173,16 @@ impl Barrier {
     }
 
     /// Opens a record of `path`.
-    pub(crate) fn open(&self, path: &[u8], record: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, Unopenable> {
+    pub(crate) fn open(
+        &self,
+        path: &[u8],
+        record: Vec<u8>,
+    ) -> Result<Zeroizing<Vec<u8>>, Unopenable> {
         let term = term_of(&record)?;
-        let at = self.terms.binary_search_by_key(&term, |entry| entry.term).map_err(|_| Unopenable)?;
+        let at = self
+            .terms
+            .binary_search_by_key(&term, |entry| entry.term)
+            .map_err(|_| Unopenable)?;
         open_with(&self.terms[at].key, term, path, record)
     }
 }
@@ -201,7 +222,11 @@ fn seal_into(key: &LessSafeKey, term: u32, path: &[u8], plain: &[u8], out: &mut 
     let start = out.len();
     out.extend_from_slice(plain);
     let tag = key
-        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(path), &mut out[start..])
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(path),
+            &mut out[start..],
+        )
         .expect("AES-GCM takes up to 64 GiB");
     out.extend_from_slice(tag.as_ref());
 }
@@ -210,10 +235,17 @@ fn term_of(record: &[u8]) -> Result<u32, Unopenable> {
     if record.len() < HEADER + TAG || record[0] != FORMAT {
         return Err(Unopenable);
     }
-    Ok(u32::from_be_bytes([record[1], record[2], record[3], record[4]]))
+    Ok(u32::from_be_bytes([
+        record[1], record[2], record[3], record[4],
+    ]))
 }
 
-fn open_with(key: &LessSafeKey, term: u32, path: &[u8], record: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, Unopenable> {
+fn open_with(
+    key: &LessSafeKey,
+    term: u32,
+    path: &[u8],
+    record: Vec<u8>,
+) -> Result<Zeroizing<Vec<u8>>, Unopenable> {
     let mut record = Zeroizing::new(record);
     if term_of(&record)? != term {
         return Err(Unopenable);
@@ -221,7 +253,12 @@ fn open_with(key: &LessSafeKey, term: u32, path: &[u8], record: Vec<u8>) -> Resu
     let mut nonce = [0; NONCE_LEN];
     nonce.copy_from_slice(&record[5..HEADER]);
     let length = key
-        .open_within(Nonce::assume_unique_for_key(nonce), Aad::from(path), &mut record, HEADER..)
+        .open_within(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(path),
+            &mut record,
+            HEADER..,
+        )
         .map_err(|_| Unopenable)?
         .len();
     record.truncate(length);
@@ -230,7 +267,9 @@ fn open_with(key: &LessSafeKey, term: u32, path: &[u8], record: Vec<u8>) -> Resu
 
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).expect("the kernel gives random bytes");
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the kernel gives random bytes");
     bytes
 }
 
@@ -296,6 +335,9 @@ mod tests {
 
     #[test]
     fn two_stores_hide_the_same_name_differently() {
-        assert_ne!(barrier().0.fold_key("token/a"), barrier().0.fold_key("token/a"));
+        assert_ne!(
+            barrier().0.fold_key("token/a"),
+            barrier().0.fold_key("token/a")
+        );
     }
 }

@@ -96,7 +96,9 @@ pub enum Error {
     #[error("a value of {0} bytes is too large; the store takes at most {MAX_VALUE}")]
     TooLarge(usize),
     /// A record does not open: damaged, or moved in storage.
-    #[error("a record of the store does not open: damaged, or moved by somebody; run `mesh operator verify`")]
+    #[error(
+        "a record of the store does not open: damaged, or moved by somebody; run `mesh operator verify`"
+    )]
     Unreadable,
     /// Storage failed.
     #[error(transparent)]

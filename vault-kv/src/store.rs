@@ -85,7 +85,11 @@ pub(crate) trait Store: Send + Sync {
     fn scan(&self, visit: &mut dyn FnMut(SealedName)) -> Result<(), StoreError>;
 
     /// The entries from index `from` on, in order, until `visit` breaks.
-    fn log(&self, from: u64, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), StoreError>;
+    fn log(
+        &self,
+        from: u64,
+        visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>,
+    ) -> Result<(), StoreError>;
 
     /// Moves whenever the head does; for followers of a store that another process writes.
     fn watch(&self) -> watch::Receiver<Head>;
@@ -145,7 +149,9 @@ pub enum StoreError {
         dir: PathBuf,
     },
     /// The folded view cannot be read or written now; it is rebuilt from the log.
-    #[error("the folded view of the store is not readable ({what}); it is rebuilt from the log at the next start")]
+    #[error(
+        "the folded view of the store is not readable ({what}); it is rebuilt from the log at the next start"
+    )]
     Fold {
         /// What the engine under it said.
         what: String,

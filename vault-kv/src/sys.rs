@@ -59,7 +59,10 @@ impl<T> Locked<T> {
         let target = pages.cast::<T>();
         // SAFETY: the mapping is at least `size_of::<T>()` bytes, page-aligned, writable and ours alone.
         unsafe { target.write(value) };
-        Self { value: target, length }
+        Self {
+            value: target,
+            length,
+        }
     }
 }
 
@@ -78,9 +81,7 @@ fn protect(pages: NonNull<c_void>, length: NonZeroUsize) {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: as above; the advice only leaves the range out of core dumps.
-        let hidden = unsafe {
-            mman::madvise(pages, length.get(), mman::MmapAdvise::MADV_DONTDUMP)
-        };
+        let hidden = unsafe { mman::madvise(pages, length.get(), mman::MmapAdvise::MADV_DONTDUMP) };
         if let Err(error) = hidden {
             tracing::warn!(%error, "key memory cannot be left out of core dumps");
         }
@@ -145,13 +146,20 @@ mod tests {
         for line in maps.lines() {
             if let Some((range, _)) = line.split_once(' ')
                 && let Some((from, to)) = range.split_once('-')
-                && let (Ok(from), Ok(to)) =
-                    (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+                && let (Ok(from), Ok(to)) = (
+                    usize::from_str_radix(from, 16),
+                    usize::from_str_radix(to, 16),
+                )
             {
                 inside = (from..to).contains(&address);
             }
             if inside && let Some(found) = line.strip_prefix("VmFlags:") {
-                flags = Some(found.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+                flags = Some(
+                    found
+                        .split_whitespace()
+                        .map(str::to_owned)
+                        .collect::<Vec<_>>(),
+                );
             }
         }
         let flags = flags.expect("the page is mapped");

@@ -67,11 +67,15 @@ impl NameIndex {
     }
 
     pub(crate) fn delete(&mut self, name: &str, index: u64) {
-        let Some((name, _)) = self.names.remove_entry(name) else { return };
+        let Some((name, _)) = self.names.remove_entry(name) else {
+            return;
+        };
         self.tombstones_by_age.insert((index, name.clone()), ());
         self.tombstones.insert(name, index);
         while self.tombstones.len() > self.limit {
-            let Some(((age, name), ())) = self.tombstones_by_age.pop_first() else { break };
+            let Some(((age, name), ())) = self.tombstones_by_age.pop_first() else {
+                break;
+            };
             self.floor = self.floor.max(age);
             if let Some((buried, _)) = self.tombstones.remove_entry(&name) {
                 wipe(buried);
@@ -81,7 +85,9 @@ impl NameIndex {
     }
 
     fn bury_out(&mut self, name: &str) {
-        let Some((name, index)) = self.tombstones.remove_entry(name) else { return };
+        let Some((name, index)) = self.tombstones.remove_entry(name) else {
+            return;
+        };
         let key = (index, name);
         self.tombstones_by_age.remove(&key);
         wipe(key.1);
@@ -98,7 +104,9 @@ impl NameIndex {
     /// The index of the last change to a name that starts with `prefix`, deletions included.
     pub(crate) fn changed_under(&self, prefix: &str) -> u64 {
         let alive = self.under(prefix).map(|(_, stamp)| stamp.modified).max();
-        let dead = starting_with(&self.tombstones, prefix).map(|(_, index)| *index).max();
+        let dead = starting_with(&self.tombstones, prefix)
+            .map(|(_, index)| *index)
+            .max();
         alive.max(dead).unwrap_or(0).max(self.floor)
     }
 
@@ -108,8 +116,16 @@ impl NameIndex {
     }
 
     /// Names that start with `prefix` and come after `after`, in order.
-    pub(crate) fn under_after<'a>(&'a self, prefix: &'a str, after: &'a str) -> impl Iterator<Item = &'a str> {
-        let from = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+    pub(crate) fn under_after<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &'a str,
+    ) -> impl Iterator<Item = &'a str> {
+        let from = if after < prefix {
+            Bound::Included(prefix)
+        } else {
+            Bound::Excluded(after)
+        };
         self.names
             .range::<str, _>((from, Bound::Unbounded))
             .map(|(name, _)| &**name)
@@ -128,10 +144,13 @@ impl NameIndex {
                 Bound::Excluded(start) => Bound::Excluded(start.as_str()),
                 Bound::Unbounded => return found,
             };
-            let Some((name, _)) = self.names.range::<str, _>((start, Bound::Unbounded)).next() else {
+            let Some((name, _)) = self.names.range::<str, _>((start, Bound::Unbounded)).next()
+            else {
                 return found;
             };
-            let Some(rest) = name.strip_prefix(prefix) else { return found };
+            let Some(rest) = name.strip_prefix(prefix) else {
+                return found;
+            };
             let folder = (!separator.is_empty())
                 .then(|| rest.find(separator))
                 .flatten()
@@ -150,7 +169,10 @@ impl NameIndex {
     }
 }
 
-fn starting_with<'a, V>(map: &'a BTreeMap<Box<str>, V>, prefix: &'a str) -> impl Iterator<Item = (&'a Box<str>, &'a V)> {
+fn starting_with<'a, V>(
+    map: &'a BTreeMap<Box<str>, V>,
+    prefix: &'a str,
+) -> impl Iterator<Item = (&'a Box<str>, &'a V)> {
     map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
         .take_while(move |(name, _)| name.starts_with(prefix))
 }
@@ -175,8 +197,12 @@ fn wipe(name: Box<str>) {
 impl Drop for NameIndex {
     fn drop(&mut self) {
         std::mem::take(&mut self.names).into_keys().for_each(wipe);
-        std::mem::take(&mut self.tombstones).into_keys().for_each(wipe);
-        std::mem::take(&mut self.tombstones_by_age).into_keys().for_each(|(_, name)| wipe(name));
+        std::mem::take(&mut self.tombstones)
+            .into_keys()
+            .for_each(wipe);
+        std::mem::take(&mut self.tombstones_by_age)
+            .into_keys()
+            .for_each(|(_, name)| wipe(name));
     }
 }
 
@@ -192,14 +218,28 @@ mod tests {
         let mut index = NameIndex::new(0);
         for (at, name) in names.iter().enumerate() {
             let at = at as u64 + 1;
-            index.put(name, Stamp { created: at, modified: at });
+            index.put(
+                name,
+                Stamp {
+                    created: at,
+                    modified: at,
+                },
+            );
         }
         index
     }
 
     #[test]
     fn a_level_shows_folders_once() {
-        let index = index(&["a", "a/b", "a/c/d", "a/c/e", "a0", "b/\u{10ffff}/x", "b/\u{10ffff}/y"]);
+        let index = index(&[
+            "a",
+            "a/b",
+            "a/c/d",
+            "a/c/e",
+            "a0",
+            "b/\u{10ffff}/x",
+            "b/\u{10ffff}/y",
+        ]);
         assert_eq!(index.level("", "/"), ["a", "a/", "a0", "b/"]);
         assert_eq!(index.level("a/", "/"), ["a/b", "a/c/"]);
         assert_eq!(index.level("b/", "\u{10ffff}"), ["b/\u{10ffff}"]);
@@ -214,7 +254,13 @@ mod tests {
         index.delete("a/x", 9);
         assert_eq!((index.changed("a/x"), index.changed_under("a/")), (9, 9));
         assert_eq!((index.changed("a/y"), index.changed("b")), (2, 0));
-        index.put("a/x", Stamp { created: 10, modified: 10 });
+        index.put(
+            "a/x",
+            Stamp {
+                created: 10,
+                modified: 10,
+            },
+        );
         assert_eq!(index.changed("a/x"), 10);
     }
 
@@ -222,17 +268,28 @@ mod tests {
     fn forgotten_tombstones_raise_the_floor() {
         let mut index = NameIndex::with_limit(5, 2);
         for (at, name) in ["a", "b", "c"].iter().enumerate() {
-            index.put(name, Stamp { created: 6, modified: 6 });
+            index.put(
+                name,
+                Stamp {
+                    created: 6,
+                    modified: 6,
+                },
+            );
             index.delete(name, 10 + at as u64);
         }
-        assert_eq!(index.changed("a"), 10, "the floor stands in for the forgotten one");
+        assert_eq!(
+            index.changed("a"),
+            10,
+            "the floor stands in for the forgotten one"
+        );
         assert_eq!((index.changed("b"), index.changed("c")), (11, 12));
         assert_eq!(index.changed("never there"), 10);
         assert_eq!(index.tombstones.len(), index.tombstones_by_age.len());
     }
 
     fn name() -> impl Strategy<Value = String> {
-        proptest::collection::vec(prop_oneof!["a", "b", "/", "é", "\u{10ffff}"], 0..6).prop_map(|parts| parts.concat())
+        proptest::collection::vec(prop_oneof!["a", "b", "/", "é", "\u{10ffff}"], 0..6)
+            .prop_map(|parts| parts.concat())
     }
 
     proptest! {

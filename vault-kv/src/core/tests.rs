@@ -34,16 +34,25 @@ fn change(ops: Vec<Op>) -> Change {
 #[tokio::test]
 async fn what_was_acknowledged_is_read() {
     let core = core();
-    let index = core.commit(change(vec![put("a/b", b"1"), put("a/c/d", b"2")])).await.unwrap();
+    let index = core
+        .commit(change(vec![put("a/b", b"1"), put("a/c/d", b"2")]))
+        .await
+        .unwrap();
     assert_eq!(index, 1);
     assert_eq!(&core.get("a/b").unwrap().unwrap()[..], b"1");
     assert_eq!(core.get("a").unwrap(), None);
     assert_eq!(core.list("a/").unwrap(), ["b", "c/"]);
     assert_eq!(core.scan("a/").unwrap(), ["a/b", "a/c/d"]);
 
-    let index = core.commit(change(vec![put("a/b", b"3"), delete("a/c/d")])).await.unwrap();
+    let index = core
+        .commit(change(vec![put("a/b", b"3"), delete("a/c/d")]))
+        .await
+        .unwrap();
     let value = core.read("a/b").unwrap().unwrap();
-    assert_eq!((&value.bytes[..], value.created, value.modified), (&b"3"[..], 1, index));
+    assert_eq!(
+        (&value.bytes[..], value.created, value.modified),
+        (&b"3"[..], 1, index)
+    );
     assert_eq!(core.get("a/c/d").unwrap(), None);
 }
 
@@ -55,8 +64,14 @@ async fn an_expectation_that_does_not_hold_changes_nothing() {
         expect: vec![("k".to_owned(), expect)],
         ..change(vec![put("k", b"2"), put("other", b"2")])
     };
-    assert!(matches!(core.commit(expecting(None)).await, Err(Error::CasMismatch)));
-    assert!(matches!(core.commit(expecting(Some(9))).await, Err(Error::CasMismatch)));
+    assert!(matches!(
+        core.commit(expecting(None)).await,
+        Err(Error::CasMismatch)
+    ));
+    assert!(matches!(
+        core.commit(expecting(Some(9))).await,
+        Err(Error::CasMismatch)
+    ));
     assert_eq!(core.get("other").unwrap(), None);
     core.commit(expecting(Some(1))).await.unwrap();
     assert_eq!(&core.get("k").unwrap().unwrap()[..], b"2");
@@ -87,14 +102,19 @@ async fn of_many_that_expect_the_same_one_wins() {
 #[tokio::test]
 async fn deleting_what_is_not_there_writes_no_entry() {
     let core = core();
-    assert_eq!(core.commit(change(vec![delete("nothing")])).await.unwrap(), 0);
+    assert_eq!(
+        core.commit(change(vec![delete("nothing")])).await.unwrap(),
+        0
+    );
     assert_eq!(core.head().index, 0);
 }
 
 #[tokio::test]
 async fn a_waiter_wakes_for_its_own_only() {
     let core = core();
-    core.commit(change(vec![put("a/x", b"1"), put("b", b"1")])).await.unwrap();
+    core.commit(change(vec![put("a/x", b"1"), put("b", b"1")]))
+        .await
+        .unwrap();
     let waiting = {
         let core = core.clone();
         tokio::spawn(async move { core.wait_under("a/", 1).await })
@@ -118,7 +138,10 @@ async fn sealing_ends_reads_writes_and_waits() {
     core.seal();
     assert!(matches!(waiting.await.unwrap(), Err(Error::Sealed)));
     assert!(matches!(core.get("k"), Err(Error::Sealed)));
-    assert!(matches!(core.commit(change(vec![put("k", b"2")])).await, Err(Error::Sealed)));
+    assert!(matches!(
+        core.commit(change(vec![put("k", b"2")])).await,
+        Err(Error::Sealed)
+    ));
 }
 
 #[tokio::test]
@@ -135,5 +158,8 @@ async fn the_name_index_is_rebuilt_from_sealed_names() {
     assert_eq!(core.index_of("a/b").unwrap(), Some(1));
 
     let (foreign, _) = Barrier::create(SecretKey::new([1; 32]));
-    assert!(matches!(Core::start(store, foreign, 3), Err(Error::Unreadable)));
+    assert!(matches!(
+        Core::start(store, foreign, 3),
+        Err(Error::Unreadable)
+    ));
 }

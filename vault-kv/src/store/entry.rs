@@ -46,7 +46,10 @@ impl Part {
     }
 
     fn empty() -> Self {
-        Self { bytes: Bytes::new(), commitment: [0; 32] }
+        Self {
+            bytes: Bytes::new(),
+            commitment: [0; 32],
+        }
     }
 
     /// What follows the salt.
@@ -70,7 +73,13 @@ pub(crate) struct EntryOp {
 }
 
 impl EntryOp {
-    pub(crate) fn new(kind: OpKind, key: FoldKey, created: u64, previous: u64, part: Option<Part>) -> Self {
+    pub(crate) fn new(
+        kind: OpKind,
+        key: FoldKey,
+        created: u64,
+        previous: u64,
+        part: Option<Part>,
+    ) -> Self {
         let part = part.unwrap_or_else(Part::empty);
         Self {
             kind,
@@ -113,7 +122,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(index: u64, epoch: u64, previous: [u8; 32], meta: Part, ops: Vec<EntryOp>) -> Self {
+    pub(crate) fn new(
+        index: u64,
+        epoch: u64,
+        previous: [u8; 32],
+        meta: Part,
+        ops: Vec<EntryOp>,
+    ) -> Self {
         let mut entry = Self {
             index,
             epoch,
@@ -137,7 +152,9 @@ impl Entry {
 
     /// The sealed meta; `None` when redacted.
     pub(crate) fn meta(&self) -> Option<Bytes> {
-        self.meta.as_ref().map(|meta| meta.slice(SALT.min(meta.len())..))
+        self.meta
+            .as_ref()
+            .map(|meta| meta.slice(SALT.min(meta.len())..))
     }
 
     /// Whether every part that is still there matches its commitment.
@@ -183,7 +200,11 @@ impl Entry {
     /// Bytes that [`Entry::encode`] will write.
     pub(crate) fn encoded_length(&self) -> usize {
         let parts = self.meta.as_ref().map_or(0, Bytes::len)
-            + self.ops.iter().map(|op| op.part.as_ref().map_or(0, Bytes::len)).sum::<usize>();
+            + self
+                .ops
+                .iter()
+                .map(|op| op.part.as_ref().map_or(0, Bytes::len))
+                .sum::<usize>();
         self.header.len() + 1 + self.ops.len() + parts
     }
 
@@ -250,7 +271,20 @@ impl Entry {
             return None;
         }
         let hash = sha256(&header);
-        Some((Self { index, epoch, previous, meta_length, meta_commitment, meta, ops, header, hash }, offsets))
+        Some((
+            Self {
+                index,
+                epoch,
+                previous,
+                meta_length,
+                meta_commitment,
+                meta,
+                ops,
+                header,
+                hash,
+            },
+            offsets,
+        ))
     }
 
     /// Takes the payload of operation `op` out, as compaction will.
@@ -327,7 +361,13 @@ mod tests {
             vec![
                 EntryOp::new(OpKind::Put, FoldKey([1; 32]), 7, 0, Some(part(&named))),
                 EntryOp::new(OpKind::Delete, FoldKey([2; 32]), 3, 4, None),
-                EntryOp::new(OpKind::Control, FoldKey([3; 32]), 1, 1, Some(part(b"control"))),
+                EntryOp::new(
+                    OpKind::Control,
+                    FoldKey([3; 32]),
+                    1,
+                    1,
+                    Some(part(b"control")),
+                ),
             ],
         )
     }

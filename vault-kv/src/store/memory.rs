@@ -23,7 +23,10 @@ struct State {
 
 impl MemoryStore {
     pub(crate) fn new() -> Self {
-        Self { state: RwLock::default(), head: watch::Sender::new(Head::default()) }
+        Self {
+            state: RwLock::default(),
+            head: watch::Sender::new(Head::default()),
+        }
     }
 }
 
@@ -36,14 +39,23 @@ impl Store for MemoryStore {
         let mut state = self.state.write();
         let found = self.head();
         if found != *expected {
-            return Err(StoreError::Fenced { expected: *expected, found });
+            return Err(StoreError::Fenced {
+                expected: *expected,
+                found,
+            });
         }
         for entry in entries {
             for op in &entry.ops {
                 match op.kind {
                     OpKind::Put => {
-                        let Some((name, value)) = op.name_and_value() else { continue };
-                        let record = Record { created: op.created, modified: entry.index, value: value.to_vec() };
+                        let Some((name, value)) = op.name_and_value() else {
+                            continue;
+                        };
+                        let record = Record {
+                            created: op.created,
+                            modified: entry.index,
+                            value: value.to_vec(),
+                        };
                         state.named.insert(op.key, (name, record));
                     }
                     OpKind::Delete => {
@@ -51,7 +63,11 @@ impl Store for MemoryStore {
                     }
                     OpKind::Control => {
                         let value = op.content().unwrap_or_default().to_vec();
-                        let record = Record { created: op.created, modified: entry.index, value };
+                        let record = Record {
+                            created: op.created,
+                            modified: entry.index,
+                            value,
+                        };
                         state.control.insert(op.key, record);
                     }
                 }
@@ -59,13 +75,22 @@ impl Store for MemoryStore {
             state.entries.push(entry.clone());
         }
         if let Some(last) = entries.last() {
-            self.head.send_replace(Head { index: last.index, epoch: last.epoch, hash: last.hash() });
+            self.head.send_replace(Head {
+                index: last.index,
+                epoch: last.epoch,
+                hash: last.hash(),
+            });
         }
         Ok(())
     }
 
     fn get(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {
-        Ok(self.state.read().named.get(key).map(|(_, record)| record.clone()))
+        Ok(self
+            .state
+            .read()
+            .named
+            .get(key)
+            .map(|(_, record)| record.clone()))
     }
 
     fn control(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {
@@ -84,7 +109,11 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn log(&self, from: u64, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), StoreError> {
+    fn log(
+        &self,
+        from: u64,
+        visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         let state = self.state.read();
         let start = state.entries.partition_point(|entry| entry.index < from);
         for entry in &state.entries[start..] {
@@ -102,10 +131,20 @@ impl Store for MemoryStore {
     fn snapshot(&self, visit: &mut dyn FnMut(SnapshotRecord)) -> Result<Head, StoreError> {
         let state = self.state.read();
         for (key, record) in &state.control {
-            visit(SnapshotRecord { kind: OpKind::Control, key: *key, name: Bytes::new(), record: record.clone() });
+            visit(SnapshotRecord {
+                kind: OpKind::Control,
+                key: *key,
+                name: Bytes::new(),
+                record: record.clone(),
+            });
         }
         for (key, (name, record)) in &state.named {
-            visit(SnapshotRecord { kind: OpKind::Put, key: *key, name: name.clone(), record: record.clone() });
+            visit(SnapshotRecord {
+                kind: OpKind::Put,
+                key: *key,
+                name: name.clone(),
+                record: record.clone(),
+            });
         }
         Ok(self.head())
     }
