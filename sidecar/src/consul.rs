@@ -203,23 +203,46 @@ fn handler<F, R>(
 ) -> impl Fn(Call) -> BoxFuture<Reply> + Send + Sync + 'static
 where
     F: Fn(Arc<Inner>, Call) -> R + Send + Sync + 'static,
-    R: Future<Output = Result<Reply, Reply>> + Send + 'static,
+    R: Future<Output = Result<Reply, Refused>> + Send + 'static,
 {
     let inner = Arc::clone(inner);
     move |call| {
         let answer = run(Arc::clone(&inner), call);
-        Box::pin(async move { answer.await.unwrap_or_else(|refused| refused) })
+        Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
+    }
+}
+
+/// What a handler refuses with: a status and Consul's words as plain text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refused {
+    /// A refusal.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Refused {
+        Refused {
+            status,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<Refused> for Reply {
+    fn from(refused: Refused) -> Reply {
+        text(refused.status, refused.message)
     }
 }
 
 /// A `400` with Consul's words.
-fn bad_request(message: impl Into<String>) -> Reply {
-    text(StatusCode::BAD_REQUEST, message.into())
+fn bad_request(message: impl Into<String>) -> Refused {
+    Refused::new(StatusCode::BAD_REQUEST, message)
 }
 
 /// A `500` with Consul's words; Consul uses it for many mistakes of the client, too.
-fn server_error(message: impl Into<String>) -> Reply {
-    text(StatusCode::INTERNAL_SERVER_ERROR, message.into())
+fn server_error(message: impl Into<String>) -> Refused {
+    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, message)
 }
 
 /// Consul answers a successful change without a result as JSON of no bytes.

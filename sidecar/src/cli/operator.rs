@@ -21,6 +21,9 @@ pub enum Command {
         /// Forget the shares given so far.
         #[arg(long, conflicts_with = "share")]
         reset: bool,
+        /// Have the server read its key file again (seal type `static`); needs a token.
+        #[arg(long = "static", conflicts_with_all = ["share", "reset"])]
+        key_file: bool,
     },
     /// Close the store: keys leave memory, secrets and new certificates stop, discovery and calls go on.
     Seal,
@@ -110,7 +113,18 @@ impl Command {
                 );
                 Ok(())
             }
-            Command::Unseal { share, reset } => {
+            Command::Unseal {
+                share,
+                reset,
+                key_file,
+            } => {
+                let what = "cannot unseal";
+                if key_file {
+                    let path = "/v1/mesh/unseal-static";
+                    client.call(what, Method::PUT, path, None).await?;
+                    let status = client.get(what, "/v1/sys/seal-status").await?;
+                    return print_status(global, &status);
+                }
                 let body = match reset {
                     true => json!({"reset": true}),
                     false => {
@@ -118,7 +132,6 @@ impl Command {
                         json!({"key": share.as_str()})
                     }
                 };
-                let what = "cannot unseal";
                 let path = "/v1/sys/unseal";
                 let answer = client.call(what, Method::PUT, path, Some(&body)).await?;
                 print_status(global, &answer.json(what)?)

@@ -10,9 +10,10 @@ use libmesh::{
 use serde_json::Value;
 
 use super::{
-    Inner, bad_request, catalog::no_filter, decode::Fields, done, handler, render, server_error,
+    Inner, Refused, bad_request, catalog::no_filter, decode::Fields, done, handler, render,
+    server_error,
 };
-use crate::http::{Call, Reply, Routes, json as json_reply, text};
+use crate::http::{Call, Reply, Routes, json as json_reply};
 
 /// Consul's defaults and floors.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ pub fn of_service(
     fields: Fields,
     instance: &Instance,
     number: Option<usize>,
-) -> Result<Check, Reply> {
+) -> Result<Check, Refused> {
     let id = instance.id.as_str();
     let id = match number {
         Some(number) => format!("service:{id}:{number}"),
@@ -51,7 +52,7 @@ struct Parsed {
     service: String,
 }
 
-fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Parsed, Reply> {
+fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Parsed, Refused> {
     let first = |one: String, two: String| if one.is_empty() { two } else { one };
     let id = first(fields.text("CheckID")?, fields.text("ID")?);
     let name = first(fields.text("Name")?, default_name.to_owned());
@@ -164,7 +165,7 @@ fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Par
 }
 
 /// `{"name": ["value", …]}`
-fn headers(value: Option<Value>) -> Result<Vec<(String, String)>, Reply> {
+fn headers(value: Option<Value>) -> Result<Vec<(String, String)>, Refused> {
     let mut pairs = Vec::new();
     let Some(value) = value else {
         return Ok(pairs);
@@ -177,7 +178,7 @@ fn headers(value: Option<Value>) -> Result<Vec<(String, String)>, Reply> {
     Ok(pairs)
 }
 
-async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let parsed = parse(Fields::parse(call.body())?, "", "")?;
     if parsed.check.name.is_empty() {
         return Err(bad_request("Missing check name"));
@@ -187,7 +188,7 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
         id => {
             let unknown = || {
                 let message = format!("ServiceID {id:?} does not exist");
-                text(StatusCode::NOT_FOUND, message)
+                Refused::new(StatusCode::NOT_FOUND, message)
             };
             let id = InstanceId::parse(id).map_err(|_| unknown())?;
             inner.catalog.local().service(&id).ok_or_else(unknown)?;
@@ -199,7 +200,7 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(done())
 }
 
-async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let id = call.params.get("id");
     match inner.checks.remove(id) {
         true => Ok(done()),
@@ -207,25 +208,25 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     }
 }
 
-fn unknown(id: &str) -> Reply {
+fn unknown(id: &str) -> Refused {
     let message =
         format!("Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name.");
-    text(StatusCode::NOT_FOUND, message)
+    Refused::new(StatusCode::NOT_FOUND, message)
 }
 
-async fn pass(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn pass(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     set(&inner, &call, Health::Passing, call.query.get("note")).await
 }
 
-async fn warn(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn warn(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     set(&inner, &call, Health::Warning, call.query.get("note")).await
 }
 
-async fn fail(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn fail(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     set(&inner, &call, Health::Critical, call.query.get("note")).await
 }
 
-async fn update(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn update(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let mut fields = Fields::parse(call.body())?;
     let (status, output) = (fields.text("Status")?, fields.text("Output")?);
     fields.finish()?;
@@ -243,7 +244,7 @@ async fn set(
     call: &Call,
     health: Health,
     note: Option<&str>,
-) -> Result<Reply, Reply> {
+) -> Result<Reply, Refused> {
     let id = call.params.get("id");
     let updated = inner.checks.update(id, health, note.unwrap_or_default());
     updated.map_err(|error| match error {
@@ -272,7 +273,7 @@ async fn shown(inner: &Inner, id: &str, health: Health) {
     let _ = tokio::time::timeout(Duration::from_millis(500), wait).await;
 }
 
-async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     no_filter(&call)?;
     let local = inner.catalog.local();
     let checks = local.checks();

@@ -6,7 +6,7 @@ use http::StatusCode;
 use libmesh::{catalog::NodeView, model::Liveness};
 use serde_json::{Value, json};
 
-use super::{Inner, handler, render};
+use super::{Inner, Refused, handler, render};
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 /// The Consul version whose behaviour this interface has, for clients that look.
@@ -19,7 +19,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         .get("/v1/agent/version", handler(inner, version))
 }
 
-async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     let about = &inner.about;
     let node = inner.catalog.node_by_id(&about.id);
     let member = node.as_ref().map_or(Value::Null, |node| member(node));
@@ -64,13 +64,13 @@ async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
     Ok(json_reply(StatusCode::OK, &value))
 }
 
-async fn members(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+async fn members(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     let nodes = inner.catalog.nodes();
     let list: Vec<_> = nodes.iter().map(|node| member(node)).collect();
     Ok(json_reply(StatusCode::OK, &list))
 }
 
-async fn version(_: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+async fn version(_: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     let value = json!({
         "SHA": "",
         "BuildDate": "1970-01-01T00:00:01Z",

@@ -11,7 +11,8 @@ use libmesh::{
 use serde_json::{Value, json};
 
 use super::{
-    Inner, agent_checks, bad_request, catalog::no_filter, decode::Fields, done, handler, render,
+    Inner, Refused, agent_checks, bad_request, catalog::no_filter, decode::Fields, done, handler,
+    render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 
@@ -39,7 +40,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         )
 }
 
-async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let (instance, tagged, checks) = parse(Fields::parse(call.body())?)?;
     let local = inner.catalog.local();
     let id = instance.id.clone();
@@ -49,7 +50,7 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     };
     local.put_service(instance).map_err(refused)?;
     match tagged {
-        Some(tagged) => inner.tagged.lock().insert(id.clone(), tagged),
+        Some(tagged) => inner.tagged.lock().insert(id, tagged),
         None => inner.tagged.lock().remove(&id),
     };
     let kept: Vec<_> = checks.iter().map(|check| Arc::clone(&check.id)).collect();
@@ -73,9 +74,9 @@ fn of_instance(checks: &[Arc<CheckRecord>], id: &InstanceId) -> Vec<Arc<str>> {
 }
 
 /// What the log refuses, in the status that tells whose fault it is.
-pub fn refused(error: LocalError) -> Reply {
+pub fn refused(error: LocalError) -> Refused {
     match error {
-        LocalError::NotPermitted { .. } => text(
+        LocalError::NotPermitted { .. } => Refused::new(
             StatusCode::FORBIDDEN,
             format!("Permission denied: {error}; join with a token that was made with --publish"),
         ),
@@ -85,7 +86,7 @@ pub fn refused(error: LocalError) -> Reply {
 
 type Parsed = (Instance, Option<Value>, Vec<Check>);
 
-fn parse(mut fields: Fields) -> Result<Parsed, Reply> {
+fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
@@ -157,7 +158,7 @@ fn tagged_addresses(value: Value) -> Value {
     Value::Object(entries.collect())
 }
 
-fn weights(value: Value) -> Result<Weights, Reply> {
+fn weights(value: Value) -> Result<Weights, Refused> {
     let mut fields = Fields::of(value)?;
     let (passing, warning) = (fields.integer("Passing")?, fields.integer("Warning")?);
     fields.finish()?;
@@ -181,14 +182,14 @@ fn weights(value: Value) -> Result<Weights, Reply> {
     })
 }
 
-async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let id = known(&inner, &call)?.id.clone();
     inner.checks.remove_service(&id);
     inner.tagged.lock().remove(&id);
     Ok(done())
 }
 
-fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Reply> {
+fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
     let instance = id.and_then(|id| inner.catalog.local().service(&id));
@@ -196,11 +197,11 @@ fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Reply> {
         let message = format!(
             "Unknown service ID {given:?}. Ensure that the service ID is passed, not the service name."
         );
-        text(StatusCode::NOT_FOUND, message)
+        Refused::new(StatusCode::NOT_FOUND, message)
     })
 }
 
-async fn maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let enable = enable(&call)?;
     let instance = known(&inner, &call)?;
     let id = format!("_service_maintenance:{}", instance.id.as_str());
@@ -217,7 +218,7 @@ async fn maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     )
 }
 
-async fn node_maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn node_maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let enable = enable(&call)?;
     let reason = "Maintenance mode is enabled for this node, but no reason was provided. \
                   This is a default message.";
@@ -225,7 +226,7 @@ async fn node_maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply>
     set_maintenance(&inner, record, enable)
 }
 
-fn enable(call: &Call) -> Result<bool, Reply> {
+fn enable(call: &Call) -> Result<bool, Refused> {
     match call.query.filled("enable") {
         None => Err(bad_request("Missing value for enable")),
         Some("1" | "t" | "true" | "TRUE" | "True") => Ok(true),
@@ -247,7 +248,7 @@ fn maintenance_record(id: &str, name: &str, call: &Call, reason: &str) -> CheckR
     }
 }
 
-fn set_maintenance(inner: &Inner, record: CheckRecord, enable: bool) -> Result<Reply, Reply> {
+fn set_maintenance(inner: &Inner, record: CheckRecord, enable: bool) -> Result<Reply, Refused> {
     let local = inner.catalog.local();
     match enable {
         true => local.put_check(record).map_err(refused)?,
@@ -258,7 +259,7 @@ fn set_maintenance(inner: &Inner, record: CheckRecord, enable: bool) -> Result<R
     Ok(done())
 }
 
-async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     no_filter(&call)?;
     let services = inner.catalog.local().services();
     let list: BTreeMap<&str, Value> = services
@@ -273,12 +274,12 @@ async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(json_reply(StatusCode::OK, &list))
 }
 
-async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
     let instance = id.and_then(|id| inner.catalog.local().service(&id));
     let Some(instance) = instance else {
-        return Err(text(
+        return Err(Refused::new(
             StatusCode::NOT_FOUND,
             format!("unknown service ID: {given}"),
         ));
@@ -294,7 +295,7 @@ async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(reply)
 }
 
-async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
     match id.and_then(|id| inner.catalog.local().service(&id)) {
@@ -309,7 +310,7 @@ async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     }
 }
 
-async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = call.params.get("name");
     let services = inner.catalog.local().services();
     let own = services

@@ -11,7 +11,7 @@ use libmesh::model::ServiceName;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Inner, bad_request, decode::go_duration};
+use super::{Inner, Refused, bad_request, decode::go_duration};
 use crate::http::{Call, Reply, json};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -27,7 +27,7 @@ pub struct Blocking {
 
 impl Blocking {
     /// Reads `index`, `wait` and the consistency parameters.
-    pub fn of(call: &Call) -> Result<Blocking, Reply> {
+    pub fn of(call: &Call) -> Result<Blocking, Refused> {
         let query = &call.query;
         let index = match query.filled("index") {
             Some(index) => index.parse().map_err(|_| bad_request("Invalid index"))?,

@@ -9,7 +9,7 @@ use http::StatusCode;
 use libmesh::catalog::{InstanceView, NodeView};
 use serde_json::{Value, json};
 
-use super::{Inner, bad_request, blocking::Blocking, handler, render, server_error};
+use super::{Inner, Refused, bad_request, blocking::Blocking, handler, render, server_error};
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
@@ -25,12 +25,12 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         )
 }
 
-async fn datacenters(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+async fn datacenters(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     let names = [inner.about.datacenter.as_str()];
     Ok(json_reply(StatusCode::OK, &names))
 }
 
-async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     no_filter(&call)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
@@ -43,7 +43,7 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(blocking.reply(index, &list))
 }
 
-async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     no_filter(&call)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
@@ -62,7 +62,7 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(blocking.reply(index, &names))
 }
 
-async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     no_filter(&call)?;
     let blocking = Blocking::of(&call)?;
@@ -77,7 +77,7 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(blocking.reply(index, &list))
 }
 
-async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
@@ -92,7 +92,7 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
     Ok(blocking.reply(index, &value))
 }
 
-async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
@@ -108,7 +108,7 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
 }
 
 /// The `:name` of a service route.
-pub fn service_name(call: &Call) -> Result<&str, Reply> {
+pub fn service_name(call: &Call) -> Result<&str, Refused> {
     match call.params.get("name") {
         "" => Err(bad_request("Missing service name")),
         name => Ok(name),
@@ -116,7 +116,7 @@ pub fn service_name(call: &Call) -> Result<&str, Reply> {
 }
 
 /// `filter` changes the meaning of an answer; ignoring it would be a wrong answer.
-pub fn no_filter(call: &Call) -> Result<(), Reply> {
+pub fn no_filter(call: &Call) -> Result<(), Refused> {
     match call.query.filled("filter") {
         None => Ok(()),
         Some(_) => Err(server_error(

@@ -5,15 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value};
 
-use super::bad_request;
-use crate::http::Reply;
+use super::{Refused, bad_request};
 
 /// The fields of one JSON object. Every `take` removes its field; [`Fields::finish`] refuses what is left.
 pub struct Fields(Map<String, Value>);
 
 impl Fields {
     /// Reads a request's body.
-    pub fn parse(body: &[u8]) -> Result<Fields, Reply> {
+    pub fn parse(body: &[u8]) -> Result<Fields, Refused> {
         if body.iter().all(u8::is_ascii_whitespace) {
             return Err(failed("EOF"));
         }
@@ -25,7 +24,7 @@ impl Fields {
     }
 
     /// The fields of a value that must be an object.
-    pub fn of(value: Value) -> Result<Fields, Reply> {
+    pub fn of(value: Value) -> Result<Fields, Refused> {
         match value {
             Value::Object(fields) => Ok(Fields(fields)),
             other => Err(mismatch("", &other, "struct")),
@@ -40,7 +39,7 @@ impl Fields {
     }
 
     /// A string; empty when absent.
-    pub fn text(&mut self, name: &str) -> Result<String, Reply> {
+    pub fn text(&mut self, name: &str) -> Result<String, Refused> {
         match self.take(name) {
             None => Ok(String::new()),
             Some(Value::String(text)) => Ok(text),
@@ -49,7 +48,7 @@ impl Fields {
     }
 
     /// A whole number; 0 when absent.
-    pub fn integer(&mut self, name: &str) -> Result<i64, Reply> {
+    pub fn integer(&mut self, name: &str) -> Result<i64, Refused> {
         match self.take(name) {
             None => Ok(0),
             Some(value) => value.as_i64().ok_or_else(|| mismatch(name, &value, "int")),
@@ -57,7 +56,7 @@ impl Fields {
     }
 
     /// A boolean; false when absent.
-    pub fn flag(&mut self, name: &str) -> Result<bool, Reply> {
+    pub fn flag(&mut self, name: &str) -> Result<bool, Refused> {
         match self.take(name) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(flag),
@@ -66,7 +65,7 @@ impl Fields {
     }
 
     /// A duration: a Go string or whole nanoseconds. `None` when absent, empty or zero.
-    pub fn duration(&mut self, name: &str) -> Result<Option<Duration>, Reply> {
+    pub fn duration(&mut self, name: &str) -> Result<Option<Duration>, Refused> {
         let duration = match self.take(name) {
             None => return Ok(None),
             Some(Value::String(text)) if text.is_empty() => return Ok(None),
@@ -80,7 +79,7 @@ impl Fields {
     }
 
     /// A list of strings; empty when absent.
-    pub fn texts(&mut self, name: &str) -> Result<Vec<String>, Reply> {
+    pub fn texts(&mut self, name: &str) -> Result<Vec<String>, Refused> {
         let items = self.items(name)?;
         items
             .into_iter()
@@ -92,7 +91,7 @@ impl Fields {
     }
 
     /// A list; empty when absent.
-    pub fn items(&mut self, name: &str) -> Result<Vec<Value>, Reply> {
+    pub fn items(&mut self, name: &str) -> Result<Vec<Value>, Refused> {
         match self.take(name) {
             None => Ok(Vec::new()),
             Some(Value::Array(items)) => Ok(items),
@@ -101,7 +100,7 @@ impl Fields {
     }
 
     /// An object of strings; empty when absent.
-    pub fn pairs(&mut self, name: &str) -> Result<BTreeMap<String, String>, Reply> {
+    pub fn pairs(&mut self, name: &str) -> Result<BTreeMap<String, String>, Refused> {
         let Some(value) = self.take(name) else {
             return Ok(BTreeMap::new());
         };
@@ -118,7 +117,7 @@ impl Fields {
     }
 
     /// Refuses a field that asks for what this version does not do; an empty one asks for nothing.
-    pub fn unsupported(&mut self, names: &[&str]) -> Result<(), Reply> {
+    pub fn unsupported(&mut self, names: &[&str]) -> Result<(), Refused> {
         for name in names {
             let asks = match self.take(name) {
                 None | Some(Value::Bool(false)) => false,
@@ -144,7 +143,7 @@ impl Fields {
     }
 
     /// Refuses every field that was not taken.
-    pub fn finish(self) -> Result<(), Reply> {
+    pub fn finish(self) -> Result<(), Refused> {
         match self.0.keys().next() {
             None => Ok(()),
             Some(key) => Err(failed(&format!("json: unknown field {key:?}"))),
@@ -152,11 +151,11 @@ impl Fields {
     }
 }
 
-fn failed(reason: &str) -> Reply {
+fn failed(reason: &str) -> Refused {
     bad_request(format!("Request decode failed: {reason}"))
 }
 
-fn mismatch(name: &str, value: &Value, wanted: &str) -> Reply {
+fn mismatch(name: &str, value: &Value, wanted: &str) -> Refused {
     let got = match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -239,6 +238,6 @@ mod tests {
             fields.duration("Ttl").unwrap(),
             Some(Duration::from_secs(1))
         );
-        assert_eq!(fields.finish().unwrap_err().status(), 400);
+        assert_eq!(fields.finish().unwrap_err().status, 400);
     }
 }

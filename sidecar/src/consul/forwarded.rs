@@ -8,7 +8,7 @@ use http_body_util::Full;
 use libmesh::{bundle::Action, model::ServiceName};
 use serde_json::json;
 
-use super::{Inner, MAX_VALUE, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, handler, server_error};
 use crate::{
     forward::Api,
     http::{Call, Reply, Routes, json as json_reply, text},
@@ -45,33 +45,33 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     routes
 }
 
-async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let size = call.body().len();
     if call.request.uri().path().starts_with("/v1/kv/") && size > MAX_VALUE {
         let message = format!(
             "Request body({size} bytes) too large, max size: {MAX_VALUE} bytes. See \
              https://developer.hashicorp.com/docs/agent/config/config-files#kv_max_value_size."
         );
-        return Err(text(StatusCode::PAYLOAD_TOO_LARGE, message));
+        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
     let answer = inner.forward.forward(Api::Consul, call.request, None);
     let answer: http::Response<Bytes> = tokio::select! {
         answer = answer => answer,
         () = call.conn.shutdown.cancelled() => {
-            return Err(text(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
+            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
     Ok(answer.map(Full::new))
 }
 
-async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     let servers = servers(&inner);
     let first = servers.first().map_or("", |server| server);
     Ok(json_reply(StatusCode::OK, first))
 }
 
-async fn peers(inner: Arc<Inner>, _: Call) -> Result<Reply, Reply> {
+async fn peers(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     Ok(json_reply(StatusCode::OK, &servers(&inner)))
 }
 
@@ -86,7 +86,7 @@ fn servers(inner: &Inner) -> Vec<String> {
 }
 
 /// Answered from the config bundle that this agent enforces, so it also answers while no server does.
-async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = |parameter: &str| {
         let given = call.query.filled(parameter).ok_or_else(|| {
             server_error(format!("required query parameter '{parameter}' not set"))

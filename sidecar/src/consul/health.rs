@@ -8,7 +8,7 @@ use libmesh::{
 };
 
 use super::{
-    Inner, bad_request,
+    Inner, Refused, bad_request,
     blocking::Blocking,
     catalog::{has_meta, no_filter, service_name, wanted},
     handler, render,
@@ -23,7 +23,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         .get("/v1/health/node/:name", handler(inner, node))
 }
 
-async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     let passing = match call.query.get("passing") {
         None => false,
@@ -49,7 +49,7 @@ fn is_passing(view: &InstanceView) -> bool {
     view.health == Health::Passing && view.node.liveness.is_present()
 }
 
-async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     no_filter(&call)?;
     let blocking = Blocking::of(&call)?;
@@ -72,7 +72,7 @@ fn own_checks<'a>(
     own.map(|check| render::check(inner, &view.node, check, Some(&view.instance)))
 }
 
-async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let wanted = call.params.get("state");
     if wanted.is_empty() {
         return Err(bad_request("Missing check state"));
@@ -109,7 +109,7 @@ fn membership(node: &NodeView) -> Health {
     }
 }
 
-async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Reply> {
+async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     no_filter(&call)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;

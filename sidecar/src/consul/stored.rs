@@ -18,8 +18,8 @@ use http::{HeaderValue, StatusCode};
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::{bad_request, blocking::Blocking, server_error};
-use crate::http::{BoxFuture, Call, Reply, Routes, text};
+use super::{Refused, bad_request, blocking::Blocking, server_error};
+use crate::http::{BoxFuture, Call, Reply, Routes};
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,20 +103,20 @@ pub type Opener = Arc<dyn Fn(&Call) -> BoxFuture<Result<Arc<dyn Pairs>, StoreErr
 
 /// The routes. `kv` opens the pairs of `/v1/kv`, `mesh` those in which intentions are kept (under
 /// `intention/<destination>/<source>`).
-pub fn routes(kv: Opener, mesh: Opener) -> Routes {
-    kv::routes(&kv).merge(intentions::routes(&mesh))
+pub fn routes(kv: &Opener, mesh: &Opener) -> Routes {
+    kv::routes(kv).merge(intentions::routes(mesh))
 }
 
 pub use intentions::{PREFIX as INTENTIONS, from_pair as intention_from_pair};
 
-impl From<StoreError> for Reply {
-    fn from(error: StoreError) -> Reply {
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Refused {
         let status = match error {
             StoreError::Sealed => StatusCode::SERVICE_UNAVAILABLE,
             StoreError::Denied(_) => StatusCode::FORBIDDEN,
             StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        text(status, error.to_string())
+        Refused::new(status, error.to_string())
     }
 }
 
@@ -126,7 +126,7 @@ async fn read_blocking(
     call: &Call,
     blocking: &Blocking,
     scope: Scope<'_>,
-) -> Result<(Vec<Pair>, u64), Reply> {
+) -> Result<(Vec<Pair>, u64), Refused> {
     let (found, index) = pairs.read(scope).await?;
     let Some(wait) = blocking.wait_beyond(index) else {
         return Ok((found, index));
@@ -140,7 +140,7 @@ async fn read_blocking(
 }
 
 /// A whole number in the query, in Go's words when it is none.
-fn number(call: &Call, name: &str) -> Result<Option<u64>, Reply> {
+fn number(call: &Call, name: &str) -> Result<Option<u64>, Refused> {
     let Some(given) = call.query.filled(name) else {
         return Ok(None);
     };
@@ -160,6 +160,6 @@ fn decorate(reply: &mut Reply, index: u64) {
     headers.insert("x-consul-lastcontact", HeaderValue::from_static("0"));
 }
 
-fn conflicting(first: &str, second: &str) -> Reply {
+fn conflicting(first: &str, second: &str) -> Refused {
     bad_request(format!("Conflicting flags: {first}&{second}\n"))
 }

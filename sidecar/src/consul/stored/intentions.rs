@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::{Change, Opener, Pair, Scope, decorate, read_blocking};
 use crate::{
-    consul::{blocking::Blocking, decode::Fields, server_error},
-    http::{Call, Reply, Routes, json as json_reply, text},
+    consul::{Refused, blocking::Blocking, decode::Fields, server_error},
+    http::{Call, Reply, Routes, json as json_reply},
 };
 
 /// Where intentions are kept.
@@ -66,11 +66,7 @@ pub fn routes(open: &Opener) -> Routes {
         let open = Arc::clone(open);
         move |call: Call| {
             let open = Arc::clone(&open);
-            async move {
-                answer(run, &open, &call)
-                    .await
-                    .unwrap_or_else(|refused| refused)
-            }
+            async move { answer(run, &open, &call).await.unwrap_or_else(Reply::from) }
         }
     };
     let exact = "/v1/connect/intentions/exact";
@@ -91,7 +87,7 @@ enum Kind {
     Match,
 }
 
-async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Refused> {
     match kind {
         Kind::Get => get(open, call).await,
         Kind::Put => put(open, call).await,
@@ -102,13 +98,13 @@ async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Reply> 
 }
 
 /// The store's key for the pair of services that the query names.
-fn key(call: &Call) -> Result<String, Reply> {
+fn key(call: &Call) -> Result<String, Refused> {
     let source = service(call, "source")?;
     let destination = service(call, "destination")?;
     Ok(format!("{PREFIX}{destination}/{source}"))
 }
 
-fn service(call: &Call, parameter: &str) -> Result<ServiceMatch, Reply> {
+fn service(call: &Call, parameter: &str) -> Result<ServiceMatch, Refused> {
     let given = call
         .query
         .filled(parameter)
@@ -119,16 +115,16 @@ fn service(call: &Call, parameter: &str) -> Result<ServiceMatch, Reply> {
         .map_err(|error| server_error(format!("{parameter}: {error}")))
 }
 
-async fn get(open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn get(open: &Opener, call: &Call) -> Result<Reply, Refused> {
     let key = key(call)?;
     let (found, _) = open(call).await?.read(Scope::Key(&key)).await?;
     match found.first().and_then(show) {
         Some(shown) => Ok(json_reply(StatusCode::OK, &shown)),
-        None => Err(text(StatusCode::NOT_FOUND, "Intention not found")),
+        None => Err(Refused::new(StatusCode::NOT_FOUND, "Intention not found")),
     }
 }
 
-async fn put(open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn put(open: &Opener, call: &Call) -> Result<Reply, Refused> {
     let key = key(call)?;
     let mut fields = Fields::parse(call.body())?;
     let (action, description) = (fields.text("Action")?, fields.text("Description")?);
@@ -172,7 +168,7 @@ async fn put(open: &Opener, call: &Call) -> Result<Reply, Reply> {
 }
 
 /// Deleting what is not there is no error.
-async fn delete(open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn delete(open: &Opener, call: &Call) -> Result<Reply, Refused> {
     let key = key(call)?;
     let change = Change::Delete {
         scope: Scope::Key(&key),
@@ -182,7 +178,7 @@ async fn delete(open: &Opener, call: &Call) -> Result<Reply, Reply> {
     Ok(json_reply(StatusCode::OK, &true))
 }
 
-async fn list(open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn list(open: &Opener, call: &Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(call)?;
     let pairs = open(call).await?;
     let (found, index) = read_blocking(&*pairs, call, &blocking, Scope::Prefix(PREFIX)).await?;
@@ -191,7 +187,7 @@ async fn list(open: &Opener, call: &Call) -> Result<Reply, Reply> {
     Ok(reply)
 }
 
-async fn matching(open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn matching(open: &Opener, call: &Call) -> Result<Reply, Refused> {
     let by = call.query.filled("by");
     let by = by.ok_or_else(|| server_error("required query parameter 'by' not set"))?;
     let source = match by {

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::{Change, Opener, Pair, Scope, conflicting, decorate, number, read_blocking};
 use crate::{
-    consul::{MAX_VALUE, bad_request, blocking::Blocking, server_error},
-    http::{Call, Reply, Routes, empty, json, text},
+    consul::{MAX_VALUE, Refused, bad_request, blocking::Blocking, server_error},
+    http::{Call, Reply, Routes, empty, json},
 };
 
 #[derive(Serialize)]
@@ -30,11 +30,7 @@ pub fn routes(open: &Opener) -> Routes {
         let open = Arc::clone(open);
         move |call: Call| {
             let open = Arc::clone(&open);
-            async move {
-                answer(run, &open, &call)
-                    .await
-                    .unwrap_or_else(|refused| refused)
-            }
+            async move { answer(run, &open, &call).await.unwrap_or_else(Reply::from) }
         }
     };
     Routes::new()
@@ -50,7 +46,7 @@ enum Kind {
     Delete,
 }
 
-async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Reply> {
+async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Refused> {
     let key = call.params.get("key");
     let whole_tree = match kind {
         Kind::Get => call.query.has("recurse") || call.query.has("keys"),
@@ -68,7 +64,7 @@ async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Reply> 
 }
 
 /// Parameters count by presence: `?recurse=false` recurses, as with Consul.
-async fn get(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
+async fn get(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
     let blocking = Blocking::of(call)?;
     let (recurse, keys) = (call.query.has("recurse"), call.query.has("keys"));
     let scope = match recurse || keys {
@@ -129,7 +125,7 @@ fn raw(value: Bytes) -> Reply {
     reply
 }
 
-async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
+async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
     let query = &call.query;
     let given = |name: &str| query.get(name).map(|value| format!("{name}={value}"));
     let conditions: Vec<String> = ["acquire", "cas", "release"]
@@ -147,7 +143,7 @@ async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
     let value = call.body().clone();
     if value.len() > MAX_VALUE {
         let size = value.len();
-        return Err(text(
+        return Err(Refused::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("Request body({size} bytes) too large, max size: {MAX_VALUE} bytes."),
         ));
@@ -162,7 +158,7 @@ async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
     Ok(json(StatusCode::OK, &pairs.change(change).await?))
 }
 
-async fn delete(open: &Opener, call: &Call, key: &str) -> Result<Reply, Reply> {
+async fn delete(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
     let (recurse, cas) = (call.query.get("recurse"), call.query.get("cas"));
     if let (Some(recurse), Some(cas)) = (recurse, cas) {
         return Err(conflicting(

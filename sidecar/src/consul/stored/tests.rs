@@ -25,7 +25,7 @@ fn server() -> Server {
         Box::pin(async move { Ok(pairs) })
     });
     Server {
-        routes: routes(Arc::clone(&open), open),
+        routes: routes(&open, &open),
         store,
     }
 }
