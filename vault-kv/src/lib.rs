@@ -1,10 +1,14 @@
 //! The sealed store, ledger, secrets, tokens, policies and Vault-compatible API of Mesh.
 mod barrier;
+mod audit;
+mod clock;
 mod core;
+mod db;
 mod http;
 mod policy;
 mod request;
 mod store;
 mod sys;
+mod token;
 
 pub use request::{Caller, Remote, Via};

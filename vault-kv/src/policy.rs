@@ -11,11 +11,12 @@ mod acl;
 pub(crate) mod builtin;
 mod parse;
 mod pattern;
+mod store;
 
 use std::sync::Arc;
 
 pub(crate) use acl::{Acl, Decision, Identity, Reason};
-pub(crate) use pattern::Pattern;
+pub(crate) use store::Policies;
 
 use crate::http::ApiError;
 

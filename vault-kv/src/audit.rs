@@ -1,0 +1,167 @@
+//! Who asked for what: the audit log, in Vault's JSON format.
+//!
+//! A request line is written before the engine runs and a response line before the client sees a byte. If no
+//! sink can take a line the request fails; it never waits longer than [`PATIENCE`] for a sink. Sinks come from the local
+//! configuration only: an API that opens files on the host is how CVE-2025-6000 began.
+//!
+//! Values are not written. Every string in request and response data, every token and accessor becomes
+//! `hmac-sha256:<hex>` under a key that lives inside the barrier ([`Hasher`]); map keys, numbers and booleans stay.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ring::hmac;
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+
+use crate::http::ApiError;
+
+mod file;
+mod record;
+
+use file::FileSink;
+pub(crate) use record::{AuthRecord, Exchange};
+
+/// Longest wait for a sink to take one line.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where audit lines go. Configured on the host, never over the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditSink {
+    /// Name shown by `sys/audit` (`file` is usual).
+    pub name: String,
+    /// The file; created with mode 0600, appended to. An existing file that others may read is refused.
+    pub path: PathBuf,
+}
+
+/// A sink that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The file cannot be opened or created.
+    #[error("cannot open the audit log {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Others than its owner may read it.
+    #[error("the audit log {} is readable by others (mode {mode:03o}); run: chmod 600 {}", path.display(), path.display())]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its mode bits.
+        mode: u32,
+    },
+}
+
+/// All open sinks.
+pub(crate) struct Audit {
+    sinks: Vec<FileSink>,
+}
+
+impl Audit {
+    /// Open every sink.
+    ///
+    /// # Errors
+    /// The first sink that cannot be opened: a server that was told to audit does not start without.
+    pub fn open(sinks: &[AuditSink]) -> Result<Self, AuditError> {
+        Ok(Self { sinks: sinks.iter().map(FileSink::open).collect::<Result<_, _>>()? })
+    }
+
+    /// True when nothing is configured.
+    pub fn is_off(&self) -> bool {
+        self.sinks.is_empty()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &AuditSink> {
+        self.sinks.iter().map(|s| &s.config)
+    }
+
+    /// Write one line to every sink; one that takes it is enough.
+    pub async fn write(&self, line: &Value) -> Result<(), ApiError> {
+        if self.sinks.is_empty() {
+            return Ok(());
+        }
+        let mut text = serde_json::to_vec(line).unwrap_or_default();
+        text.push(b'\n');
+        let mut pending = Vec::with_capacity(self.sinks.len());
+        for sink in &self.sinks {
+            pending.push((sink, sink.submit(text.clone())));
+        }
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let (mut taken, mut failures) = (false, Vec::new());
+        for (sink, done) in pending {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let outcome = match done {
+                Err(full) => Err(full),
+                Ok(done) => match timeout(left, done).await {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(_)) => Err("its writer has stopped".into()),
+                    Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+                },
+            };
+            match outcome {
+                Ok(()) => taken = true,
+                Err(why) => {
+                    tracing::error!(sink = %sink.config.path.display(), %why, "audit line not written");
+                    failures.push(format!("{}: {why}", sink.config.name));
+                }
+            }
+        }
+        if taken {
+            return Ok(());
+        }
+        Err(ApiError::Internal(format!("internal error: no audit sink takes this request ({})", failures.join("; "))))
+    }
+}
+
+/// Turns secrets into `hmac-sha256:` texts that can be compared but not read back.
+pub(crate) struct Hasher(hmac::Key);
+
+impl Hasher {
+    /// `key` comes from inside the barrier.
+    pub fn new(key: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    /// The form in which a text appears in the log.
+    pub fn text(&self, text: &str) -> String {
+        let tag = hmac::sign(&self.0, text.as_bytes());
+        let mut out = String::with_capacity(77);
+        out.push_str("hmac-sha256:");
+        for byte in tag.as_ref() {
+            use std::fmt::Write as _;
+            let _ = write!(out, "{byte:02x}");
+        }
+        out
+    }
+
+    /// Replace every string in a value; keys, numbers and booleans stay.
+    pub fn value(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.text(text)),
+            Value::Array(items) => Value::Array(items.iter().map(|v| self.value(v)).collect()),
+            Value::Object(map) => Value::Object(self.map(map)),
+            other => other.clone(),
+        }
+    }
+
+    pub fn map(&self, map: &Map<String, Value>) -> Map<String, Value> {
+        map.iter().map(|(key, value)| (key.clone(), self.value(value))).collect()
+    }
+}
+
+/// What `sys/audit` says about the sinks.
+pub(crate) fn describe(audit: &Audit) -> Map<String, Value> {
+    let one = |sink: &AuditSink| {
+        let name = format!("{}/", sink.name);
+        let body = json!({"type": "file", "description": "from the local configuration", "local": true, "path": name, "options": {"file_path": sink.path}});
+        (name, body)
+    };
+    audit.names().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests;

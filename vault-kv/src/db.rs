@@ -1,0 +1,152 @@
+//! Typed records over the store: what the API half reads and how it changes things.
+//!
+//! Every change is a [`Batch`]: one ledger entry with who ([`By`]), what and on which keys. Records are JSON, so that a
+//! field can be added later; values that hold secrets stay in wiped buffers.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Mutex, MutexGuard};
+use zeroize::Zeroizing;
+
+use crate::core::{Change, Core, Error, Meta, Op};
+use crate::http::ApiError;
+
+/// Who makes a change and through which door.
+#[derive(Debug, Clone)]
+pub(crate) struct By {
+    pub actor: String,
+    pub via: &'static str,
+}
+
+impl By {
+    /// The server itself.
+    pub fn system(part: &str) -> Self {
+        Self { actor: format!("system: {part}"), via: "internal" }
+    }
+}
+
+/// Changes that become durable together, as one ledger entry.
+pub(crate) struct Batch {
+    meta: Meta,
+    ops: Vec<Op>,
+    expect: Vec<(String, Option<u64>)>,
+}
+
+impl Batch {
+    pub fn new(by: &By, operation: &str) -> Self {
+        let meta = Meta { actor: by.actor.clone(), via: by.via.into(), operation: operation.into(), ..Meta::default() };
+        Self { meta, ops: Vec::new(), expect: Vec::new() }
+    }
+
+    /// Name something that the change touches, as people know it (an API path, an accessor).
+    pub fn key(&mut self, name: impl Into<String>) -> &mut Self {
+        self.meta.keys.push(name.into());
+        self
+    }
+
+    pub fn put(&mut self, path: &str, value: &impl Serialize) -> Result<&mut Self, ApiError> {
+        let bytes = serde_json::to_vec(value).map_err(|_| ApiError::Internal("a record cannot be written as JSON".into()))?;
+        Ok(self.put_bytes(path, Zeroizing::new(bytes)))
+    }
+
+    pub fn put_bytes(&mut self, path: &str, value: Zeroizing<Vec<u8>>) -> &mut Self {
+        self.ops.push(Op::Put { path: path.into(), value });
+        self
+    }
+
+    pub fn delete(&mut self, path: &str) -> &mut Self {
+        self.ops.push(Op::Delete { path: path.into() });
+        self
+    }
+
+    /// Only if this record is still the one seen (`None`: still absent).
+    pub fn expect(&mut self, path: &str, index: Option<u64>) -> &mut Self {
+        self.expect.push((path.into(), index));
+        self
+    }
+}
+
+/// The unsealed store.
+#[derive(Clone)]
+pub(crate) struct Db {
+    core: Core,
+    locks: Arc<[Mutex<()>; 64]>,
+}
+
+impl Db {
+    pub fn new(core: Core) -> Self {
+        Self { core, locks: Arc::new(std::array::from_fn(|_| Mutex::new(()))) }
+    }
+
+    /// A record and its index.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<(T, u64)>, ApiError> {
+        // The index first: if the record changes in between, a commit that expects the index fails and is tried again.
+        let Some(index) = self.index(path)? else { return Ok(None) };
+        let Some(bytes) = self.bytes(path)? else { return Ok(None) };
+        // The parser's message could quote the record.
+        let value = serde_json::from_slice(&bytes).map_err(|_| ApiError::Internal(format!("the record {path:?} is not readable by this version")))?;
+        Ok(Some((value, index)))
+    }
+
+    pub fn bytes(&self, path: &str) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+        self.core.get(path).map_err(failure)
+    }
+
+    pub fn index(&self, path: &str) -> Result<Option<u64>, ApiError> {
+        self.core.index_of(path).map_err(failure)
+    }
+
+    /// Names directly below a prefix; folders end in `/`.
+    pub fn list(&self, prefix: &str) -> Result<Vec<String>, ApiError> {
+        self.core.list(prefix).map_err(failure)
+    }
+
+    /// Every full name below a prefix.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>, ApiError> {
+        Ok(self.core.scan(prefix).map_err(failure)?.into_iter().collect())
+    }
+
+    /// Make a change durable.
+    ///
+    /// # Errors
+    /// 503 when something it expects has changed meanwhile.
+    pub async fn commit(&self, batch: Batch) -> Result<(), ApiError> {
+        if self.try_commit(batch).await? {
+            Ok(())
+        } else {
+            Err(ApiError::Unavailable("the record was changed by another request at the same time; try again".into()))
+        }
+    }
+
+    /// The same; `false` when something it expects has changed meanwhile.
+    pub async fn try_commit(&self, mut batch: Batch) -> Result<bool, ApiError> {
+        if batch.ops.is_empty() {
+            return Ok(true);
+        }
+        batch.meta.keys.sort();
+        batch.meta.keys.dedup();
+        match self.core.commit(Change { meta: batch.meta, ops: batch.ops, expect: batch.expect }).await {
+            Ok(_) => Ok(true),
+            Err(Error::CasMismatch) => Ok(false),
+            Err(error) => Err(failure(error)),
+        }
+    }
+
+    /// Hold while reading and rewriting a record, so that requests on one key queue up instead of failing.
+    pub async fn lock(&self, path: &str) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        let slot = usize::try_from(hasher.finish() % self.locks.len() as u64).unwrap_or(0);
+        self.locks[slot].lock().await
+    }
+}
+
+fn failure(error: Error) -> ApiError {
+    match error {
+        Error::Sealed => ApiError::Sealed,
+        other => ApiError::Internal(format!("the store failed: {other}")),
+    }
+}

@@ -1,0 +1,118 @@
+//! All policies in memory, with the durable copy behind them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+
+use super::{Acl, Identity, Policy, PolicyName, builtin};
+use crate::db::{Batch, By, Db};
+use crate::http::ApiError;
+
+const PREFIX: &str = "sys/policy/";
+/// Merged rights kept ready; beyond that the cache starts anew.
+const CACHE: usize = 4096;
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    source: String,
+}
+
+/// The policies of an unsealed server.
+pub(crate) struct Policies {
+    db: Db,
+    state: RwLock<State>,
+}
+
+struct State {
+    all: BTreeMap<PolicyName, Arc<Policy>>,
+    /// Rights per set of policies and identity; emptied at every change.
+    acls: HashMap<(Vec<PolicyName>, Identity), Arc<Acl>>,
+}
+
+impl Policies {
+    /// The `default` policy of a new store.
+    pub fn initialise(batch: &mut Batch) -> Result<(), ApiError> {
+        batch.put(&format!("{PREFIX}default"), &Stored { source: builtin::DEFAULT.into() })?;
+        Ok(())
+    }
+
+    pub fn load(db: Db) -> Result<Self, ApiError> {
+        let root = PolicyName::parse("root")?;
+        let mut all = BTreeMap::from([(root.clone(), Arc::new(Policy { name: root, source: String::new(), rules: Vec::new() }))]);
+        for path in db.names(PREFIX)? {
+            let name = PolicyName::parse(path.trim_start_matches(PREFIX))?;
+            let Some((stored, _)) = db.get::<Stored>(&path)? else { continue };
+            // One unreadable policy must not keep the store shut: without it its holders have fewer rights.
+            match Policy::parse(name.clone(), &stored.source) {
+                Ok(policy) => {
+                    all.insert(name, Arc::new(policy));
+                }
+                Err(error) => tracing::error!(policy = name.as_str(), %error, "policy ignored"),
+            }
+        }
+        Ok(Self { db, state: RwLock::new(State { all, acls: HashMap::new() }) })
+    }
+
+    /// Names, sorted, `root` included.
+    pub fn names(&self) -> Vec<String> {
+        self.state.read().all.keys().map(|n| n.as_str().to_string()).collect()
+    }
+
+    pub fn get(&self, name: &PolicyName) -> Option<Arc<Policy>> {
+        self.state.read().all.get(name).cloned()
+    }
+
+    /// Store a policy; it holds for the very next request.
+    pub async fn put(&self, by: &By, name: PolicyName, source: &str) -> Result<(), ApiError> {
+        if name.is_root() {
+            return Err(ApiError::bad("cannot update \"root\" policy"));
+        }
+        let policy = Policy::parse(name.clone(), source)?;
+        let path = format!("{PREFIX}{}", name.as_str());
+        let _order = self.db.lock(&path).await;
+        let mut batch = Batch::new(by, "policy/write");
+        batch.put(&path, &Stored { source: source.into() })?.key(format!("policy {}", name.as_str()));
+        self.db.commit(batch).await?;
+        let mut state = self.state.write();
+        state.all.insert(name, Arc::new(policy));
+        state.acls.clear();
+        Ok(())
+    }
+
+    pub async fn delete(&self, by: &By, name: &PolicyName) -> Result<(), ApiError> {
+        match name.as_str() {
+            "root" => return Err(ApiError::bad("cannot delete \"root\" policy")),
+            "default" => return Err(ApiError::bad("cannot delete default policy")),
+            _ => {}
+        }
+        let path = format!("{PREFIX}{}", name.as_str());
+        let _order = self.db.lock(&path).await;
+        if self.db.index(&path)?.is_some() {
+            let mut batch = Batch::new(by, "policy/delete");
+            batch.delete(&path).key(format!("policy {}", name.as_str()));
+            self.db.commit(batch).await?;
+        }
+        let mut state = self.state.write();
+        state.all.remove(name);
+        state.acls.clear();
+        Ok(())
+    }
+
+    /// The rights of a caller with these policies. Names without a policy grant nothing.
+    pub fn acl(&self, names: &[PolicyName], identity: &Identity) -> Arc<Acl> {
+        let key = (names.to_vec(), identity.clone());
+        if let Some(acl) = self.state.read().acls.get(&key) {
+            return acl.clone();
+        }
+        let mut state = self.state.write();
+        let policies: Vec<_> = names.iter().filter_map(|n| state.all.get(n).cloned()).collect();
+        let acl = Arc::new(Acl::new(&policies, identity));
+        if state.acls.len() >= CACHE {
+            state.acls.clear();
+        }
+        state.acls.insert(key, acl.clone());
+        acl
+    }
+}

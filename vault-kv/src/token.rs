@@ -1,0 +1,376 @@
+//! Tokens: opaque strings that stand for a caller's rights until they expire or are revoked.
+//!
+//! A token is `hvs.` and 24 base62 characters (142 bits). What is stored is an HMAC of it under a key inside the barrier, so
+//! neither the store nor a dump of it yields a usable token, and looking one up compares nothing with secret text.
+//! A token without `orphan` dies with its parent. Uses of a use-limited token are durable before the request runs:
+//! a restart gives none back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::RngExt as _;
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::clock::Clock;
+use crate::db::{Batch, By, Db};
+use crate::http::ApiError;
+use crate::request::ClientToken;
+
+mod purge;
+
+pub(crate) use purge::purge_expired;
+
+/// Default and largest time to live of a token (768 h, as in Vault).
+pub(crate) const MAX_TTL: u64 = 768 * 3600;
+
+const KEY: &str = "token/key";
+
+/// The stored name of a token: a keyed hash, in hex.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct TokenId(Arc<str>);
+
+impl TokenId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn path(&self) -> String {
+        format!("token/id/{}", self.0)
+    }
+
+    /// Where the cubbyhole of this token is.
+    pub fn cubbyhole(&self) -> String {
+        format!("cubbyhole/{}/", self.0)
+    }
+}
+
+/// What is known about a token; not the token itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Token {
+    pub accessor: String,
+    pub policies: Vec<String>,
+    /// The API path that made it.
+    pub path: String,
+    pub meta: Option<BTreeMap<String, String>>,
+    pub display_name: String,
+    /// Unix seconds.
+    pub created: i64,
+    pub creation_ttl: u64,
+    /// Unix seconds; `None` = never (root).
+    pub expires: Option<i64>,
+    pub last_renewal: Option<i64>,
+    pub explicit_max_ttl: u64,
+    /// Seconds; 0 = not periodic.
+    pub period: u64,
+    /// Uses left; 0 = unlimited, -1 = the last one is running.
+    pub num_uses: i64,
+    pub renewable: bool,
+    pub orphan: bool,
+    pub parent: Option<TokenId>,
+}
+
+impl Token {
+    /// Seconds left; 0 for a token that never expires.
+    pub fn ttl(&self, now: i64) -> u64 {
+        self.expires.map_or(0, |at| u64::try_from(at - now).unwrap_or(0))
+    }
+
+    pub fn is_root(&self) -> bool {
+        self.policies.iter().any(|p| p == "root")
+    }
+}
+
+/// What to create.
+#[derive(Default)]
+pub(crate) struct NewToken {
+    pub policies: Vec<String>,
+    pub path: String,
+    pub meta: Option<BTreeMap<String, String>>,
+    pub display_name: String,
+    /// Seconds; 0 = never expires (root only).
+    pub ttl: u64,
+    pub explicit_max_ttl: u64,
+    pub period: u64,
+    pub num_uses: i64,
+    pub renewable: bool,
+    /// The parent and its index at the time the caller was authenticated; `None` makes an orphan.
+    pub parent: Option<TokenId>,
+}
+
+/// The token store of an unsealed server.
+pub(crate) struct Tokens {
+    db: Db,
+    key: hmac::Key,
+    clock: Clock,
+    /// When each token that can expire does.
+    expiries: Mutex<BTreeSet<(i64, TokenId)>>,
+}
+
+impl Tokens {
+    /// Make the hashing key of a new store.
+    pub fn initialise(batch: &mut Batch) -> Result<(), ApiError> {
+        batch.put_bytes(KEY, Zeroizing::new(rand::random::<[u8; 32]>().to_vec()));
+        Ok(())
+    }
+
+    /// Read the key and the expiry of every token.
+    pub fn load(db: Db, clock: Clock) -> Result<Self, ApiError> {
+        let key = db.bytes(KEY)?.ok_or_else(|| ApiError::Internal("the store has no token key; it was not initialised by this version".into()))?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        let mut expiries = BTreeSet::new();
+        for name in db.names("token/id/")? {
+            let id = TokenId(name.trim_start_matches("token/id/").into());
+            if let Some((token, _)) = db.get::<Token>(&name)?
+                && let Some(at) = token.expires
+            {
+                expiries.insert((at, id));
+            }
+        }
+        Ok(Self { db, key, clock, expiries: Mutex::new(expiries) })
+    }
+
+    pub fn id_of(&self, token: &ClientToken) -> TokenId {
+        use std::fmt::Write as _;
+        let tag = hmac::sign(&self.key, token.expose().as_bytes());
+        let hex = tag.as_ref().iter().fold(String::with_capacity(64), |mut out, byte| {
+            let _ = write!(out, "{byte:02x}");
+            out
+        });
+        TokenId(hex.into())
+    }
+
+    /// The token behind what a client sent; `None` when unknown, expired or used up.
+    pub fn find(&self, token: &ClientToken) -> Result<Option<(TokenId, Token)>, ApiError> {
+        let id = self.id_of(token);
+        Ok(self.by_id(&id)?.filter(|t| t.num_uses >= 0).map(|t| (id, t)))
+    }
+
+    /// A live token by its stored name.
+    pub fn by_id(&self, id: &TokenId) -> Result<Option<Token>, ApiError> {
+        let found = self.db.get::<Token>(&id.path())?.map(|(token, _)| token);
+        Ok(found.filter(|t| t.expires.is_none_or(|at| at > self.clock.unix())))
+    }
+
+    pub fn by_accessor(&self, accessor: &str) -> Result<Option<(TokenId, Token)>, ApiError> {
+        let Some((id, _)) = self.db.get::<TokenId>(&accessor_path(accessor))? else { return Ok(None) };
+        Ok(self.by_id(&id)?.map(|t| (id, t)))
+    }
+
+    pub fn accessors(&self) -> Result<Vec<String>, ApiError> {
+        self.db.list("token/accessor/")
+    }
+
+    /// Create a token.
+    ///
+    /// # Errors
+    /// 403 when the parent is gone by the time of the commit.
+    pub async fn create(&self, by: &By, new: NewToken) -> Result<(ClientToken, Token), ApiError> {
+        let mut batch = Batch::new(by, "token/create");
+        let (secret, id, token) = self.prepare(&mut batch, new)?;
+        if let Some(parent) = &token.parent {
+            let index = self.db.index(&parent.path())?.ok_or(ApiError::Unauthenticated)?;
+            batch.expect(&parent.path(), Some(index));
+        }
+        self.db.commit(batch).await?;
+        self.schedule(&id, token.expires);
+        Ok((secret, token))
+    }
+
+    /// Put a new token into a batch that the caller commits.
+    pub fn prepare(&self, batch: &mut Batch, new: NewToken) -> Result<(ClientToken, TokenId, Token), ApiError> {
+        let secret = ClientToken::new(format!("hvs.{}", base62(24)));
+        let id = self.id_of(&secret);
+        let now = self.clock.unix();
+        let token = Token {
+            accessor: base62(24),
+            policies: new.policies,
+            path: new.path,
+            meta: new.meta,
+            display_name: new.display_name,
+            created: now,
+            creation_ttl: new.ttl,
+            expires: (new.ttl > 0).then(|| now + i64::try_from(new.ttl).unwrap_or(i64::MAX / 2)),
+            last_renewal: None,
+            explicit_max_ttl: new.explicit_max_ttl,
+            period: new.period,
+            num_uses: new.num_uses,
+            renewable: new.renewable,
+            orphan: new.parent.is_none(),
+            parent: new.parent,
+        };
+        batch.put(&id.path(), &token)?;
+        batch.put(&accessor_path(&token.accessor), &id)?;
+        if let Some(parent) = &token.parent {
+            batch.put(&child_path(parent, &id), &())?;
+        }
+        batch.key(format!("accessor {}", token.accessor));
+        Ok((secret, id, token))
+    }
+
+    /// Count one use of a use-limited token, durably. `Err` when another request took the last one.
+    pub async fn spend(&self, by: &By, id: &TokenId) -> Result<(), ApiError> {
+        for _ in 0..16 {
+            let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else { return Err(ApiError::Unauthenticated) };
+            if token.num_uses < 0 {
+                return Err(ApiError::Unauthenticated);
+            }
+            token.num_uses = if token.num_uses == 1 { -1 } else { token.num_uses - 1 };
+            let mut batch = Batch::new(by, "token/use");
+            batch.put(&id.path(), &token)?.expect(&id.path(), Some(index));
+            if self.db.try_commit(batch).await? {
+                return Ok(());
+            }
+        }
+        Err(ApiError::Unavailable("the token is in use by too many requests at once; try again".into()))
+    }
+
+    /// Extend a token's life. `increment`: seconds wished for; `None` = as at creation.
+    pub async fn renew(&self, by: &By, id: &TokenId, increment: Option<u64>) -> Result<(Token, Vec<String>), ApiError> {
+        let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else { return Err(ApiError::Unauthenticated) };
+        let Some(old) = token.expires else { return Err(ApiError::bad("invalid lease ID")) };
+        if !token.renewable {
+            return Err(ApiError::bad("lease is not renewable"));
+        }
+        let now = self.clock.unix();
+        let age = u64::try_from(now - token.created).unwrap_or(0);
+        let mut warnings = Vec::new();
+        let limit = match (token.explicit_max_ttl, token.period) {
+            (0, 0) => Some(MAX_TTL),
+            (0, _) => None,
+            (max, _) => Some(max),
+        };
+        let wished = if token.period > 0 { token.period } else { increment.filter(|i| *i > 0).unwrap_or(token.creation_ttl) };
+        let ttl = match limit {
+            Some(limit) if age >= limit => return Err(ApiError::bad("past the max TTL, cannot renew")),
+            Some(limit) if wished > limit - age => {
+                warnings.push(format!("TTL of \"{wished}s\" exceeded the effective max_ttl of \"{}s\"; TTL value is capped accordingly", limit - age));
+                limit - age
+            }
+            _ => wished,
+        };
+        token.expires = Some(now + i64::try_from(ttl).unwrap_or(i64::MAX / 2));
+        token.last_renewal = Some(now);
+        let mut batch = Batch::new(by, "token/renew");
+        batch.put(&id.path(), &token)?.expect(&id.path(), Some(index)).key(format!("accessor {}", token.accessor));
+        self.db.commit(batch).await?;
+        self.expiries.lock().remove(&(old, id.clone()));
+        self.schedule(id, token.expires);
+        Ok((token, warnings))
+    }
+
+    /// Revoke a token and everything it made. Unknown tokens are fine.
+    pub async fn revoke(&self, by: &By, id: &TokenId) -> Result<(), ApiError> {
+        // A child made while this runs is found by the next round.
+        loop {
+            let family = self.family(id)?;
+            if family.is_empty() {
+                return Ok(());
+            }
+            for some in family.chunks(256) {
+                self.delete(by, some).await?;
+            }
+        }
+    }
+
+    /// Revoke a token; its children become orphans.
+    pub async fn revoke_orphan(&self, by: &By, id: &TokenId) -> Result<(), ApiError> {
+        let mut batch = Batch::new(by, "token/orphan");
+        let mut any = false;
+        for child in self.children(id)? {
+            if let Some((mut token, index)) = self.db.get::<Token>(&child.path())? {
+                token.parent = None;
+                token.orphan = true;
+                batch.put(&child.path(), &token)?.expect(&child.path(), Some(index)).delete(&child_path(id, &child));
+                any = true;
+            }
+        }
+        if any {
+            self.db.commit(batch).await?;
+        }
+        self.delete(by, std::slice::from_ref(id)).await
+    }
+
+    fn children(&self, id: &TokenId) -> Result<Vec<TokenId>, ApiError> {
+        Ok(self.db.list(&format!("token/child/{}/", id.0))?.into_iter().map(|name| TokenId(name.into())).collect())
+    }
+
+    /// The token and all below it that still exist, children last.
+    fn family(&self, id: &TokenId) -> Result<Vec<TokenId>, ApiError> {
+        let mut all = vec![id.clone()];
+        let mut at = 0;
+        while at < all.len() {
+            let children = self.children(&all[at])?;
+            all.extend(children);
+            at += 1;
+        }
+        let mut alive = Vec::new();
+        for id in all {
+            if self.db.index(&id.path())?.is_some() {
+                alive.push(id);
+            }
+        }
+        Ok(alive)
+    }
+
+    async fn delete(&self, by: &By, ids: &[TokenId]) -> Result<(), ApiError> {
+        let mut batch = Batch::new(by, "token/revoke");
+        let mut gone = Vec::new();
+        for id in ids {
+            let Some((token, _)) = self.db.get::<Token>(&id.path())? else { continue };
+            batch.delete(&id.path()).delete(&accessor_path(&token.accessor));
+            batch.key(format!("accessor {}", token.accessor));
+            if let Some(parent) = &token.parent {
+                batch.delete(&child_path(parent, id));
+            }
+            for name in self.db.names(&id.cubbyhole())? {
+                batch.delete(&name);
+            }
+            gone.extend(token.expires.map(|at| (at, id.clone())));
+        }
+        self.db.commit(batch).await?;
+        let mut expiries = self.expiries.lock();
+        for entry in gone {
+            expiries.remove(&entry);
+        }
+        Ok(())
+    }
+
+    fn schedule(&self, id: &TokenId, expires: Option<i64>) {
+        if let Some(at) = expires {
+            self.expiries.lock().insert((at, id.clone()));
+        }
+    }
+
+    /// The tokens that have expired by now, and how long until the next one does.
+    fn due(&self) -> (Vec<TokenId>, Option<Duration>) {
+        let now = self.clock.unix();
+        let expiries = self.expiries.lock();
+        let due = expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| id.clone()).collect();
+        let next = expiries.iter().find(|(at, _)| *at > now).map(|(at, _)| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
+        (due, next)
+    }
+
+    /// Drop an expiry whose token is gone already.
+    fn forget(&self, id: &TokenId) {
+        self.expiries.lock().retain(|(_, other)| other != id);
+    }
+}
+
+fn accessor_path(accessor: &str) -> String {
+    format!("token/accessor/{accessor}")
+}
+
+fn child_path(parent: &TokenId, child: &TokenId) -> String {
+    format!("token/child/{}/{}", parent.0, child.0)
+}
+
+/// Random letters and digits from the system's generator.
+pub(crate) fn base62(length: usize) -> String {
+    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let mut rng = rand::rng();
+    (0..length).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+}
