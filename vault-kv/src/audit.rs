@@ -67,7 +67,9 @@ impl Audit {
     /// # Errors
     /// The first sink that cannot be opened: a server that was told to audit does not start without.
     pub fn open(sinks: &[AuditSink]) -> Result<Self, AuditError> {
-        Ok(Self { sinks: sinks.iter().map(FileSink::open).collect::<Result<_, _>>()? })
+        Ok(Self {
+            sinks: sinks.iter().map(FileSink::open).collect::<Result<_, _>>()?,
+        })
     }
 
     /// True when nothing is configured.
@@ -113,7 +115,10 @@ impl Audit {
         if taken {
             return Ok(());
         }
-        Err(ApiError::Internal(format!("internal error: no audit sink takes this request ({})", failures.join("; "))))
+        Err(ApiError::Internal(format!(
+            "internal error: no audit sink takes this request ({})",
+            failures.join("; ")
+        )))
     }
 }
 
@@ -149,7 +154,9 @@ impl Hasher {
     }
 
     pub fn map(&self, map: &Map<String, Value>) -> Map<String, Value> {
-        map.iter().map(|(key, value)| (key.clone(), self.value(value))).collect()
+        map.iter()
+            .map(|(key, value)| (key.clone(), self.value(value)))
+            .collect()
     }
 }
 

@@ -35,5 +35,7 @@ pub(crate) fn rfc3339(time: OffsetDateTime) -> String {
 
 /// The same from unix seconds.
 pub(crate) fn rfc3339_unix(seconds: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(seconds).map(rfc3339).unwrap_or_default()
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .map(rfc3339)
+        .unwrap_or_default()
 }

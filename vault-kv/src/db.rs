@@ -24,7 +24,10 @@ pub(crate) struct By {
 impl By {
     /// The server itself.
     pub fn system(part: &str) -> Self {
-        Self { actor: format!("system: {part}"), via: "internal" }
+        Self {
+            actor: format!("system: {part}"),
+            via: "internal",
+        }
     }
 }
 
@@ -37,8 +40,17 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub fn new(by: &By, operation: &str) -> Self {
-        let meta = Meta { actor: by.actor.clone(), via: by.via.into(), operation: operation.into(), ..Meta::default() };
-        Self { meta, ops: Vec::new(), expect: Vec::new() }
+        let meta = Meta {
+            actor: by.actor.clone(),
+            via: by.via.into(),
+            operation: operation.into(),
+            ..Meta::default()
+        };
+        Self {
+            meta,
+            ops: Vec::new(),
+            expect: Vec::new(),
+        }
     }
 
     /// Name something that the change touches, as people know it (an API path, an accessor).
@@ -48,12 +60,16 @@ impl Batch {
     }
 
     pub fn put(&mut self, path: &str, value: &impl Serialize) -> Result<&mut Self, ApiError> {
-        let bytes = serde_json::to_vec(value).map_err(|_| ApiError::Internal("a record cannot be written as JSON".into()))?;
+        let bytes = serde_json::to_vec(value)
+            .map_err(|_| ApiError::Internal("a record cannot be written as JSON".into()))?;
         Ok(self.put_bytes(path, Zeroizing::new(bytes)))
     }
 
     pub fn put_bytes(&mut self, path: &str, value: Zeroizing<Vec<u8>>) -> &mut Self {
-        self.ops.push(Op::Put { path: path.into(), value });
+        self.ops.push(Op::Put {
+            path: path.into(),
+            value,
+        });
         self
     }
 
@@ -78,16 +94,27 @@ pub(crate) struct Db {
 
 impl Db {
     pub fn new(core: Core) -> Self {
-        Self { core, locks: Arc::new(std::array::from_fn(|_| Mutex::new(()))) }
+        Self {
+            core,
+            locks: Arc::new(std::array::from_fn(|_| Mutex::new(()))),
+        }
     }
 
     /// A record and its index.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<(T, u64)>, ApiError> {
         // The index first: if the record changes in between, a commit that expects the index fails and is tried again.
-        let Some(index) = self.index(path)? else { return Ok(None) };
-        let Some(bytes) = self.bytes(path)? else { return Ok(None) };
+        let Some(index) = self.index(path)? else {
+            return Ok(None);
+        };
+        let Some(bytes) = self.bytes(path)? else {
+            return Ok(None);
+        };
         // The parser's message could quote the record.
-        let value = serde_json::from_slice(&bytes).map_err(|_| ApiError::Internal(format!("the record {path:?} is not readable by this version")))?;
+        let value = serde_json::from_slice(&bytes).map_err(|_| {
+            ApiError::Internal(format!(
+                "the record {path:?} is not readable by this version"
+            ))
+        })?;
         Ok(Some((value, index)))
     }
 
@@ -106,7 +133,12 @@ impl Db {
 
     /// Every full name below a prefix.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>, ApiError> {
-        Ok(self.core.scan(prefix).map_err(failure)?.into_iter().collect())
+        Ok(self
+            .core
+            .scan(prefix)
+            .map_err(failure)?
+            .into_iter()
+            .collect())
     }
 
     /// Make a change durable.
@@ -117,7 +149,9 @@ impl Db {
         if self.try_commit(batch).await? {
             Ok(())
         } else {
-            Err(ApiError::Unavailable("the record was changed by another request at the same time; try again".into()))
+            Err(ApiError::Unavailable(
+                "the record was changed by another request at the same time; try again".into(),
+            ))
         }
     }
 
@@ -128,7 +162,15 @@ impl Db {
         }
         batch.meta.keys.sort();
         batch.meta.keys.dedup();
-        match self.core.commit(Change { meta: batch.meta, ops: batch.ops, expect: batch.expect }).await {
+        match self
+            .core
+            .commit(Change {
+                meta: batch.meta,
+                ops: batch.ops,
+                expect: batch.expect,
+            })
+            .await
+        {
             Ok(_) => Ok(true),
             Err(Error::CasMismatch) => Ok(false),
             Err(error) => Err(failure(error)),

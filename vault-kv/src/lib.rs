@@ -1,6 +1,6 @@
 //! The sealed store, ledger, secrets, tokens, policies and Vault-compatible API of Mesh.
-mod barrier;
 mod audit;
+mod barrier;
 mod clock;
 mod core;
 mod db;

@@ -76,7 +76,8 @@ pub(crate) struct Token {
 impl Token {
     /// Seconds left; 0 for a token that never expires.
     pub fn ttl(&self, now: i64) -> u64 {
-        self.expires.map_or(0, |at| u64::try_from(at - now).unwrap_or(0))
+        self.expires
+            .map_or(0, |at| u64::try_from(at - now).unwrap_or(0))
     }
 
     pub fn is_root(&self) -> bool {
@@ -119,7 +120,11 @@ impl Tokens {
 
     /// Read the key and the expiry of every token.
     pub fn load(db: Db, clock: Clock) -> Result<Self, ApiError> {
-        let key = db.bytes(KEY)?.ok_or_else(|| ApiError::Internal("the store has no token key; it was not initialised by this version".into()))?;
+        let key = db.bytes(KEY)?.ok_or_else(|| {
+            ApiError::Internal(
+                "the store has no token key; it was not initialised by this version".into(),
+            )
+        })?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
         let mut expiries = BTreeSet::new();
         for name in db.names("token/id/")? {
@@ -130,23 +135,34 @@ impl Tokens {
                 expiries.insert((at, id));
             }
         }
-        Ok(Self { db, key, clock, expiries: Mutex::new(expiries) })
+        Ok(Self {
+            db,
+            key,
+            clock,
+            expiries: Mutex::new(expiries),
+        })
     }
 
     pub fn id_of(&self, token: &ClientToken) -> TokenId {
         use std::fmt::Write as _;
         let tag = hmac::sign(&self.key, token.expose().as_bytes());
-        let hex = tag.as_ref().iter().fold(String::with_capacity(64), |mut out, byte| {
-            let _ = write!(out, "{byte:02x}");
-            out
-        });
+        let hex = tag
+            .as_ref()
+            .iter()
+            .fold(String::with_capacity(64), |mut out, byte| {
+                let _ = write!(out, "{byte:02x}");
+                out
+            });
         TokenId(hex.into())
     }
 
     /// The token behind what a client sent; `None` when unknown, expired or used up.
     pub fn find(&self, token: &ClientToken) -> Result<Option<(TokenId, Token)>, ApiError> {
         let id = self.id_of(token);
-        Ok(self.by_id(&id)?.filter(|t| t.num_uses >= 0).map(|t| (id, t)))
+        Ok(self
+            .by_id(&id)?
+            .filter(|t| t.num_uses >= 0)
+            .map(|t| (id, t)))
     }
 
     /// A live token by its stored name.
@@ -156,7 +172,9 @@ impl Tokens {
     }
 
     pub fn by_accessor(&self, accessor: &str) -> Result<Option<(TokenId, Token)>, ApiError> {
-        let Some((id, _)) = self.db.get::<TokenId>(&accessor_path(accessor))? else { return Ok(None) };
+        let Some((id, _)) = self.db.get::<TokenId>(&accessor_path(accessor))? else {
+            return Ok(None);
+        };
         Ok(self.by_id(&id)?.map(|t| (id, t)))
     }
 
@@ -172,7 +190,10 @@ impl Tokens {
         let mut batch = Batch::new(by, "token/create");
         let (secret, id, token) = self.prepare(&mut batch, new)?;
         if let Some(parent) = &token.parent {
-            let index = self.db.index(&parent.path())?.ok_or(ApiError::Unauthenticated)?;
+            let index = self
+                .db
+                .index(&parent.path())?
+                .ok_or(ApiError::Unauthenticated)?;
             batch.expect(&parent.path(), Some(index));
         }
         self.db.commit(batch).await?;
@@ -181,7 +202,11 @@ impl Tokens {
     }
 
     /// Put a new token into a batch that the caller commits.
-    pub fn prepare(&self, batch: &mut Batch, new: NewToken) -> Result<(ClientToken, TokenId, Token), ApiError> {
+    pub fn prepare(
+        &self,
+        batch: &mut Batch,
+        new: NewToken,
+    ) -> Result<(ClientToken, TokenId, Token), ApiError> {
         let secret = ClientToken::new(format!("hvs.{}", base62(24)));
         let id = self.id_of(&secret);
         let now = self.clock.unix();
@@ -214,24 +239,43 @@ impl Tokens {
     /// Count one use of a use-limited token, durably. `Err` when another request took the last one.
     pub async fn spend(&self, by: &By, id: &TokenId) -> Result<(), ApiError> {
         for _ in 0..16 {
-            let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else { return Err(ApiError::Unauthenticated) };
+            let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else {
+                return Err(ApiError::Unauthenticated);
+            };
             if token.num_uses < 0 {
                 return Err(ApiError::Unauthenticated);
             }
-            token.num_uses = if token.num_uses == 1 { -1 } else { token.num_uses - 1 };
+            token.num_uses = if token.num_uses == 1 {
+                -1
+            } else {
+                token.num_uses - 1
+            };
             let mut batch = Batch::new(by, "token/use");
-            batch.put(&id.path(), &token)?.expect(&id.path(), Some(index));
+            batch
+                .put(&id.path(), &token)?
+                .expect(&id.path(), Some(index));
             if self.db.try_commit(batch).await? {
                 return Ok(());
             }
         }
-        Err(ApiError::Unavailable("the token is in use by too many requests at once; try again".into()))
+        Err(ApiError::Unavailable(
+            "the token is in use by too many requests at once; try again".into(),
+        ))
     }
 
     /// Extend a token's life. `increment`: seconds wished for; `None` = as at creation.
-    pub async fn renew(&self, by: &By, id: &TokenId, increment: Option<u64>) -> Result<(Token, Vec<String>), ApiError> {
-        let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else { return Err(ApiError::Unauthenticated) };
-        let Some(old) = token.expires else { return Err(ApiError::bad("invalid lease ID")) };
+    pub async fn renew(
+        &self,
+        by: &By,
+        id: &TokenId,
+        increment: Option<u64>,
+    ) -> Result<(Token, Vec<String>), ApiError> {
+        let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else {
+            return Err(ApiError::Unauthenticated);
+        };
+        let Some(old) = token.expires else {
+            return Err(ApiError::bad("invalid lease ID"));
+        };
         if !token.renewable {
             return Err(ApiError::bad("lease is not renewable"));
         }
@@ -243,9 +287,15 @@ impl Tokens {
             (0, _) => None,
             (max, _) => Some(max),
         };
-        let wished = if token.period > 0 { token.period } else { increment.filter(|i| *i > 0).unwrap_or(token.creation_ttl) };
+        let wished = if token.period > 0 {
+            token.period
+        } else {
+            increment.filter(|i| *i > 0).unwrap_or(token.creation_ttl)
+        };
         let ttl = match limit {
-            Some(limit) if age >= limit => return Err(ApiError::bad("past the max TTL, cannot renew")),
+            Some(limit) if age >= limit => {
+                return Err(ApiError::bad("past the max TTL, cannot renew"));
+            }
             Some(limit) if wished > limit - age => {
                 warnings.push(format!("TTL of \"{wished}s\" exceeded the effective max_ttl of \"{}s\"; TTL value is capped accordingly", limit - age));
                 limit - age
@@ -255,7 +305,10 @@ impl Tokens {
         token.expires = Some(now + i64::try_from(ttl).unwrap_or(i64::MAX / 2));
         token.last_renewal = Some(now);
         let mut batch = Batch::new(by, "token/renew");
-        batch.put(&id.path(), &token)?.expect(&id.path(), Some(index)).key(format!("accessor {}", token.accessor));
+        batch
+            .put(&id.path(), &token)?
+            .expect(&id.path(), Some(index))
+            .key(format!("accessor {}", token.accessor));
         self.db.commit(batch).await?;
         self.expiries.lock().remove(&(old, id.clone()));
         self.schedule(id, token.expires);
@@ -284,7 +337,10 @@ impl Tokens {
             if let Some((mut token, index)) = self.db.get::<Token>(&child.path())? {
                 token.parent = None;
                 token.orphan = true;
-                batch.put(&child.path(), &token)?.expect(&child.path(), Some(index)).delete(&child_path(id, &child));
+                batch
+                    .put(&child.path(), &token)?
+                    .expect(&child.path(), Some(index))
+                    .delete(&child_path(id, &child));
                 any = true;
             }
         }
@@ -295,7 +351,12 @@ impl Tokens {
     }
 
     fn children(&self, id: &TokenId) -> Result<Vec<TokenId>, ApiError> {
-        Ok(self.db.list(&format!("token/child/{}/", id.0))?.into_iter().map(|name| TokenId(name.into())).collect())
+        Ok(self
+            .db
+            .list(&format!("token/child/{}/", id.0))?
+            .into_iter()
+            .map(|name| TokenId(name.into()))
+            .collect())
     }
 
     /// The token and all below it that still exist, children last.
@@ -320,8 +381,12 @@ impl Tokens {
         let mut batch = Batch::new(by, "token/revoke");
         let mut gone = Vec::new();
         for id in ids {
-            let Some((token, _)) = self.db.get::<Token>(&id.path())? else { continue };
-            batch.delete(&id.path()).delete(&accessor_path(&token.accessor));
+            let Some((token, _)) = self.db.get::<Token>(&id.path())? else {
+                continue;
+            };
+            batch
+                .delete(&id.path())
+                .delete(&accessor_path(&token.accessor));
             batch.key(format!("accessor {}", token.accessor));
             if let Some(parent) = &token.parent {
                 batch.delete(&child_path(parent, id));
@@ -349,8 +414,15 @@ impl Tokens {
     fn due(&self) -> (Vec<TokenId>, Option<Duration>) {
         let now = self.clock.unix();
         let expiries = self.expiries.lock();
-        let due = expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| id.clone()).collect();
-        let next = expiries.iter().find(|(at, _)| *at > now).map(|(at, _)| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
+        let due = expiries
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, id)| id.clone())
+            .collect();
+        let next = expiries
+            .iter()
+            .find(|(at, _)| *at > now)
+            .map(|(at, _)| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
         (due, next)
     }
 
@@ -372,5 +444,7 @@ fn child_path(parent: &TokenId, child: &TokenId) -> String {
 pub(crate) fn base62(length: usize) -> String {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
-    (0..length).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+    (0..length)
+        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
+        .collect()
 }

@@ -26,7 +26,10 @@ pub(super) struct FileSink {
 
 impl FileSink {
     pub fn open(config: &AuditSink) -> Result<Self, AuditError> {
-        let open = |source| AuditError::Open { path: config.path.clone(), source };
+        let open = |source| AuditError::Open {
+            path: config.path.clone(),
+            source,
+        };
         let file = OpenOptions::new()
             .append(true)
             .create(true)
@@ -38,11 +41,20 @@ impl FileSink {
         let meta = file.metadata().map_err(open)?;
         let mode = meta.mode() & 0o777;
         if mode & 0o077 != 0 && !meta.file_type().is_char_device() {
-            return Err(AuditError::Mode { path: config.path.clone(), mode });
+            return Err(AuditError::Mode {
+                path: config.path.clone(),
+                mode,
+            });
         }
         let (queue, lines) = mpsc::channel(QUEUE);
-        thread::Builder::new().name("audit".into()).spawn(move || write_all(file, lines)).map_err(open)?;
-        Ok(Self { config: config.clone(), queue })
+        thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || write_all(file, lines))
+            .map_err(open)?;
+        Ok(Self {
+            config: config.clone(),
+            queue,
+        })
     }
 
     /// Hand over a line; the receiver tells how it went.
@@ -50,7 +62,9 @@ impl FileSink {
         let (done, wait) = oneshot::channel();
         match self.queue.try_send((line, done)) {
             Ok(()) => Ok(wait),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(format!("{QUEUE} lines are waiting already")),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(format!("{QUEUE} lines are waiting already"))
+            }
             Err(mpsc::error::TrySendError::Closed(_)) => Err("its writer has stopped".into()),
         }
     }

@@ -74,7 +74,13 @@ impl Exchange<'_> {
 
     fn common(&self, kind: &str) -> Map<String, Value> {
         let mut line = Map::new();
-        line.insert("time".into(), OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default().into());
+        line.insert(
+            "time".into(),
+            OffsetDateTime::now_utc()
+                .format(&Rfc3339)
+                .unwrap_or_default()
+                .into(),
+        );
         line.insert("type".into(), kind.into());
         if let Some(auth) = self.auth {
             line.insert("auth".into(), self.auth(auth));
@@ -95,9 +101,13 @@ impl Exchange<'_> {
             body["metadata"] = json!({ "spiffe_id": spiffe });
         }
         if let Some(decision) = self.decision {
-            let granting: Vec<_> =
-                decision.granting().iter().map(|p| json!({"name": p.as_str(), "namespace_id": "root", "type": "acl"})).collect();
-            body["policy_results"] = json!({"allowed": decision.allowed, "granting_policies": granting});
+            let granting: Vec<_> = decision
+                .granting()
+                .iter()
+                .map(|p| json!({"name": p.as_str(), "namespace_id": "root", "type": "acl"}))
+                .collect();
+            body["policy_results"] =
+                json!({"allowed": decision.allowed, "granting_policies": granting});
         }
         body
     }
@@ -110,7 +120,8 @@ impl Exchange<'_> {
         });
         if let Some(token) = &request.token {
             body["client_token"] = self.secret(token.expose()).into();
-            body["client_token_accessor"] = self.secret(self.auth.map_or("", |a| &a.accessor)).into();
+            body["client_token_accessor"] =
+                self.secret(self.auth.map_or("", |a| &a.accessor)).into();
         }
         if let Some((point, kind)) = self.mount {
             body["mount_point"] = point.into();
@@ -123,6 +134,10 @@ impl Exchange<'_> {
     }
 
     fn secret(&self, text: &str) -> String {
-        if text.is_empty() { String::new() } else { self.hasher.text(text) }
+        if text.is_empty() {
+            String::new()
+        } else {
+            self.hasher.text(text)
+        }
     }
 }

@@ -6,7 +6,10 @@ use serde_json::json;
 use super::*;
 
 fn sink(path: impl Into<PathBuf>) -> AuditSink {
-    AuditSink { name: "file".into(), path: path.into() }
+    AuditSink {
+        name: "file".into(),
+        path: path.into(),
+    }
 }
 
 #[tokio::test]
@@ -18,7 +21,10 @@ async fn lines_are_appended_to_a_private_file() {
         audit.write(&json!({ "n": n })).await.unwrap();
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "{\"n\":0}\n{\"n\":1}\n");
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
 }
 
 #[test]
@@ -29,7 +35,10 @@ fn a_file_that_others_can_read_is_refused() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     let error = Audit::open(&[sink(&path)]).err().unwrap();
     assert!(error.to_string().contains("chmod 600"), "{error}");
-    assert!(matches!(Audit::open(&[sink(dir.path().join("no/such/dir/x"))]), Err(AuditError::Open { .. })));
+    assert!(matches!(
+        Audit::open(&[sink(dir.path().join("no/such/dir/x"))]),
+        Err(AuditError::Open { .. })
+    ));
 }
 
 #[cfg(target_os = "linux")]
@@ -53,7 +62,11 @@ async fn a_sink_that_does_not_drain_never_hangs_a_request() {
     let path = dir.path().join("pipe");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     // Held open for reading and never read.
-    let _reader = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let _reader = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     let audit = Audit::open(&[sink(&path)]).unwrap();
     let line = json!({ "x": "y".repeat(8192) });
     let fill = async {
@@ -76,6 +89,9 @@ fn values_are_hashed_and_keys_stay() {
     assert!(!text.contains("hunter2"));
     let hash = hasher.text("hunter2");
     assert_eq!(hash.len(), "hmac-sha256:".len() + 64);
-    assert_eq!(out, json!({"password": hash, "n": 7, "list": [hash, true, null], "deep": {"k": hash}}));
+    assert_eq!(
+        out,
+        json!({"password": hash, "n": 7, "list": [hash, true, null], "deep": {"k": hash}})
+    );
     assert_ne!(Hasher::new(b"other").text("hunter2"), hash);
 }

@@ -34,16 +34,30 @@ struct State {
 impl Policies {
     /// The `default` policy of a new store.
     pub fn initialise(batch: &mut Batch) -> Result<(), ApiError> {
-        batch.put(&format!("{PREFIX}default"), &Stored { source: builtin::DEFAULT.into() })?;
+        batch.put(
+            &format!("{PREFIX}default"),
+            &Stored {
+                source: builtin::DEFAULT.into(),
+            },
+        )?;
         Ok(())
     }
 
     pub fn load(db: Db) -> Result<Self, ApiError> {
         let root = PolicyName::parse("root")?;
-        let mut all = BTreeMap::from([(root.clone(), Arc::new(Policy { name: root, source: String::new(), rules: Vec::new() }))]);
+        let mut all = BTreeMap::from([(
+            root.clone(),
+            Arc::new(Policy {
+                name: root,
+                source: String::new(),
+                rules: Vec::new(),
+            }),
+        )]);
         for path in db.names(PREFIX)? {
             let name = PolicyName::parse(path.trim_start_matches(PREFIX))?;
-            let Some((stored, _)) = db.get::<Stored>(&path)? else { continue };
+            let Some((stored, _)) = db.get::<Stored>(&path)? else {
+                continue;
+            };
             // One unreadable policy must not keep the store shut: without it its holders have fewer rights.
             match Policy::parse(name.clone(), &stored.source) {
                 Ok(policy) => {
@@ -52,12 +66,23 @@ impl Policies {
                 Err(error) => tracing::error!(policy = name.as_str(), %error, "policy ignored"),
             }
         }
-        Ok(Self { db, state: RwLock::new(State { all, acls: HashMap::new() }) })
+        Ok(Self {
+            db,
+            state: RwLock::new(State {
+                all,
+                acls: HashMap::new(),
+            }),
+        })
     }
 
     /// Names, sorted, `root` included.
     pub fn names(&self) -> Vec<String> {
-        self.state.read().all.keys().map(|n| n.as_str().to_string()).collect()
+        self.state
+            .read()
+            .all
+            .keys()
+            .map(|n| n.as_str().to_string())
+            .collect()
     }
 
     pub fn get(&self, name: &PolicyName) -> Option<Arc<Policy>> {
@@ -73,7 +98,14 @@ impl Policies {
         let path = format!("{PREFIX}{}", name.as_str());
         let _order = self.db.lock(&path).await;
         let mut batch = Batch::new(by, "policy/write");
-        batch.put(&path, &Stored { source: source.into() })?.key(format!("policy {}", name.as_str()));
+        batch
+            .put(
+                &path,
+                &Stored {
+                    source: source.into(),
+                },
+            )?
+            .key(format!("policy {}", name.as_str()));
         self.db.commit(batch).await?;
         let mut state = self.state.write();
         state.all.insert(name, Arc::new(policy));
@@ -107,7 +139,10 @@ impl Policies {
             return acl.clone();
         }
         let mut state = self.state.write();
-        let policies: Vec<_> = names.iter().filter_map(|n| state.all.get(n).cloned()).collect();
+        let policies: Vec<_> = names
+            .iter()
+            .filter_map(|n| state.all.get(n).cloned())
+            .collect();
         let acl = Arc::new(Acl::new(&policies, identity));
         if state.acls.len() >= CACHE {
             state.acls.clear();

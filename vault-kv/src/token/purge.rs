@@ -14,7 +14,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Revoke tokens, with their children, as they expire. Ends when the token store is dropped (at seal).
 pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
     loop {
-        let Some(store) = tokens.upgrade() else { return };
+        let Some(store) = tokens.upgrade() else {
+            return;
+        };
         let (due, next) = store.due();
         let mut failed = false;
         for id in due {
@@ -27,7 +29,11 @@ pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
                 }
             }
         }
-        let nap = if failed { RETRY } else { next.unwrap_or(LONGEST).min(LONGEST) };
+        let nap = if failed {
+            RETRY
+        } else {
+            next.unwrap_or(LONGEST).min(LONGEST)
+        };
         // The strong reference must not outlive the wait: dropping it is how this task ends.
         drop(store);
         tokio::time::sleep(nap.max(Duration::from_millis(200))).await;
