@@ -150,7 +150,7 @@ fn haproxy_pair(
 ) -> Result<Pair> {
     let (entry, middle) = (free_port()?, free_port()?);
     let head = format!(
-        "global\n  nbthread {threads}\n  maxconn 10000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1m\n  \
+        "global\n  nbthread {threads}\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1m\n  \
          timeout server 1m\n"
     );
     let tls = |who: &str| {
@@ -170,14 +170,24 @@ fn haproxy_pair(
     );
     let start = |name: &str, config: String| -> Result<Process> {
         let file = folder.join(format!("haproxy-{name}.cfg"));
+        let said = std::fs::File::create(folder.join(format!("haproxy-{name}.log")))?;
         std::fs::write(&file, config)?;
+        // haproxy does not notice that this program is gone; the kernel tells it, where setpriv is to be had.
+        let mut command = match installed("setpriv") {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "TERM"]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         Process::start(
-            Command::new(program)
+            command
                 .arg("-db")
                 .arg("-f")
                 .arg(file)
                 .stdout(Stdio::null())
-                .stderr(Stdio::null()),
+                .stderr(said),
         )
     };
     let mut pair = Pair {
@@ -191,9 +201,11 @@ fn haproxy_pair(
         .is_err()
     {
         if pair.processes.iter_mut().any(Process::has_ended) {
+            let log = |name| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
             bail!(
-                "haproxy does not start with the files in {}",
-                folder.display()
+                "haproxy does not start:\n{}{}",
+                log("haproxy-caller.log"),
+                log("haproxy-callee.log")
             );
         }
         if Instant::now() > deadline {
