@@ -2,7 +2,7 @@
 //!
 //! A sidecar attaches as an instance, gets certificates for the key it made, and follows endpoints and the
 //! mesh's configuration. Knows the catalog and the identity of libmesh, and of the agent only what
-//! [`AttachHost`] asks for.
+//! [`host::AttachHost`] asks for.
 
 pub mod callers;
 pub mod client;

@@ -407,11 +407,12 @@ impl<H: AttachHost> AttachServer<H> {
     }
 
     fn caller(&self, call: &Call) -> Result<Caller, Problem> {
-        let token = match call.request.headers().get(TOKEN_HEADER) {
-            // What is no text is no token of ours, but it is not "no token" either.
-            Some(shown) => Some(shown.to_str().unwrap_or_default()),
-            None => None,
-        };
+        // What is no text is no token of ours, but it is not "no token" either.
+        let token = call
+            .request
+            .headers()
+            .get(TOKEN_HEADER)
+            .map(|shown| shown.to_str().unwrap_or_default());
         self.inner
             .host
             .callers()

@@ -187,13 +187,13 @@ fn signals(
 /// Tells on stdout where it listens, for people and scripts that gave port 0.
 fn say(addresses: &Addresses) {
     let mut lines = String::new();
-    for addr in &addresses.inbound {
+    if let Some(addr) = addresses.inbound {
         lines += &format!("inbound  {addr}\n");
     }
     for addr in &addresses.upstreams {
         lines += &format!("upstream {addr}\n");
     }
-    for addr in &addresses.admin {
+    if let Some(addr) = addresses.admin {
         lines += &format!("admin    http://{addr}\n");
     }
     // The reader of stdout may have closed it; that is no reason to end.

@@ -161,7 +161,7 @@ struct Counters {
     refused: [AtomicU64; Refusal::ALL.len()],
 }
 
-/// [`Counters`] at one moment, as JSON.
+/// Counts of one direction at one moment, as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Connections let through.
@@ -559,8 +559,8 @@ mod tests {
         tokio::task::yield_now().await;
         all.cut(id, "idle");
         assert_eq!(&*asked.await.unwrap(), "idle");
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(other.record.cut.poll(&mut cx).is_pending());
+        let cx = Context::from_waker(Waker::noop());
+        assert!(other.record.cut.poll(&cx).is_pending());
         all.cut_all("drained");
         assert_eq!(&*other.asked_to_end().await, "drained");
     }

@@ -130,7 +130,7 @@ pub(super) async fn endpoints(
             settled = Some(Instant::now() + SETTLING);
         }
         after = Some(reply.index);
-        up = None;
+        drop(up.take());
         let known = balancer.endpoints();
         let believed = !reply.endpoints.is_empty() || settled.is_none_or(|at| Instant::now() >= at);
         if believed || known.is_empty() {
@@ -181,7 +181,7 @@ pub(super) async fn bundle(agent: AgentClient, bundles: BundleStore, up: Pending
             continue;
         };
         match bundles.offer(signed).await {
-            Ok(_) => up = None,
+            Ok(_) => drop(up.take()),
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
