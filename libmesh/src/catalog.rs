@@ -21,6 +21,7 @@ use tokio::sync::watch as tokio_watch;
 use crate::model::{InstanceId, InvalidField, Liveness, NodeId, ServiceName};
 
 mod apply;
+mod belief;
 mod facts;
 mod index;
 mod local;

@@ -116,7 +116,7 @@ impl Catalog {
     fn apply_message(&self, message: Message) -> Result<Outcome, Rejection> {
         let node = message.delta.node;
         let now = (self.inner.clock)();
-        let (verified, certificate) = {
+        let (verified, certificate, trust) = {
             let state = self.inner.state.lock();
             // Nothing is kept of a node before something that it signed is here.
             let known = state.nodes.get(&node);
@@ -131,9 +131,19 @@ impl Catalog {
             if !is_news {
                 return Ok(Outcome::Known);
             }
-            known.map_or_else(Default::default, |known| {
+            let brings_another = || {
+                let brought = certificate_in(&message.delta);
+                known.is_some_and(|known| brought.is_some_and(|body| body != known.certificate))
+            };
+            if let Some(reason) = known.and_then(|known| known.disowned.clone())
+                && !brings_another()
+            {
+                return Err(Rejection::Certificate { node, reason });
+            }
+            let (verified, certificate) = known.map_or_else(Default::default, |known| {
                 (known.verified.clone(), known.certificate.clone())
-            })
+            });
+            (verified, certificate, state.trust)
         };
         let (verified, certificate) = match certificate_in(&message.delta) {
             Some(body) if body != certificate => (self.verify(node, &body)?, body),
@@ -152,7 +162,7 @@ impl Catalog {
             self.outrank(message.delta.epoch, now);
             return Ok(Outcome::Known);
         }
-        self.take_in(message, verified, certificate, now)
+        self.take_in(message, verified, certificate, trust)
     }
 
     fn verify(&self, node: NodeId, body: &[u8]) -> Result<VerifiedNode, Rejection> {
@@ -189,11 +199,16 @@ impl Catalog {
         message: Message,
         verified: VerifiedNode,
         certificate: Bytes,
-        now: u64,
+        trust: u64,
     ) -> Result<Outcome, Rejection> {
         let node = message.delta.node;
+        let now = (self.inner.clock)();
         let mut state = self.inner.state.lock();
-        let known = state.node(node, now);
+        if state.trust != trust {
+            drop(state);
+            return self.apply_message(message);
+        }
+        let mut known = state.node(node, now);
         if known.replica.kept_bytes() + message.raw.len() > KEPT_MAX
             || known.replica.records() + message.delta.items.len() > RECORDS_MAX
         {
@@ -202,6 +217,10 @@ impl Catalog {
         if known.certificate != certificate {
             known.rights_changed = known.verified.is_some();
             (known.verified, known.certificate) = (Some(verified), certificate);
+            if known.disowned.take().is_some() {
+                state.publish(&self.inner.index, node, Touched::whole_node(), now);
+                known = state.node(node, now);
+            }
         }
         let mut changes = match known.replica.apply(message.delta, message.raw) {
             Effect::Known => return Ok(Outcome::Known),
@@ -232,6 +251,7 @@ impl Catalog {
                 .lock()
                 .nodes
                 .get(&node)
+                .filter(|known| known.disowned.is_none())
                 .map_or_else(Vec::new, |n| n.replica.messages_since(have));
         }
         self.inner
@@ -271,7 +291,8 @@ impl Catalog {
         messages
     }
 
-    /// How far this catalog is with each node's log, itself included. Leaves out nodes it wants nothing of.
+    /// How far this catalog is with each node's log, itself included. Leaves out nodes it wants nothing of, and
+    /// those it no longer believes.
     pub fn heads(&self) -> Vec<LogHead> {
         let state = self.inner.state.lock();
         let own = LogHead {
@@ -285,7 +306,7 @@ impl Catalog {
             .filter(|(id, _)| **id != self.inner.own)
             .filter_map(|(id, node)| {
                 let at = node.replica.wanted_after();
-                wanted(node).then(|| LogHead {
+                (wanted(node) && node.disowned.is_none()).then(|| LogHead {
                     node: *id,
                     at,
                     content: node.replica.content(),

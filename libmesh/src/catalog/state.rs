@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) nodes: HashMap<NodeId, NodeState>,
     pub(super) own_log: NodeLog,
     pub(super) events: MassEvents,
+    /// How often trust changed; see [`reverify`](super::Catalog::reverify).
+    pub(super) trust: u64,
     revision: u64,
     swept: u64,
 }
@@ -43,6 +45,8 @@ pub(super) struct NodeState {
     pub(super) verified: Option<VerifiedNode>,
     /// The record that `verified` comes from.
     pub(super) certificate: Bytes,
+    /// Why its certificate no longer counts, if so: nothing of it is shown or passed on.
+    pub(super) disowned: Option<String>,
     /// `verified` has changed since the records were read.
     pub(super) rights_changed: bool,
     /// Records that are shown to nobody, with the reason; by key.
@@ -60,13 +64,16 @@ impl NodeState {
             replica: Replica::default(),
             verified: None,
             certificate: Bytes::new(),
+            disowned: None,
             rights_changed: false,
             poison: BTreeMap::new(),
         }
     }
 
     fn is_shown(&self) -> bool {
-        self.facts.record().is_some() && (self.liveness.is_present() || self.stale)
+        self.facts.record().is_some()
+            && self.disowned.is_none()
+            && (self.liveness.is_present() || self.stale)
     }
 }
 
@@ -80,6 +87,7 @@ impl State {
             nodes,
             own_log,
             events: MassEvents::default(),
+            trust: 0,
             revision: 0,
             swept: 0,
         }
@@ -144,6 +152,7 @@ impl State {
     fn present_in(&self, zone: &str) -> usize {
         let counts = |node: &&NodeState| {
             node.liveness.is_present()
+                && node.disowned.is_none()
                 && node
                     .facts
                     .record()
@@ -190,6 +199,9 @@ impl State {
         let Some(state) = self.nodes.get(&node) else {
             return;
         };
+        if state.disowned.is_some() && index.node(&node).is_none() {
+            return;
+        }
         let revision = now.max(self.revision + 1);
         self.revision = revision;
 
@@ -228,7 +240,7 @@ impl State {
                 }
             }
         }
-        if state.liveness == Liveness::Left {
+        if state.liveness == Liveness::Left || state.disowned.is_some() {
             index.remove_node(&node);
         }
         for (name, changes) in changes {

@@ -1,3 +1,4 @@
+mod belief;
 mod log;
 mod read;
 mod replicate;

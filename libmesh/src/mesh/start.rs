@@ -122,6 +122,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         membership.clone(),
         stop.clone(),
     ));
+    tasks.spawn(upkeep::follow_trust(trust, catalog.clone(), stop.clone()));
     let subject = Subject::Node(credentials.key.clone());
     tasks.spawn(
         identity

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     catalog::Catalog,
-    identity::Identity,
+    identity::{Identity, Trust},
     join::{NodeCredentials, NodeDirectory},
     member::Membership,
 };
@@ -52,6 +52,25 @@ pub(super) async fn follow_certificate(
                 error = &error as &dyn std::error::Error,
                 "the new node certificate is not kept"
             );
+        }
+    }
+}
+
+/// Hides nodes whose certificates no longer count, and shows them again when they do.
+pub(super) async fn follow_trust(trust: Trust, catalog: Catalog, stop: CancellationToken) {
+    let mut changes = trust.watch();
+    loop {
+        // At the start, too: revocations may have come before this task.
+        let catalog = catalog.clone();
+        let verified = tokio::task::spawn_blocking(move || catalog.reverify());
+        if verified.await.is_err() {
+            tracing::error!("the certificates of the nodes were not verified again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            }
         }
     }
 }

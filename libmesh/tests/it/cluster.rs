@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 use libmesh::{
-    bundle::{Action, Intention, SignedBundle},
+    bundle::{Action, Intention, Revocation, SignedBundle},
     identity::{
         CertificateSource, Issued, NodeKey, PublishRights, SIGN_NODE_PATH, SIGN_SERVICE_PATH,
         SignRequest, SigningKeyPair, SourceError, SpiffeId,
@@ -149,6 +149,20 @@ impl Cluster {
             action: Action::Allow,
         };
         let signed = self.authority.signer.lock().allow(pairs.iter().map(rule));
+        self.publish(signed).await;
+    }
+
+    /// Revokes exactly these, as the server's next config bundle says.
+    pub async fn revoke(&self, revoked: impl IntoIterator<Item = Revocation>) {
+        let signed = {
+            let mut signer = self.authority.signer.lock();
+            signer.bundle.revoked = revoked.into_iter().collect();
+            signer.next()
+        };
+        self.publish(signed).await;
+    }
+
+    async fn publish(&self, signed: SignedBundle) {
         *self.authority.newest.lock() = signed.clone();
         self.server.bundle().offer(signed).await.unwrap();
     }

@@ -9,6 +9,7 @@ use std::{
 
 use http::StatusCode;
 use libmesh::{
+    bundle::Revocation,
     catalog::LocalError,
     connect::{ConnectError, MeshStream},
     identity::PublishRights,
@@ -216,6 +217,33 @@ async fn a_node_that_dies_is_hidden_and_comes_back_without_stale_records() {
     assert!(took < Duration::from_secs(5), "{took:?}");
     until("b knows the mesh", || b.catalog().nodes().len() == 3).await;
     assert_eq!(b.bundle().index(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_node_is_in_nobodys_catalog_until_the_revocation_goes() {
+    let cluster = Cluster::start(HOUR).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    let b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    a.register(instance("db", 5432, None)).unwrap();
+    let others = [&cluster.server, &b];
+    let shown = |yes: bool| {
+        others.iter().all(|mesh| {
+            mesh.catalog().node("a").is_some() == yes && (present(mesh, "db") == 1) == yes
+        })
+    };
+    until("db of a seen by the others", || shown(true)).await;
+
+    let (id, serial) = (a.identity().spiffe_id(), a.identity().serial());
+    for revoked in [Revocation::Identity(id), Revocation::Serial(serial)] {
+        cluster.revoke([revoked]).await;
+        until("a hidden by the others", || shown(false)).await;
+        cluster.revoke([]).await;
+        until("a shown again by the others", || shown(true)).await;
+    }
+    a.leave().await;
+    b.leave().await;
+    cluster.server.leave().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

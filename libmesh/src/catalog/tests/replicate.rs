@@ -13,7 +13,7 @@ use crate::catalog::testing::TestNode;
 use crate::catalog::{Outcome, Rejection, fuzz_message, wire};
 use crate::model::Liveness;
 
-fn test_node(n: u8, clock: &TestClock) -> TestNode {
+pub(super) fn test_node(n: u8, clock: &TestClock) -> TestNode {
     let clock = clock.options().clock;
     TestNode::with_clock(
         &format!("node{n}"),
@@ -22,7 +22,7 @@ fn test_node(n: u8, clock: &TestClock) -> TestNode {
     )
 }
 
-fn pair() -> (TestClock, TestNode, TestNode) {
+pub(super) fn pair() -> (TestClock, TestNode, TestNode) {
     let clock = TestClock::at(1_000_000_000);
     let (a, b) = (test_node(1, &clock), test_node(2, &clock));
     (clock, a, b)
