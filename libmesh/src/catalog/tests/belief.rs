@@ -69,11 +69,7 @@ fn a_revoked_node_is_hidden_until_the_revocation_goes() {
     assert!(matches!(catalog.apply(news), Outcome::Rejected(_)));
     assert!(!is_shown(&catalog, &a));
     assert!(catalog.heads().iter().all(|log| log.node != a.id()));
-    assert!(
-        catalog
-            .messages_since(a.id(), Head::default())
-            .is_empty()
-    );
+    assert!(catalog.messages_since(a.id(), Head::default()).is_empty());
     assert_eq!(catalog.reverify(), [a.id()]);
 
     verifier.0.lock().clear();
