@@ -288,7 +288,7 @@ async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .map(|check| {
             let instance = check.service.as_ref().and_then(|id| instances.get(id));
             let output = inner.checks.output(&check.id);
-            let rendered = render::own_check(node, check, instance.map(|i| &**i), output);
+            let rendered = render::agent_check(node, check, instance.map(|i| &**i), output);
             (&*check.id, rendered)
         })
         .collect();

@@ -11,8 +11,8 @@ use libmesh::{
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, agent_checks, bad_request, catalog::no_filter, decode::Fields, done, handler,
-    render,
+    Inner, Refused, agent_checks, bad_request, blocking::Blocking, catalog::no_filter,
+    decode::Fields, done, handler, render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 
@@ -274,19 +274,29 @@ async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     Ok(json_reply(StatusCode::OK, &list))
 }
 
+/// What a hash is for, an own change stamp does as well.
+fn content_hash(instance: &Instance) -> String {
+    format!("{:016x}", instance.modify_stamp)
+}
+
+/// With `hash`, waits until the instance is another one than that of the hash.
 async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let instance = id.and_then(|id| inner.catalog.local().service(&id));
-    let Some(instance) = instance else {
+    let find = || inner.catalog.local().service(id.as_ref()?);
+    if let Some(hash) = call.query.filled("hash") {
+        let blocking = Blocking::of(&call)?;
+        let same = || find().is_some_and(|instance| content_hash(&instance) == hash);
+        blocking.while_holds(&inner, &call, same).await;
+    }
+    let Some(instance) = find() else {
         return Err(Refused::new(
             StatusCode::NOT_FOUND,
             format!("unknown service ID: {given}"),
         ));
     };
     let mut value = render::agent_service(&inner, &instance);
-    // What a hash is for, an own change stamp does as well.
-    let hash = format!("{:016x}", instance.modify_stamp);
+    let hash = content_hash(&instance);
     value["ContentHash"] = json!(hash);
     let mut reply = json_reply(StatusCode::OK, &value);
     if let Ok(hash) = HeaderValue::try_from(hash) {
@@ -336,7 +346,7 @@ fn health_of(inner: &Inner, instance: &Instance) -> (Health, Value) {
     let worst = worst.unwrap_or(Health::Passing);
     let rendered = own.iter().map(|check| {
         let instance = check.service.is_some().then_some(instance);
-        render::own_check(node, check, instance, inner.checks.output(&check.id))
+        render::agent_check(node, check, instance, inner.checks.output(&check.id))
     });
     let value = json!({
         "AggregatedStatus": worst.as_str(),

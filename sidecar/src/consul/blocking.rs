@@ -99,6 +99,16 @@ impl Blocking {
         inner.floor(inner.catalog.revision())
     }
 
+    /// Waits while `holds` does, looking at each change of the catalog.
+    pub async fn while_holds(&self, inner: &Inner, call: &Call, holds: impl Fn() -> bool) {
+        let mut revisions = inner.catalog.watch_all();
+        let over = async {
+            while holds() && revisions.changed().await.is_ok() {}
+            0
+        };
+        self.until(call, self.wait, over).await;
+    }
+
     /// A JSON answer with the headers of a read.
     pub fn reply<T: Serialize + ?Sized>(&self, index: u64, value: &T) -> Reply {
         let mut reply = json(StatusCode::OK, value);

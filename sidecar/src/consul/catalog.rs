@@ -18,6 +18,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         .get("/v1/catalog/nodes", handler(inner, nodes))
         .get("/v1/catalog/services", handler(inner, services))
         .get("/v1/catalog/service/*name", handler(inner, service))
+        .get("/v1/catalog/connect/*name", handler(inner, nothing))
         .get("/v1/catalog/node/:name", handler(inner, node))
         .get(
             "/v1/catalog/node-services/:name",
@@ -105,6 +106,14 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
         .collect();
     let value = json!({"Node": render::node(&node), "Services": services});
     Ok(blocking.reply(index, &value))
+}
+
+/// Proxies in Consul's own sense: there are none, sidecars of ours are not registered as services.
+pub async fn nothing(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    let name = service_name(&call)?;
+    let blocking = Blocking::of(&call)?;
+    let index = blocking.service(&inner, &call, name).await;
+    Ok(blocking.reply(index, &[(); 0]))
 }
 
 /// The `:name` of a service route.

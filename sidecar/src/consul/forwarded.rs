@@ -37,11 +37,11 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
             routes = routes.on(method, path, handler(inner, forward));
         }
     }
+    let disabled = |_| async { text(StatusCode::UNAUTHORIZED, "ACL support disabled") };
     for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
-        routes = routes.on(method, "/v1/acl/*path", |_| async {
-            text(StatusCode::UNAUTHORIZED, "ACL support disabled")
-        });
+        routes = routes.on(method, "/v1/acl/*path", disabled);
     }
+    routes = routes.put("/v1/agent/token/:kind", disabled);
     routes
 }
 

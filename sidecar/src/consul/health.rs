@@ -10,7 +10,7 @@ use libmesh::{
 use super::{
     Inner, Refused, bad_request,
     blocking::Blocking,
-    catalog::{has_meta, no_filter, service_name, wanted},
+    catalog::{self, has_meta, no_filter, service_name, wanted},
     handler, render,
 };
 use crate::http::{Call, Reply, Routes};
@@ -18,6 +18,8 @@ use crate::http::{Call, Reply, Routes};
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .get("/v1/health/service/*name", handler(inner, service))
+        .get("/v1/health/connect/*name", handler(inner, catalog::nothing))
+        .get("/v1/health/ingress/*name", handler(inner, catalog::nothing))
         .get("/v1/health/checks/*name", handler(inner, checks))
         .get("/v1/health/state/*state", handler(inner, state))
         .get("/v1/health/node/:name", handler(inner, node))

@@ -127,6 +127,7 @@ pub struct CatalogEntry<'a> {
     service_enable_tag_override: bool,
     service_proxy: Proxy,
     service_connect: Empty,
+    service_locality: Option<Empty>,
     create_index: u64,
     modify_index: u64,
 }
@@ -278,6 +279,7 @@ pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
         service_enable_tag_override: instance.enable_tag_override,
         service_proxy: PROXY,
         service_connect: Empty {},
+        service_locality: None,
         create_index: instance.create_stamp,
         modify_index: instance.modify_stamp,
     }
@@ -310,8 +312,21 @@ pub fn check<'a>(
     own_check(node.record.name.as_str(), record, instance, output)
 }
 
-/// A check with its output.
-pub fn own_check<'a>(
+/// A check as the agent's own endpoints show it: without indexes.
+pub fn agent_check<'a>(
+    node: &'a str,
+    record: &'a CheckRecord,
+    instance: Option<&'a Instance>,
+    output: Option<String>,
+) -> Check<'a> {
+    Check {
+        create_index: 0,
+        modify_index: 0,
+        ..own_check(node, record, instance, output)
+    }
+}
+
+fn own_check<'a>(
     node: &'a str,
     record: &'a CheckRecord,
     instance: Option<&'a Instance>,

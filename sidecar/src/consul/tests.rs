@@ -139,10 +139,24 @@ async fn a_registered_service_is_found_everywhere() {
     assert_eq!(health["Service"]["Port"], 8001);
     assert_eq!(health["Node"]["Address"], "127.0.0.9");
     assert_eq!(health["Checks"][0]["CheckID"], "serfHealth");
-    assert_eq!(
-        get(&api, "/v1/agent/service/web1").await.json()["ID"],
-        "web1"
-    );
+    let one = get(&api, "/v1/agent/service/web1").await.json();
+    assert_eq!(one["ID"], "web1");
+    let hash = one["ContentHash"].as_str().unwrap();
+    let waiting = tokio::spawn({
+        let (api, path) = (
+            api.clone(),
+            format!("/v1/agent/service/web1?hash={hash}&wait=60s"),
+        );
+        async move { get(&api, &path).await.json() }
+    });
+    let short = format!("/v1/agent/service/web1?hash={hash}&wait=200ms");
+    assert_eq!(get(&api, &short).await.json()["ContentHash"], hash);
+    register(&api, json!({"ID": "web1", "Name": "web", "Port": 8002})).await;
+    let changed = timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(changed["Port"], 8002);
     let members = get(&api, "/v1/agent/members").await.json();
     assert_eq!(
         (&members[0]["Name"], &members[0]["Status"]),
