@@ -41,7 +41,7 @@ pub mod wire;
 #[doc(hidden)]
 pub use apply::fuzz_message;
 pub use apply::{LogHead, Outcome, Quarantined, Rejection};
-pub use local::{LocalLog, OwnHead};
+pub use local::{Inherited, LocalLog, OwnHead};
 pub use saved::SavedError;
 pub use verify::{Signer, VerifiedNode, Verifier};
 pub use view::{InstanceView, NodeView, ServiceView};
@@ -273,6 +273,7 @@ impl Catalog {
         let State {
             nodes,
             own_log: log,
+            inherited,
             ..
         } = &mut *state;
         let own = nodes
@@ -283,6 +284,7 @@ impl Catalog {
             facts: &mut own.facts,
             verified: &mut own.verified,
             log,
+            inherited,
             touched,
             urgent: false,
             now,

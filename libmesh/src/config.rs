@@ -39,6 +39,10 @@ pub struct Config {
     /// The node directory (mode 0700): key, certificate, keyring, caches. `None`: nothing is kept, which
     /// needs [`Credentials::Given`].
     pub directory: Option<PathBuf>,
+    /// Whether the instances and checks of the node's last life stay (needs a directory) until
+    /// [`LocalLog::settle`](crate::catalog::LocalLog::settle), so that those registered again are never
+    /// gone. Default false: they go at the start.
+    pub resume: bool,
     /// Where the credentials come from.
     pub credentials: Credentials,
     /// Nodes to join through and to announce to.
@@ -73,6 +77,7 @@ impl Config {
             bind: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8301)),
             advertise: None,
             directory: None,
+            resume: false,
             credentials,
             seeds: Vec::new(),
             join_patience: Duration::from_secs(60),

@@ -24,6 +24,7 @@ use crate::{
     connect::{Acceptor, Connector, MeshStream},
     health::Scheduler,
     identity::{CertificateSource, Identity, Subject, Trust},
+    join::NodeDirectory,
     member::Membership,
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName, ServiceName},
     rpc,
@@ -54,6 +55,7 @@ struct Inner {
     advertise: SocketAddr,
     identity: Identity,
     catalog: Catalog,
+    directory: Option<NodeDirectory>,
     membership: Membership,
     bundles: BundleStore,
     client: rpc::Client,
@@ -281,7 +283,11 @@ impl Mesh {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         if timeout(END, self.inner.tasks.wait()).await.is_err() {
-            tracing::warn!("some work of the mesh did not end in time");
+            return tracing::warn!("some work of the mesh did not end in time");
+        }
+        if let Some(directory) = &self.inner.directory {
+            // Nothing is told to others any more: the next start goes on exactly here.
+            upkeep::save_log(&self.inner.catalog, directory, true).await;
         }
     }
 }

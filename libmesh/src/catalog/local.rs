@@ -8,6 +8,7 @@ use tokio::sync::watch as tokio_watch;
 use super::facts::{Facts, Touched};
 use super::log::{Head, NodeLog};
 use super::record::{self, Key};
+use super::state::Inheritance;
 use super::verify::VerifiedNode;
 use super::wire::RECORD_MAX;
 use super::{Catalog, LocalError};
@@ -77,6 +78,7 @@ impl LocalLog {
                     service: instance.service,
                 });
             }
+            own.inherited.instances.remove(&id);
             (instance.create_stamp, instance.modify_stamp) = (own.now, own.now);
             if let Some(old) = own.facts.instance(&id) {
                 if old.same_as(&instance) {
@@ -97,20 +99,7 @@ impl LocalLog {
 
     /// Takes an instance and its checks away; whether there was one.
     pub fn remove_service(&self, id: &InstanceId) -> bool {
-        self.catalog.write_own(|own| {
-            let checks: Vec<_> = own
-                .facts
-                .checks_of(Some(id))
-                .map(|check| Arc::clone(&check.id))
-                .collect();
-            for check in checks {
-                own.remove_check(&check);
-            }
-            let found = own.facts.instance(id).is_some();
-            own.remove(&Key::Instance(id.clone()));
-            own.facts.set_instance(id, None, &mut own.touched);
-            found
-        })
+        self.catalog.write_own(|own| own.remove_service(id))
     }
 
     /// Publishes a check, or its new status. The stamps are set here.
@@ -128,6 +117,7 @@ impl LocalLog {
                     id: instance.clone(),
                 });
             }
+            own.inherited.checks.remove(&id);
             (check.create_stamp, check.modify_stamp) = (own.now, own.now);
             if let Some(old) = own.facts.check(&id) {
                 if old.same_as(&check) {
@@ -155,6 +145,40 @@ impl LocalLog {
             own.remove_check(&id);
             true
         })
+    }
+
+    /// Takes away what the log said in the node's last life (see [`Catalog::restore`]) and nobody has said again since
+    /// the start, except what `keep` wants. What is kept, may be settled again later. A check goes with its instance.
+    pub fn settle(&self, keep: impl Fn(Inherited<'_>) -> bool) {
+        self.catalog.write_own(|own| {
+            let gone: Vec<_> = own
+                .inherited
+                .instances
+                .iter()
+                .filter_map(|id| own.facts.instance(id))
+                .filter(|instance| !keep(Inherited::Instance(instance)))
+                .map(|instance| instance.id.clone())
+                .collect();
+            for id in gone {
+                own.remove_service(&id);
+            }
+            let stays = |check: &CheckRecord| {
+                let with = check.service.as_ref();
+                with.is_some_and(|id| own.inherited.instances.contains(id))
+                    || keep(Inherited::Check(check))
+            };
+            let gone: Vec<_> = own
+                .inherited
+                .checks
+                .iter()
+                .filter_map(|id| own.facts.check(id))
+                .filter(|check| !stays(check))
+                .map(|check| Arc::clone(&check.id))
+                .collect();
+            for id in gone {
+                own.remove_check(&id);
+            }
+        });
     }
 
     /// Where this node's log stands, told of every change.
@@ -185,6 +209,15 @@ impl LocalLog {
     }
 }
 
+/// A record of the node's last life.
+#[derive(Debug, Clone, Copy)]
+pub enum Inherited<'a> {
+    /// An instance.
+    Instance(&'a Instance),
+    /// A check of the node, or of an instance that was registered again.
+    Check(&'a CheckRecord),
+}
+
 /// Where the own log stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OwnHead {
@@ -199,6 +232,7 @@ pub(super) struct OwnWrite<'a> {
     pub(super) facts: &'a mut Facts,
     pub(super) verified: &'a mut Option<VerifiedNode>,
     pub(super) log: &'a mut NodeLog,
+    pub(super) inherited: &'a mut Inheritance,
     pub(super) touched: Touched,
     pub(super) urgent: bool,
     pub(super) now: u64,
@@ -213,7 +247,21 @@ impl OwnWrite<'_> {
         self.urgent |= self.log.remove(&key.encode(), self.now).is_some();
     }
 
+    fn remove_service(&mut self, id: &InstanceId) -> bool {
+        let checks = self.facts.checks_of(Some(id));
+        let checks: Vec<_> = checks.map(|check| Arc::clone(&check.id)).collect();
+        for check in checks {
+            self.remove_check(&check);
+        }
+        let found = self.facts.instance(id).is_some();
+        self.inherited.instances.remove(id);
+        self.remove(&Key::Instance(id.clone()));
+        self.facts.set_instance(id, None, &mut self.touched);
+        found
+    }
+
     fn remove_check(&mut self, id: &Arc<str>) {
+        self.inherited.checks.remove(id);
         self.remove(&Key::Check(Arc::clone(id)));
         self.facts.set_check(id, None, &mut self.touched);
     }

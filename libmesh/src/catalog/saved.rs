@@ -4,6 +4,8 @@
 //! Only a log saved at a clean stop is known to be that; any other may miss the last changes, and goes on with its
 //! records in a greater epoch, which costs peers one snapshot and wakes nobody where nothing changed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +65,7 @@ impl Catalog {
     }
 
     /// A catalog that goes on with what [`save`](Self::save) gave. The records are there again; whoever runs the
-    /// instances and checks removes those that it no longer has.
+    /// instances and checks says them again and then calls [`LocalLog::settle`](super::LocalLog::settle).
     ///
     /// # Errors
     /// [`SavedError`].
@@ -105,6 +107,8 @@ impl Catalog {
                     own.log.remove(&key, own.now);
                 }
             }
+            own.inherited.instances = own.facts.instances().map(|i| i.id.clone()).collect();
+            own.inherited.checks = own.facts.checks().map(|c| Arc::clone(&c.id)).collect();
         });
         Ok(catalog)
     }

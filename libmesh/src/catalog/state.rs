@@ -1,6 +1,6 @@
 //! The write side: all nodes' facts behind one lock, and how a change becomes views.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,11 +24,19 @@ const REAP: u64 = 72 * 3_600_000_000;
 pub(super) struct State {
     pub(super) nodes: HashMap<NodeId, NodeState>,
     pub(super) own_log: NodeLog,
+    /// What the own log said in its last life and nobody has said again in this one.
+    pub(super) inherited: Inheritance,
     pub(super) events: MassEvents,
     /// How often trust changed; see [`reverify`](super::Catalog::reverify).
     pub(super) trust: u64,
     revision: u64,
     swept: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Inheritance {
+    pub(super) instances: BTreeSet<InstanceId>,
+    pub(super) checks: BTreeSet<Arc<str>>,
 }
 
 pub(super) struct NodeState {
@@ -86,6 +94,7 @@ impl State {
         Self {
             nodes,
             own_log,
+            inherited: Inheritance::default(),
             events: MassEvents::default(),
             trust: 0,
             revision: 0,

@@ -45,7 +45,7 @@ pub enum DirectoryError {
     Key(#[from] KeyError),
 }
 
-/// A directory with the node's key, certificate, gossip keyring, member candidates and config bundle:
+/// A directory with the node's key, certificate, gossip keyring, member candidates, own log and config bundle:
 /// mode 0700, its files 0600.
 #[derive(Debug, Clone)]
 pub struct NodeDirectory {
@@ -166,6 +166,15 @@ impl NodeDirectory {
 
     pub(crate) fn save_generation(&self, generation: u64) -> Result<(), DirectoryError> {
         self.write("generation", &generation.to_be_bytes())
+    }
+
+    /// The own log as [`Catalog::save`](crate::catalog::Catalog::save) gave it; `None` before the first start.
+    pub(crate) fn log(&self) -> Result<Option<Zeroizing<Vec<u8>>>, DirectoryError> {
+        self.read("log")
+    }
+
+    pub(crate) fn save_log(&self, bytes: &[u8]) -> Result<(), DirectoryError> {
+        self.write("log", bytes)
     }
 
     /// Where the config bundle is cached.

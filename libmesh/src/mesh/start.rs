@@ -55,7 +55,18 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         }
     }
 
-    let catalog = catalog(&config, &credentials, &trust, &identity, advertise)?;
+    let catalog = catalog(
+        &config,
+        &credentials,
+        &trust,
+        &identity,
+        advertise,
+        directory.as_ref(),
+    )?;
+    if let Some(directory) = &directory {
+        // Takes back the "clean" of the last stop before anything is told to others.
+        directory.save_log(&catalog.save(false))?;
+    }
     let client = Client::new(identity.clone());
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -130,6 +141,8 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
             .keep_renewed(certificates.clone(), subject, stop.clone()),
     );
     if let Some(directory) = directory.clone() {
+        let (log, kept) = (catalog.clone(), directory.clone());
+        tasks.spawn(upkeep::follow_log(log, kept, stop.clone()));
         tasks.spawn(upkeep::follow_members(
             membership.clone(),
             directory,
@@ -142,7 +155,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         own,
         own_catalog,
         credentials,
-        directory,
+        directory.clone(),
         stop.clone(),
     ));
 
@@ -155,6 +168,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         checks: Scheduler::new(catalog.local()),
         outbound: Outbound::new(catalog.clone(), bundles.clone(), stop.clone()),
         catalog,
+        directory,
         membership,
         bundles,
         client,
@@ -241,6 +255,7 @@ fn catalog(
     trust: &Trust,
     identity: &Identity,
     advertise: SocketAddr,
+    directory: Option<&NodeDirectory>,
 ) -> Result<Catalog, MeshError> {
     let options = Options {
         verifier: Some(Arc::new(NodeVerifier(trust.clone()))),
@@ -248,8 +263,20 @@ fn catalog(
         ..Options::default()
     };
     let id = credentials.key.node_id();
-    let catalog = Catalog::open(id, options);
+    let saved = directory.map(NodeDirectory::log).transpose()?.flatten();
+    let restored = saved.map(|saved| Catalog::restore(id, options.clone(), &saved));
+    let catalog = match restored {
+        Some(Ok(catalog)) => catalog,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "beginning without the records of the last life");
+            Catalog::open(id, options)
+        }
+        None => Catalog::open(id, options),
+    };
     let local = catalog.local();
+    if !config.resume {
+        local.settle(|_| false);
+    }
     local.set_certificate(&identity.chain())?;
     local.put_node(NodeRecord {
         id,

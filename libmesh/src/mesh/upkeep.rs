@@ -1,9 +1,9 @@
-//! What a node keeps on disk while it runs: its newest certificate and roots, and whom to ask after a
-//! restart.
+//! What a node keeps on disk while it runs: its newest certificate and roots, its records, and whom to ask after
+//! a restart.
 
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -13,6 +13,8 @@ use crate::{
     member::Membership,
 };
 
+/// How long after a change the own log is written: what comes meanwhile costs no further write.
+const LOG: Duration = Duration::from_secs(5);
 /// How often the member candidates are written, if they changed.
 const CANDIDATES: Duration = Duration::from_secs(10);
 
@@ -106,6 +108,41 @@ pub(super) async fn follow_members(
             }
             Err(_) => return,
         }
+    }
+}
+
+/// Keeps the own log, a while after each change.
+pub(super) async fn follow_log(
+    catalog: Catalog,
+    directory: NodeDirectory,
+    stop: CancellationToken,
+) {
+    let mut head = catalog.local().watch();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = head.changed() => if changed.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(LOG) => {}
+        }
+        head.mark_unchanged();
+        save_log(&catalog, &directory, false).await;
+    }
+}
+
+/// Keeps the own log; `clean` when nothing after it is told to others.
+pub(super) async fn save_log(catalog: &Catalog, directory: &NodeDirectory, clean: bool) {
+    let (catalog, directory) = (catalog.clone(), directory.clone());
+    let save = move || directory.save_log(&catalog.save(clean));
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(save).await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the own records are not kept"
+        );
     }
 }
 

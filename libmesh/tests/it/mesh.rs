@@ -247,6 +247,46 @@ async fn a_revoked_node_is_in_nobodys_catalog_until_the_revocation_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_resumes_keeps_its_epoch_and_what_is_registered_again() {
+    let cluster = Cluster::start(HOUR).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    let b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    b.register(instance("old", 1, None)).unwrap();
+    b.register(instance("kept", 2, None)).unwrap();
+    let both = || present(&a, "old") + present(&a, "kept") == 2;
+    until("both services seen at a", both).await;
+    let (bind, last) = (b.addr(), b.catalog().own_head());
+    b.stop().await;
+    let mode = std::fs::metadata(dirs[1].path().join("log")).unwrap();
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+
+    let mut config = cluster.config("b", dirs[1].path());
+    (config.bind, config.resume) = (bind, true);
+    let b = Mesh::start(config.clone()).await.unwrap();
+    assert_eq!(b.catalog().own_head(), last);
+    assert_eq!(b.local().services().len(), 2);
+    b.register(instance("kept", 2, None)).unwrap();
+    assert_eq!(b.catalog().own_head(), last, "nothing new was said");
+    b.local().settle(|_| false);
+    until("the others see what is left", || {
+        (present(&a, "kept"), present(&a, "old")) == (1, 0)
+    })
+    .await;
+    assert_eq!(b.catalog().own_head().epoch, last.epoch);
+
+    // Ended without a stop: what it said last may not be on disk, so it takes a new epoch.
+    drop(b);
+    let free = || std::net::TcpListener::bind(bind).is_ok() && std::net::UdpSocket::bind(bind).is_ok();
+    until("the port is free again", free).await;
+    let b = Mesh::start(config).await.unwrap();
+    assert!(b.catalog().own_head().epoch > last.epoch);
+    for mesh in [a, b, cluster.server] {
+        mesh.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_server_nodes_pass_the_config_on_and_keep_calling() {
     let cluster = Cluster::start(HOUR).await;
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];

@@ -10,7 +10,7 @@ use super::*;
 use crate::catalog::log::{Delta, Head, Item};
 use crate::catalog::record::Key;
 use crate::catalog::testing::TestNode;
-use crate::catalog::{Outcome, Rejection, fuzz_message, wire};
+use crate::catalog::{Inherited, LocalLog, Outcome, Rejection, fuzz_message, wire};
 use crate::model::Liveness;
 
 pub(super) fn test_node(n: u8, clock: &TestClock) -> TestNode {
@@ -371,6 +371,39 @@ fn a_clean_stop_keeps_the_epoch_and_a_lost_state_outranks_it() {
         assert_eq!(b.catalog.apply(message), Outcome::Applied);
     }
     assert!(b.catalog.service("web").is_some() && b.catalog.service("old").is_none());
+}
+
+#[test]
+fn what_nobody_says_again_after_a_restart_is_settled() {
+    let (_, a, _) = pair();
+    let (web, old, late) = (instance("web", 80), instance("old", 1), instance("late", 2));
+    for it in [&web, &old, &late] {
+        a.local().put_service(it.clone()).unwrap();
+        let id = format!("c-{}", it.id);
+        a.local().put_check(check(&id, Some(it), Health::Passing)).unwrap();
+    }
+    let second = check("second", Some(&web), Health::Passing);
+    a.local().put_check(second).unwrap();
+    for id in ["node", "maintenance"] {
+        a.local().put_check(check(id, None, Health::Passing)).unwrap();
+    }
+    let again = Catalog::restore(a.id(), options_of(&a), &a.catalog.save(true)).unwrap();
+    let local = again.local();
+    local.put_service(web.clone()).unwrap();
+    local.put_check(check("c-web-80", Some(&web), Health::Passing)).unwrap();
+    let left = |local: &LocalLog| {
+        let services = local.services().iter().map(|i| i.service.to_string()).collect::<Vec<_>>();
+        let checks = local.checks().iter().map(|c| c.id.to_string()).collect::<Vec<_>>();
+        (services.join(" "), checks.join(" "))
+    };
+    let expect = |services: &str, checks: &str| (services.to_owned(), checks.to_owned());
+    local.settle(|record| match record {
+        Inherited::Instance(instance) => instance.id == late.id,
+        Inherited::Check(check) => &*check.id == "maintenance",
+    });
+    assert_eq!(left(&local), expect("late web", "c-late-2 c-web-80 maintenance"));
+    local.settle(|_| false);
+    assert_eq!(left(&local), expect("web", "c-web-80"));
 }
 
 #[test]
