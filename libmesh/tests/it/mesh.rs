@@ -277,7 +277,8 @@ async fn a_node_that_resumes_keeps_its_epoch_and_what_is_registered_again() {
 
     // Ended without a stop: what it said last may not be on disk, so it takes a new epoch.
     drop(b);
-    let free = || std::net::TcpListener::bind(bind).is_ok() && std::net::UdpSocket::bind(bind).is_ok();
+    let free =
+        || std::net::TcpListener::bind(bind).is_ok() && std::net::UdpSocket::bind(bind).is_ok();
     until("the port is free again", free).await;
     let b = Mesh::start(config).await.unwrap();
     assert!(b.catalog().own_head().epoch > last.epoch);

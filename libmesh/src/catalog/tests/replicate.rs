@@ -380,20 +380,34 @@ fn what_nobody_says_again_after_a_restart_is_settled() {
     for it in [&web, &old, &late] {
         a.local().put_service(it.clone()).unwrap();
         let id = format!("c-{}", it.id);
-        a.local().put_check(check(&id, Some(it), Health::Passing)).unwrap();
+        a.local()
+            .put_check(check(&id, Some(it), Health::Passing))
+            .unwrap();
     }
     let second = check("second", Some(&web), Health::Passing);
     a.local().put_check(second).unwrap();
     for id in ["node", "maintenance"] {
-        a.local().put_check(check(id, None, Health::Passing)).unwrap();
+        a.local()
+            .put_check(check(id, None, Health::Passing))
+            .unwrap();
     }
     let again = Catalog::restore(a.id(), options_of(&a), &a.catalog.save(true)).unwrap();
     let local = again.local();
     local.put_service(web.clone()).unwrap();
-    local.put_check(check("c-web-80", Some(&web), Health::Passing)).unwrap();
+    local
+        .put_check(check("c-web-80", Some(&web), Health::Passing))
+        .unwrap();
     let left = |local: &LocalLog| {
-        let services = local.services().iter().map(|i| i.service.to_string()).collect::<Vec<_>>();
-        let checks = local.checks().iter().map(|c| c.id.to_string()).collect::<Vec<_>>();
+        let services = local
+            .services()
+            .iter()
+            .map(|i| i.service.to_string())
+            .collect::<Vec<_>>();
+        let checks = local
+            .checks()
+            .iter()
+            .map(|c| c.id.to_string())
+            .collect::<Vec<_>>();
         (services.join(" "), checks.join(" "))
     };
     let expect = |services: &str, checks: &str| (services.to_owned(), checks.to_owned());
@@ -401,7 +415,10 @@ fn what_nobody_says_again_after_a_restart_is_settled() {
         Inherited::Instance(instance) => instance.id == late.id,
         Inherited::Check(check) => &*check.id == "maintenance",
     });
-    assert_eq!(left(&local), expect("late web", "c-late-2 c-web-80 maintenance"));
+    assert_eq!(
+        left(&local),
+        expect("late web", "c-late-2 c-web-80 maintenance")
+    );
     local.settle(|_| false);
     assert_eq!(left(&local), expect("web", "c-web-80"));
 }
