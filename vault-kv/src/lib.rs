@@ -5,10 +5,24 @@ mod clock;
 mod core;
 mod db;
 mod http;
+mod kv;
+mod ledger;
 mod policy;
 mod request;
+mod seal;
 mod store;
 mod sys;
 mod token;
+mod vault;
 
+pub use audit::{AuditError, AuditSink};
+pub use crate::core::{Error, Meta};
+pub use kv::{Kv, KvPair};
+pub use ledger::{HistoryItem, Ledger, Verified};
 pub use request::{Caller, Remote, Via};
+pub use store::{Head, StoreError};
+pub use sys::harden_process;
+pub use vault::{
+    InitOptions, InitOutcome, SealStatus, StaticKeyError, StoreConfig, Vault, VaultConfig,
+    VaultError,
+};

@@ -1,0 +1,418 @@
+//! One sealed store as an object: open, init, unseal, use, seal.
+
+use std::{path::PathBuf, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::{
+    audit::AuditSink,
+    barrier::{Barrier, SecretKey},
+    core::{Core, Error, Meta, control_part, meta_part, now_micros},
+    kv::Kv,
+    ledger::Ledger,
+    seal::{self, SealConfig, SealKind, progress::Progress, shares, static_key},
+    store::{Entry, EntryOp, FoldKey, Head, OpKind, Store, StoreError, memory::MemoryStore},
+};
+
+#[cfg(test)]
+mod tests;
+
+pub use seal::static_key::StaticKeyError;
+
+/// Where the store is kept.
+#[derive(Debug, Clone)]
+pub enum StoreConfig {
+    /// In memory, as sealed as on disk, and gone with the process.
+    Memory,
+}
+
+/// What a [`Vault`] needs to open.
+#[derive(Debug, Clone)]
+pub struct VaultConfig {
+    /// Where the store is kept.
+    pub store: StoreConfig,
+    /// File with the unseal key (mode 0600); `None`: people hold shares.
+    pub static_key: Option<PathBuf>,
+    /// Audit log files; each request is in all of them before it is answered.
+    pub audit: Vec<AuditSink>,
+    /// Shown by `sys/health` and `sys/seal-status`.
+    pub cluster_name: String,
+    /// Where clients reach this server, as a URL.
+    pub api_addr: String,
+    /// The version told to clients of the Vault interface, in Vault's numbering: they switch features by it.
+    pub reported_version: String,
+}
+
+impl VaultConfig {
+    /// A store kept there, unsealed by shares, without audit log.
+    pub fn new(store: StoreConfig) -> Self {
+        Self {
+            store,
+            static_key: None,
+            audit: Vec::new(),
+            cluster_name: "mesh".to_owned(),
+            api_addr: String::new(),
+            reported_version: "1.15.6".to_owned(),
+        }
+    }
+}
+
+/// What stands in the way.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// `init` was called on a store that has been initialised.
+    #[error("Vault is already initialized")]
+    AlreadyInitialized,
+    /// The store has not been initialised.
+    #[error("the store is not initialised; run `mesh operator init`")]
+    NotInitialized,
+    /// The numbers of shares make no sense.
+    #[error("invalid seal configuration: {0}")]
+    Shares(&'static str),
+    /// The share has a length that no share has.
+    #[error("a share has 33 bytes (32 where there is only one share), not {0}")]
+    ShareLength(usize),
+    /// The shares (or the key file) do not open this store.
+    #[error("the unseal key is wrong: these shares do not belong together or not to this store; start again with the first share")]
+    WrongKey,
+    /// The store is unsealed by shares, not by a key file (or the other way round).
+    #[error("this store is unsealed {0}")]
+    OtherSeal(&'static str),
+    /// The key file cannot be used.
+    #[error(transparent)]
+    StaticKey(#[from] StaticKeyError),
+    /// The audit log cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] crate::audit::AuditError),
+    /// Storage failed, or is sealed.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// The interface's own records could not be read or written.
+    #[error("{0}")]
+    Interface(String),
+}
+
+impl From<StoreError> for VaultError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// How many shares `init` makes, and how many of them unseal. Ignored with a key file.
+#[derive(Debug, Clone, Copy)]
+pub struct InitOptions {
+    /// 1 to 255.
+    pub shares: u8,
+    /// At most `shares`; at least 2 when there are several.
+    pub threshold: u8,
+}
+
+/// What `init` hands out, once. Nobody can ask for it again.
+pub struct InitOutcome {
+    /// The shares; empty with a key file.
+    pub keys: Vec<Zeroizing<Vec<u8>>>,
+    /// The first token: it may do everything.
+    pub root_token: Zeroizing<String>,
+}
+
+/// Where the seal stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealStatus {
+    /// `shamir` or `static`.
+    pub kind: &'static str,
+    /// Whether `init` has been done.
+    pub initialized: bool,
+    /// Whether the keys are out of memory.
+    pub sealed: bool,
+    /// Number of shares; 0 before `init`.
+    pub shares: u8,
+    /// Shares needed; 0 before `init`.
+    pub threshold: u8,
+    /// Shares given so far.
+    pub progress: u8,
+    /// Names the attempt; empty when none is under way.
+    pub nonce: String,
+    /// Names the store; empty before `init`.
+    pub cluster_id: String,
+}
+
+/// A sealed store. Cheap to clone. It opens sealed; dropping the last handle drops the keys.
+#[derive(Clone)]
+pub struct Vault {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: VaultConfig,
+    store: Arc<dyn Store>,
+    open: parking_lot::RwLock<Option<Arc<Open>>>,
+    progress: Mutex<Progress>,
+    /// Held while sealing state changes, so that two do not start at once.
+    changing: tokio::sync::Mutex<()>,
+    sealed: watch::Sender<bool>,
+}
+
+/// What there is only while unsealed.
+pub(crate) struct Open {
+    pub(crate) core: Core,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.core.seal();
+    }
+}
+
+impl Vault {
+    /// Opens the store, sealed.
+    ///
+    /// # Errors
+    /// The directory is in use, not accessible or damaged; an audit file cannot be opened.
+    pub fn open(config: VaultConfig) -> Result<Self, VaultError> {
+        let store: Arc<dyn Store> = match &config.store {
+            StoreConfig::Memory => Arc::new(MemoryStore::new()),
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                store,
+                open: parking_lot::RwLock::new(None),
+                progress: Mutex::default(),
+                changing: tokio::sync::Mutex::new(()),
+                sealed: watch::Sender::new(true),
+            }),
+        })
+    }
+
+    /// Makes a new store: keys, shares and the root token. With shares it is sealed afterwards; with a
+    /// key file it is unsealed.
+    ///
+    /// # Errors
+    /// Initialised already, impossible numbers of shares, an unusable key file, storage.
+    pub async fn init(&self, options: InitOptions) -> Result<InitOutcome, VaultError> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        if SealConfig::load(&*self.inner.store)?.is_some() {
+            return Err(VaultError::AlreadyInitialized);
+        }
+        let (kind, unseal, keys) = match &self.inner.config.static_key {
+            Some(path) => (SealKind::Static, static_key::read(path)?, Vec::new()),
+            None => {
+                check(options)?;
+                let unseal = SecretKey::random();
+                let keys = shares::split(&unseal, options.shares, options.threshold);
+                (SealKind::Shamir, unseal, keys)
+            }
+        };
+        let one = |count| if kind == SealKind::Static { 1 } else { count };
+        let config = SealConfig {
+            kind,
+            shares: one(options.shares),
+            threshold: one(options.threshold),
+            cluster_id: uuid::Uuid::new_v4().to_string(),
+        };
+        self.write_first_entry(&config, &unseal)?;
+        let open = self.start(unseal).await?;
+        let root_token = open.initialise().await?;
+        if kind == SealKind::Static {
+            self.publish(open);
+        }
+        Ok(InitOutcome { keys, root_token })
+    }
+
+    /// The entry that makes a ledger of nothing: seal configuration and wrapped keys, in one.
+    fn write_first_entry(&self, config: &SealConfig, unseal: &SecretKey) -> Result<(), VaultError> {
+        let (barrier, keyring) = Barrier::create(SecretKey::random());
+        let control = |name, value: &[u8]| {
+            let part = control_part(value);
+            EntryOp::new(OpKind::Control, FoldKey::control(name), 1, 0, Some(part))
+        };
+        let ops = vec![
+            control(seal::CONFIG, &config.encode()),
+            control(seal::ROOT, &barrier.rewrap_root(unseal)),
+            control(seal::KEYRING, &keyring),
+        ];
+        let meta = Meta {
+            time: now_micros(),
+            actor: "system: init".to_owned(),
+            via: "internal".to_owned(),
+            operation: "init".to_owned(),
+            ..Meta::default()
+        };
+        let first = Entry::new(1, 1, [0; 32], meta_part(&barrier, &meta), ops);
+        self.inner.store.commit(&Head::default(), &[first])?;
+        Ok(())
+    }
+
+    /// Adds one share. The store is unsealed when the threshold is reached.
+    ///
+    /// # Errors
+    /// [`VaultError::WrongKey`] when the threshold was reached with shares that do not open the store: all
+    /// that were gathered are forgotten.
+    pub async fn submit_share(&self, share: Zeroizing<Vec<u8>>) -> Result<SealStatus, VaultError> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        let config = self.config_of(SealKind::Shamir)?;
+        if !self.is_sealed() {
+            return self.seal_status();
+        }
+        let length = if config.shares == 1 { 32 } else { shares::SHARE };
+        if share.len() != length {
+            return Err(VaultError::ShareLength(share.len()));
+        }
+        let complete = {
+            let mut progress = self.inner.progress.lock();
+            progress.add(share);
+            progress.take(config.threshold)
+        };
+        if let Some(complete) = complete {
+            let unseal = shares::combine(&complete).ok_or(VaultError::WrongKey)?;
+            drop(complete);
+            let open = self.start(unseal).await?;
+            self.publish(open);
+        }
+        self.seal_status()
+    }
+
+    /// Forgets the shares gathered so far.
+    pub fn reset_unseal(&self) {
+        self.inner.progress.lock().reset();
+    }
+
+    /// Unseals with the key file of the configuration.
+    ///
+    /// # Errors
+    /// No key file is configured, it cannot be used, or it belongs to another store.
+    pub async fn unseal_static(&self) -> Result<(), VaultError> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        self.config_of(SealKind::Static)?;
+        let path = self.inner.config.static_key.as_ref();
+        let path = path.ok_or(VaultError::OtherSeal(
+            "by a key file, and none is configured: set server.seal.key_file",
+        ))?;
+        if self.is_sealed() {
+            let open = self.start(static_key::read(path)?).await?;
+            self.publish(open);
+        }
+        Ok(())
+    }
+
+    /// Drops the keys and everything that was read with them. Nothing happens when sealed already.
+    pub fn seal(&self) {
+        let open = self.inner.open.write().take();
+        if let Some(open) = open {
+            // Requests under way may hold on to it; the core refuses them from here on.
+            open.core.seal();
+        }
+        self.inner.progress.lock().reset();
+        self.inner.sealed.send_replace(true);
+    }
+
+    /// Where the seal stands.
+    ///
+    /// # Errors
+    /// Storage cannot be read.
+    pub fn seal_status(&self) -> Result<SealStatus, VaultError> {
+        let config = SealConfig::load(&*self.inner.store)?;
+        let progress = self.inner.progress.lock();
+        let kind = config.as_ref().map(|config| config.kind);
+        let by_file = self.inner.config.static_key.is_some();
+        Ok(SealStatus {
+            kind: match kind {
+                Some(SealKind::Static) => "static",
+                None if by_file => "static",
+                _ => "shamir",
+            },
+            initialized: config.is_some(),
+            sealed: self.is_sealed(),
+            shares: config.as_ref().map_or(0, |config| config.shares),
+            threshold: config.as_ref().map_or(0, |config| config.threshold),
+            progress: progress.count(),
+            nonce: progress.nonce().to_owned(),
+            cluster_id: config.map(|config| config.cluster_id).unwrap_or_default(),
+        })
+    }
+
+    /// Whether the keys are out of memory.
+    pub fn is_sealed(&self) -> bool {
+        self.inner.open.read().is_none()
+    }
+
+    /// Follows [`Vault::is_sealed`].
+    pub fn watch_sealed(&self) -> watch::Receiver<bool> {
+        self.inner.sealed.subscribe()
+    }
+
+    /// Plain keys of `namespace`, for the program that embeds this store.
+    pub fn kv(&self, namespace: &'static str) -> Kv {
+        Kv::new(self.clone(), namespace)
+    }
+
+    /// The history of changes.
+    pub fn ledger(&self) -> Ledger {
+        Ledger::new(self.clone())
+    }
+
+    /// What there is only while unsealed.
+    pub(crate) fn unsealed(&self) -> Result<Arc<Open>, Error> {
+        self.inner.open.read().clone().ok_or(Error::Sealed)
+    }
+
+    /// The store below, sealed or not.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    fn config_of(&self, wanted: SealKind) -> Result<SealConfig, VaultError> {
+        let config = SealConfig::load(&*self.inner.store)?.ok_or(VaultError::NotInitialized)?;
+        match config.kind {
+            kind if kind == wanted => Ok(config),
+            SealKind::Static => Err(VaultError::OtherSeal("by a key file, not by shares")),
+            SealKind::Shamir => Err(VaultError::OtherSeal("by shares, not by a key file")),
+        }
+    }
+
+    async fn start(&self, unseal: SecretKey) -> Result<Open, VaultError> {
+        let store = Arc::clone(&self.inner.store);
+        // Building the name index reads every name.
+        let core = tokio::task::spawn_blocking(move || {
+            let barrier = seal::open_barrier(&*store, &unseal)?.ok_or(VaultError::WrongKey)?;
+            let epoch = store.head().epoch + 1;
+            Ok::<_, VaultError>(Core::start(store, barrier, epoch)?)
+        });
+        let core = core
+            .await
+            .map_err(|_| VaultError::Interface("unsealing was cut off".to_owned()))??;
+        Open::load(core, self)
+    }
+
+    fn publish(&self, open: Open) {
+        *self.inner.open.write() = Some(Arc::new(open));
+        self.inner.sealed.send_replace(false);
+    }
+}
+
+/// The rules of Vault for the numbers of shares.
+fn check(options: InitOptions) -> Result<(), VaultError> {
+    let InitOptions { shares, threshold } = options;
+    let problem = match (shares, threshold) {
+        (0, _) => "secret_shares must be at least one",
+        (_, 0) => "secret_threshold must be at least one",
+        _ if threshold > shares => "secret_threshold cannot be larger than secret_shares",
+        _ if shares > 1 && threshold == 1 => {
+            "secret_threshold must be greater than one for multiple shares"
+        }
+        _ => return Ok(()),
+    };
+    Err(VaultError::Shares(problem))
+}
+
+impl Open {
+    fn load(core: Core, _vault: &Vault) -> Result<Self, VaultError> {
+        Ok(Self { core })
+    }
+
+    async fn initialise(&self) -> Result<Zeroizing<String>, VaultError> {
+        Ok(Zeroizing::new(String::new()))
+    }
+}

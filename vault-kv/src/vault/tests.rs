@@ -1,0 +1,143 @@
+use super::*;
+use crate::core::Meta;
+
+fn vault() -> Vault {
+    Vault::open(VaultConfig::new(StoreConfig::Memory)).unwrap()
+}
+
+const OPTIONS: InitOptions = InitOptions {
+    shares: 5,
+    threshold: 3,
+};
+
+async fn unsealed() -> (Vault, Vec<Zeroizing<Vec<u8>>>) {
+    let vault = vault();
+    let keys = vault.init(OPTIONS).await.unwrap().keys;
+    for key in &keys[..3] {
+        vault.submit_share(key.clone()).await.unwrap();
+    }
+    assert!(!vault.is_sealed());
+    (vault, keys)
+}
+
+#[tokio::test]
+async fn shares_unseal_and_seal_takes_everything_away() {
+    let vault = vault();
+    assert!(!vault.seal_status().unwrap().initialized);
+    let keys = vault.init(OPTIONS).await.unwrap().keys;
+    assert!(matches!(
+        vault.init(OPTIONS).await,
+        Err(VaultError::AlreadyInitialized)
+    ));
+    assert!(vault.is_sealed(), "shares leave a new store sealed");
+
+    vault.submit_share(keys[4].clone()).await.unwrap();
+    let again = vault.submit_share(keys[4].clone()).await.unwrap();
+    assert_eq!((again.progress, again.sealed), (1, true));
+    vault.submit_share(keys[0].clone()).await.unwrap();
+    let status = vault.submit_share(keys[2].clone()).await.unwrap();
+    assert_eq!((status.progress, status.sealed), (0, false));
+
+    let kv = vault.kv("test");
+    let value = Zeroizing::new(b"v".to_vec());
+    kv.put(Meta::default(), "k", value, 0, None).await.unwrap();
+    vault.seal();
+    assert!(matches!(kv.get("k"), Err(Error::Sealed)));
+    for key in &keys[..3] {
+        vault.submit_share(key.clone()).await.unwrap();
+    }
+    assert_eq!(&kv.get("k").unwrap().unwrap().value[..], b"v");
+}
+
+#[tokio::test]
+async fn wrong_shares_start_again_from_nothing() {
+    let vault = vault();
+    let keys = vault.init(OPTIONS).await.unwrap().keys;
+    vault.submit_share(keys[0].clone()).await.unwrap();
+    vault.submit_share(keys[1].clone()).await.unwrap();
+    let mut wrong = keys[2].clone();
+    wrong[5] ^= 1;
+    assert!(matches!(
+        vault.submit_share(wrong).await,
+        Err(VaultError::WrongKey)
+    ));
+    let status = vault.seal_status().unwrap();
+    assert_eq!((status.progress, status.sealed), (0, true));
+    let short = Zeroizing::new(vec![1; 20]);
+    assert!(matches!(
+        vault.submit_share(short).await,
+        Err(VaultError::ShareLength(20))
+    ));
+}
+
+#[tokio::test]
+async fn impossible_numbers_of_shares_are_refused() {
+    for (shares, threshold) in [(0, 0), (1, 0), (2, 3), (3, 1)] {
+        let options = InitOptions { shares, threshold };
+        assert!(matches!(
+            vault().init(options).await,
+            Err(VaultError::Shares(_))
+        ));
+    }
+}
+
+#[tokio::test]
+async fn plain_keys_have_consuls_semantics() {
+    let (vault, _) = unsealed().await;
+    let kv = vault.kv("test");
+    let put = |key: &'static str, value: &'static str, cas| {
+        let value = Zeroizing::new(value.as_bytes().to_vec());
+        kv.put(Meta::default(), key, value, 7, cas)
+    };
+    assert!(put("a/x", "1", Some(0)).await.unwrap());
+    assert!(!put("a/x", "2", Some(0)).await.unwrap(), "it is there already");
+    let first = kv.get("a/x").unwrap().unwrap();
+    assert_eq!((first.flags, first.created), (7, first.modified));
+
+    let index = kv.changed_under("").unwrap();
+    assert!(put("a/x", "1", None).await.unwrap());
+    assert_eq!(kv.changed_under("").unwrap(), index, "the same value again");
+
+    assert!(put("a/x", "2", Some(first.modified)).await.unwrap());
+    assert!(!put("a/x", "3", Some(first.modified)).await.unwrap());
+    put("a/b/c", "1", None).await.unwrap();
+    assert_eq!(kv.keys("a/", "/").unwrap(), ["a/b/", "a/x"]);
+    assert_eq!(kv.list("a/").unwrap().len(), 2);
+
+    assert!(!kv.delete(Meta::default(), "a/x", Some(1)).await.unwrap());
+    assert!(kv.delete(Meta::default(), "none", None).await.unwrap());
+    let before = kv.changed("a/x").unwrap();
+    kv.delete_under(Meta::default(), "a/").await.unwrap();
+    assert!(kv.list("").unwrap().is_empty());
+    assert!(kv.changed("a/x").unwrap() > before, "a deletion is a change");
+}
+
+#[tokio::test]
+async fn history_tells_who_did_what_and_the_chain_verifies() {
+    let (vault, _) = unsealed().await;
+    let kv = vault.kv("test");
+    for n in 0..5u8 {
+        let meta = Meta {
+            actor: "alice".to_owned(),
+            operation: "kv put".to_owned(),
+            keys: vec![format!("k{n}")],
+            ..Meta::default()
+        };
+        let value = Zeroizing::new(vec![n]);
+        kv.put(meta, "k", value, 0, None).await.unwrap();
+    }
+    let ledger = vault.ledger();
+    let last = ledger.history(2, None).unwrap();
+    assert_eq!(last[0].meta.keys, ["k4"]);
+    assert_eq!(last[1].meta.keys, ["k3"]);
+    assert_eq!((last[0].meta.actor.as_str(), last[0].index), ("alice", ledger.head().index));
+    assert!(last[0].meta.time > 0);
+    let older = ledger.history(1, Some(last[1].index)).unwrap();
+    assert_eq!(older[0].meta.keys, ["k2"]);
+
+    let verified = ledger.verify().unwrap();
+    assert_eq!(verified.head, ledger.head());
+    vault.seal();
+    assert_eq!(ledger.verify().unwrap(), verified, "no key is needed");
+    assert!(matches!(ledger.history(1, None), Err(Error::Sealed)));
+}
