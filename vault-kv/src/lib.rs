@@ -15,8 +15,8 @@ mod sys;
 mod token;
 mod vault;
 
-pub use audit::{AuditError, AuditSink};
 pub use crate::core::{Error, Meta};
+pub use audit::{AuditError, AuditSink};
 pub use kv::{Kv, KvPair};
 pub use ledger::{HistoryItem, Ledger, Verified};
 pub use request::{Caller, Remote, Via};

@@ -75,7 +75,9 @@ pub enum VaultError {
     #[error("a share has 33 bytes (32 where there is only one share), not {0}")]
     ShareLength(usize),
     /// The shares (or the key file) do not open this store.
-    #[error("the unseal key is wrong: these shares do not belong together or not to this store; start again with the first share")]
+    #[error(
+        "the unseal key is wrong: these shares do not belong together or not to this store; start again with the first share"
+    )]
     WrongKey,
     /// The store is unsealed by shares, not by a key file (or the other way round).
     #[error("this store is unsealed {0}")]
@@ -256,7 +258,11 @@ impl Vault {
         if !self.is_sealed() {
             return self.seal_status();
         }
-        let length = if config.shares == 1 { 32 } else { shares::SHARE };
+        let length = if config.shares == 1 {
+            32
+        } else {
+            shares::SHARE
+        };
         if share.len() != length {
             return Err(VaultError::ShareLength(share.len()));
         }

@@ -19,7 +19,9 @@ pub enum StaticKeyError {
         source: std::io::Error,
     },
     /// Others than its owner may read it.
-    #[error("the unseal key file {path} has mode {mode:04o}; only its owner may read it: chmod 600 {path}")]
+    #[error(
+        "the unseal key file {path} has mode {mode:04o}; only its owner may read it: chmod 600 {path}"
+    )]
     Mode {
         /// The file.
         path: String,
@@ -27,7 +29,9 @@ pub enum StaticKeyError {
         mode: u32,
     },
     /// It holds no key.
-    #[error("the unseal key file {0} must hold 32 bytes: raw, as 64 hexadecimal digits or in base64")]
+    #[error(
+        "the unseal key file {0} must hold 32 bytes: raw, as 64 hexadecimal digits or in base64"
+    )]
     Content(String),
 }
 
@@ -88,7 +92,10 @@ mod tests {
         let path = dir.path().join("key");
         std::fs::write(&path, [1; 32]).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(read(&path), Err(StaticKeyError::Mode { mode: 0o640, .. })));
+        assert!(matches!(
+            read(&path),
+            Err(StaticKeyError::Mode { mode: 0o640, .. })
+        ));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(read(&path).unwrap().bytes(), &[1; 32]);
     }

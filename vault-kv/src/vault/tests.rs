@@ -90,7 +90,10 @@ async fn plain_keys_have_consuls_semantics() {
         kv.put(Meta::default(), key, value, 7, cas)
     };
     assert!(put("a/x", "1", Some(0)).await.unwrap());
-    assert!(!put("a/x", "2", Some(0)).await.unwrap(), "it is there already");
+    assert!(
+        !put("a/x", "2", Some(0)).await.unwrap(),
+        "it is there already"
+    );
     let first = kv.get("a/x").unwrap().unwrap();
     assert_eq!((first.flags, first.created), (7, first.modified));
 
@@ -109,7 +112,10 @@ async fn plain_keys_have_consuls_semantics() {
     let before = kv.changed("a/x").unwrap();
     kv.delete_under(Meta::default(), "a/").await.unwrap();
     assert!(kv.list("").unwrap().is_empty());
-    assert!(kv.changed("a/x").unwrap() > before, "a deletion is a change");
+    assert!(
+        kv.changed("a/x").unwrap() > before,
+        "a deletion is a change"
+    );
 }
 
 #[tokio::test]
@@ -130,7 +136,10 @@ async fn history_tells_who_did_what_and_the_chain_verifies() {
     let last = ledger.history(2, None).unwrap();
     assert_eq!(last[0].meta.keys, ["k4"]);
     assert_eq!(last[1].meta.keys, ["k3"]);
-    assert_eq!((last[0].meta.actor.as_str(), last[0].index), ("alice", ledger.head().index));
+    assert_eq!(
+        (last[0].meta.actor.as_str(), last[0].index),
+        ("alice", ledger.head().index)
+    );
     assert!(last[0].meta.time > 0);
     let older = ledger.history(1, Some(last[1].index)).unwrap();
     assert_eq!(older[0].meta.keys, ["k2"]);
