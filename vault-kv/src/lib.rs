@@ -4,6 +4,7 @@ mod barrier;
 mod clock;
 mod core;
 mod db;
+mod engine;
 mod http;
 mod kv;
 mod ledger;

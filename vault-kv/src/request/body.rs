@@ -33,6 +33,15 @@ impl Data {
         self.0.insert(name.into(), value.into());
     }
 
+    pub fn map_mut(&mut self) -> &mut Map<String, Value> {
+        &mut self.0
+    }
+
+    /// All fields; whoever gets them wipes them.
+    pub fn take_all(&mut self) -> Map<String, Value> {
+        std::mem::take(&mut self.0)
+    }
+
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|v| !v.is_null())
     }

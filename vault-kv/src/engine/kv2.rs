@@ -1,0 +1,154 @@
+//! KV version 2: secrets with versions, check-and-set, soft delete, real destruction and metadata.
+//!
+//! A key is one [`Record`] and one stored value per version. Every change is one batch of the record and the values it
+//! adds or removes, so the two never disagree. Values are JSON in wiped buffers; no error repeats one.
+
+use crate::clock::Clock;
+use crate::db::{Batch, By, Db};
+use crate::http::{ApiError, reply::Answer};
+use crate::request::{Data, Operation};
+
+mod data;
+mod merge;
+mod metadata;
+mod record;
+mod settings;
+mod subkeys;
+mod versions;
+
+use record::{Record, Stamp};
+
+/// One mount of the engine.
+pub(crate) struct Kv2 {
+    db: Db,
+    /// Where its records are, e.g. `logical/<uuid>/`.
+    prefix: String,
+    /// Where it is mounted, e.g. `secret/`; names its keys in the ledger.
+    mount: String,
+    clock: Clock,
+}
+
+impl Kv2 {
+    pub fn new(db: Db, prefix: String, mount: String, clock: Clock) -> Self {
+        Self {
+            db,
+            prefix,
+            mount,
+            clock,
+        }
+    }
+
+    /// Answer a request for a path below the mount. Takes the secret out of `data`.
+    ///
+    /// # Errors
+    /// Vault's texts and statuses. Two failures are answers with a body instead: a deleted version (404 with its
+    /// metadata) and a path that is not part of the engine (404 with a hint).
+    pub async fn handle(
+        &self,
+        by: &By,
+        operation: Operation,
+        path: &str,
+        data: &mut Data,
+    ) -> Result<Answer, ApiError> {
+        use Operation::{Delete, List, Patch, Read, Write};
+        if path == "config" {
+            return match operation {
+                Read => self.read_config(),
+                Write => self.write_config(by, data).await,
+                _ => Err(ApiError::UnsupportedOperation),
+            };
+        }
+        let Some((part, key)) = path.split_once('/') else {
+            return Ok(wrong_path(operation));
+        };
+        // A folder holds keys and is none.
+        let folder = key.is_empty() || key.ends_with('/');
+        match (part, operation) {
+            ("metadata", List) => self.list(key, data),
+            ("data" | "metadata" | "subkeys", Read) if folder => Err(ApiError::NotFound),
+            ("data" | "metadata", Delete) if folder => Ok(Answer::none()),
+            ("data" | "metadata" | "delete" | "undelete" | "destroy", Write | Patch) if folder => {
+                Err(ApiError::bad("cannot write to a path ending in '/'"))
+            }
+            ("data", Read) => self.read(key, data),
+            ("data", Write) => self.write(by, key, data).await,
+            ("data", Patch) => self.patch(by, key, data).await,
+            ("data", Delete) => self.delete_newest(by, key).await,
+            ("metadata", Read) => self.read_metadata(key),
+            ("metadata", Write) => self.write_metadata(by, key, data).await,
+            ("metadata", Patch) => self.patch_metadata(by, key, data).await,
+            ("metadata", Delete) => self.remove(by, key).await,
+            ("subkeys", Read) => self.subkeys(key, data),
+            ("delete", Write) => self.delete_versions(by, key, data).await,
+            ("undelete", Write) => self.undelete(by, key, data).await,
+            ("destroy", Write) => self.destroy(by, key, data).await,
+            ("data" | "metadata" | "subkeys" | "delete" | "undelete" | "destroy", _) => {
+                Err(ApiError::UnsupportedOperation)
+            }
+            _ => Ok(wrong_path(operation)),
+        }
+    }
+
+    /// Whether a write to this path would be an *update*; if not, it needs the right to *create*.
+    pub fn exists(&self, path: &str) -> Result<bool, ApiError> {
+        match path.split_once('/') {
+            Some(("data" | "metadata", key)) => {
+                Ok(self.db.index(&self.record_path(key))?.is_some())
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn record_path(&self, key: &str) -> String {
+        format!("{}metadata/{key}", self.prefix)
+    }
+
+    /// The number comes first: a key may hold slashes, a number cannot.
+    fn value_path(&self, key: &str, version: u64) -> String {
+        format!("{}value/{version}/{key}", self.prefix)
+    }
+
+    fn record(&self, key: &str) -> Result<Option<(Record, u64)>, ApiError> {
+        self.db.get(&self.record_path(key))
+    }
+
+    fn now(&self) -> Stamp {
+        self.clock.now().into()
+    }
+
+    /// A change of a key: its record, if that is still as it was seen, and what the caller adds.
+    fn change(
+        &self,
+        by: &By,
+        operation: &str,
+        api_path: &str,
+        key: &str,
+        record: &Record,
+        seen: Option<u64>,
+    ) -> Result<Batch, ApiError> {
+        let path = self.record_path(key);
+        let mut batch = Batch::new(by, operation);
+        batch
+            .key(format!("{}{api_path}/{key}", self.mount))
+            .expect(&path, seen)
+            .put(&path, record)?;
+        Ok(batch)
+    }
+}
+
+/// The hint for those who use the paths of version 1.
+fn wrong_path(operation: Operation) -> Answer {
+    let verb = match operation {
+        Operation::Read => "get",
+        Operation::Write => "put",
+        Operation::Patch => "patch",
+        Operation::Delete => "delete",
+        Operation::List => "list",
+    };
+    Answer::none()
+        .warn(format!("Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use. If using the Vault CLI, use 'vault kv {verb}' for this operation."))
+        .status(http::StatusCode::NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests;

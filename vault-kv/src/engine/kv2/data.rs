@@ -1,0 +1,205 @@
+//! `data/`: read a version, write, patch or delete the newest.
+
+use http::StatusCode;
+use serde_json::{Map, Value};
+
+use super::merge::merge;
+use super::record::{Config, Record, Stamp, Version};
+use super::Kv2;
+use crate::db::By;
+use crate::engine::{decode, encode};
+use crate::http::{ApiError, reply::Answer};
+use crate::request::{Data, fields::mismatch};
+
+/// A version that was asked for.
+pub(super) struct Found {
+    pub record: Record,
+    pub number: u64,
+    pub version: Version,
+    /// The secret; absent when deleted or destroyed.
+    pub value: Option<Data>,
+}
+
+impl Found {
+    pub fn description(&self) -> Value {
+        self.record.describe(self.number, &self.version)
+    }
+}
+
+impl Kv2 {
+    pub(super) fn read(&self, key: &str, query: &Data) -> Result<Answer, ApiError> {
+        let mut found = self.find(key, query)?;
+        let metadata = found.description();
+        // The secret moves into the answer, which wipes it.
+        let value = found.value.as_mut().map(Data::take_all);
+        let gone = value.is_none();
+        let mut answer = Answer::data(Map::from_iter([
+            ("data".to_string(), value.into()),
+            ("metadata".to_string(), metadata),
+        ]));
+        answer.status = gone.then_some(StatusCode::NOT_FOUND);
+        Ok(answer)
+    }
+
+    /// The version named in `version`, else the newest.
+    pub(super) fn find(&self, key: &str, query: &Data) -> Result<Found, ApiError> {
+        let wanted = query.int("version")?.unwrap_or(0);
+        let wanted = u64::try_from(wanted).map_err(|_| ApiError::NotFound)?;
+        // A writer may drop the version between the two reads; then the record has changed as well.
+        for _ in 0..3 {
+            let (record, _) = self.record(key)?.ok_or(ApiError::NotFound)?;
+            let number = if wanted == 0 { record.current } else { wanted };
+            let version = record.versions.get(&number).cloned();
+            let version = version.ok_or(ApiError::NotFound)?;
+            if !version.readable(self.now()) {
+                return Ok(Found {
+                    record,
+                    number,
+                    version,
+                    value: None,
+                });
+            }
+            if let Some(bytes) = self.db.bytes(&self.value_path(key, number))? {
+                return Ok(Found {
+                    record,
+                    number,
+                    version,
+                    value: Some(decode(&bytes)?),
+                });
+            }
+        }
+        Err(ApiError::Internal(
+            "the value of a stored version is missing; check the store with `mesh ledger verify`"
+                .into(),
+        ))
+    }
+
+    pub(super) async fn write(
+        &self,
+        by: &By,
+        key: &str,
+        data: &mut Data,
+    ) -> Result<Answer, ApiError> {
+        let secret = secret(data)?;
+        let _order = self.db.lock(&self.record_path(key)).await;
+        let (config, now) = (self.config()?, self.now());
+        let (record, seen) = match self.record(key)? {
+            Some((record, index)) => (record, Some(index)),
+            None => (Record::new(now), None),
+        };
+        check_and_set(data, &config, &record)?;
+        self.store(by, "kv2 write", key, record, seen, &config, now, &secret)
+            .await
+    }
+
+    /// RFC 7396 on the newest version; the result is a new one.
+    pub(super) async fn patch(
+        &self,
+        by: &By,
+        key: &str,
+        data: &mut Data,
+    ) -> Result<Answer, ApiError> {
+        let mut patch = secret(data)?;
+        let _order = self.db.lock(&self.record_path(key)).await;
+        let (config, now) = (self.config()?, self.now());
+        let Some((record, seen)) = self.record(key)? else {
+            return Ok(Answer::none().status(StatusCode::NOT_FOUND));
+        };
+        check_and_set(data, &config, &record)?;
+        let Some(version) = record.versions.get(&record.current) else {
+            return Ok(Answer::none().status(StatusCode::NOT_FOUND));
+        };
+        if !version.readable(now) {
+            let description = record.describe(record.current, version);
+            return Ok(Answer::data(description).status(StatusCode::NOT_FOUND));
+        }
+        let mut found = self.find(key, &Data::default())?;
+        let Some(secret) = &mut found.value else {
+            return Ok(Answer::data(found.description()).status(StatusCode::NOT_FOUND));
+        };
+        merge(secret.map_mut(), patch.take_all());
+        self.store(
+            by,
+            "kv2 patch",
+            key,
+            record,
+            Some(seen),
+            &config,
+            now,
+            secret,
+        )
+        .await
+    }
+
+    /// The record and the value of a new version, and no more of the versions that this pushes out, in one batch.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the state that its two callers read under their lock"
+    )]
+    async fn store(
+        &self,
+        by: &By,
+        operation: &str,
+        key: &str,
+        mut record: Record,
+        seen: Option<u64>,
+        config: &Config,
+        now: Stamp,
+        secret: &Data,
+    ) -> Result<Answer, ApiError> {
+        let (number, gone) = record.add(config, now);
+        let mut batch = self.change(by, operation, "data", key, &record, seen)?;
+        batch.put_bytes(&self.value_path(key, number), encode(secret.map())?);
+        for old in gone {
+            batch.delete(&self.value_path(key, old));
+        }
+        self.db.commit(batch).await?;
+        let version = &record.versions[&number];
+        Ok(Answer::data(record.describe(number, version)))
+    }
+}
+
+/// The new secret.
+fn secret(data: &mut Data) -> Result<Data, ApiError> {
+    match data.take("data") {
+        None => Err(ApiError::bad("no data provided")),
+        Some(Value::Object(map)) => Ok(map.into()),
+        Some(mut other) => {
+            let error = mismatch("data", "map[string]interface {}", &other);
+            crate::request::body::wipe(&mut other);
+            Err(error)
+        }
+    }
+}
+
+/// `options.cas` must be the newest version, 0 for a key without any.
+fn check_and_set(data: &Data, config: &Config, record: &Record) -> Result<(), ApiError> {
+    let given = match data.raw("options") {
+        None => None,
+        Some(Value::Object(options)) => options.get("cas"),
+        Some(other) => return Err(mismatch("options", "map[string]interface {}", other)),
+    };
+    let Some(given) = given else {
+        return if config.cas_required || record.cas_required {
+            Err(ApiError::bad(
+                "check-and-set parameter required for this call",
+            ))
+        } else {
+            Ok(())
+        };
+    };
+    let mut field = Data::default();
+    field.insert("cas", given.clone());
+    let number = field
+        .int("cas")
+        .ok()
+        .flatten()
+        .ok_or_else(|| ApiError::bad("error parsing check-and-set parameter"))?;
+    if u64::try_from(number) == Ok(record.current) {
+        Ok(())
+    } else {
+        Err(ApiError::bad(
+            "check-and-set parameter did not match the current version",
+        ))
+    }
+}
