@@ -86,9 +86,11 @@ pub(super) fn check_key(path: &str) -> Result<(), ApiError> {
 
 /// The secret's own `ttl`, else `lease`.
 fn asked_lease(secret: &Data) -> Option<u64> {
-    ["ttl", "lease"].iter().find_map(|name| match secret.raw(name)? {
-        Value::Number(number) => number.as_u64(),
-        Value::String(text) => duration::parse(text).map(|ttl| ttl.as_secs()),
-        _ => None,
-    })
+    ["ttl", "lease"]
+        .iter()
+        .find_map(|name| match secret.raw(name)? {
+            Value::Number(number) => number.as_u64(),
+            Value::String(text) => duration::parse(text).map(|ttl| ttl.as_secs()),
+            _ => None,
+        })
 }

@@ -3,9 +3,9 @@
 use http::StatusCode;
 use serde_json::{Map, Value};
 
+use super::Kv2;
 use super::merge::merge;
 use super::record::{Config, Record, Stamp, Version};
-use super::Kv2;
 use crate::db::By;
 use crate::engine::{decode, encode};
 use crate::http::{ApiError, reply::Answer};

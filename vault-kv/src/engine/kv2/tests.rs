@@ -49,8 +49,12 @@ impl Bench {
     }
 
     async fn version(&self, path: &str, version: u64) -> (u16, Value) {
-        self.ask(Operation::Read, path, json!({ "version": version.to_string() }))
-            .await
+        self.ask(
+            Operation::Read,
+            path,
+            json!({ "version": version.to_string() }),
+        )
+        .await
     }
 
     async fn write(&self, path: &str, body: Value) -> (u16, Value) {
@@ -100,12 +104,17 @@ async fn a_written_version_is_read_back() {
         json!({"created_time": created, "custom_metadata": null, "deletion_time": "", "destroyed": false, "version": 1})
     );
     assert!(bench.kv.exists("data/app/db").unwrap());
-    bench.write("data/app/db", json!({"data": {"user": "v"}})).await;
+    bench
+        .write("data/app/db", json!({"data": {"user": "v"}}))
+        .await;
 
     let (status, read) = bench.version("data/app/db", 1).await;
     assert_eq!(
         (status, &read),
-        (200, &json!({"data": {"user": "u", "pass": "p"}, "metadata": first}))
+        (
+            200,
+            &json!({"data": {"user": "u", "pass": "p"}, "metadata": first})
+        )
     );
     let (_, newest) = bench.read("data/app/db").await;
     assert_eq!(newest["data"], json!({"user": "v"}));
@@ -139,7 +148,9 @@ async fn check_and_set_lets_only_the_newest_version_be_replaced() {
     let plain = json!({"data": {"z": 1}});
     assert_eq!(bench.write("data/b", plain.clone()).await, required);
     bench.write("config", json!({"cas_required": false})).await;
-    bench.write("metadata/b", json!({"cas_required": true})).await;
+    bench
+        .write("metadata/b", json!({"cas_required": true}))
+        .await;
     assert_eq!(bench.write("data/b", plain.clone()).await, required);
     assert_eq!(bench.write("data/c", plain).await.0, 200);
 }

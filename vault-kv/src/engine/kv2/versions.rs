@@ -108,8 +108,7 @@ impl Kv2 {
             }
         }
         if !destroyed.is_empty() {
-            let mut batch =
-                self.change(by, "kv2 destroy", "destroy", key, &record, Some(seen))?;
+            let mut batch = self.change(by, "kv2 destroy", "destroy", key, &record, Some(seen))?;
             for path in destroyed {
                 batch.delete(&path);
             }
