@@ -1,6 +1,7 @@
 //! The sealed store, ledger, secrets, tokens, policies and Vault-compatible API of Mesh.
 mod audit;
 mod barrier;
+mod ca;
 mod clock;
 mod core;
 mod db;
@@ -18,6 +19,7 @@ mod vault;
 
 pub use crate::core::{Error, Meta};
 pub use audit::{AuditError, AuditSink};
+pub use ca::{Ca, CaError, IssuedCert, Profile};
 pub use kv::{Kv, KvPair};
 pub use ledger::{HistoryItem, Ledger, Verified};
 pub use request::{Caller, Remote, Via};

@@ -1,6 +1,9 @@
 //! One sealed store as an object: open, init, unseal, use, seal.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -9,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::{
     audit::AuditSink,
     barrier::{Barrier, SecretKey},
+    ca::Signer,
     core::{Core, Error, Meta, control_part, meta_part, now_micros},
     kv::Kv,
     ledger::Ledger,
@@ -159,6 +163,8 @@ pub(crate) struct Inner {
 /// What there is only while unsealed.
 pub(crate) struct Open {
     pub(crate) core: Core,
+    /// The certificate authority, read at its first use.
+    pub(crate) signer: OnceLock<Arc<Signer>>,
 }
 
 impl Drop for Open {
@@ -415,7 +421,10 @@ fn check(options: InitOptions) -> Result<(), VaultError> {
 
 impl Open {
     fn load(core: Core, _vault: &Vault) -> Result<Self, VaultError> {
-        Ok(Self { core })
+        Ok(Self {
+            core,
+            signer: OnceLock::new(),
+        })
     }
 
     async fn initialise(&self) -> Result<Zeroizing<String>, VaultError> {
