@@ -123,7 +123,8 @@ impl Ca {
             return Ok(());
         }
         let stored = make(name).map_err(|error| CaError::Profile(error.to_string()))?;
-        let value = Zeroizing::new(postcard::to_stdvec(&stored).expect("plain data always encodes"));
+        let value =
+            Zeroizing::new(postcard::to_stdvec(&stored).expect("plain data always encodes"));
         let change = Change {
             meta,
             ops: vec![Op::Put {
@@ -333,7 +334,10 @@ mod tests {
         root.verify_signature(None).unwrap();
         middle.verify_signature(Some(root.public_key())).unwrap();
         leaf.verify_signature(Some(middle.public_key())).unwrap();
-        assert_eq!(leaf.public_key().subject_public_key.data, key.public_key_raw());
+        assert_eq!(
+            leaf.public_key().subject_public_key.data,
+            key.public_key_raw()
+        );
         let names = leaf.subject_alternative_name().unwrap().unwrap();
         assert_eq!(
             names.value.general_names,
@@ -344,7 +348,10 @@ mod tests {
         );
         assert!(!leaf.is_ca());
         assert_eq!(format!("{:x}", leaf.serial), issued.serial);
-        let extension = leaf.extensions().iter().find(|e| e.value == [0x0c, 1, b'x']);
+        let extension = leaf
+            .extensions()
+            .iter()
+            .find(|e| e.value == [0x0c, 1, b'x']);
         assert!(!extension.unwrap().critical);
     }
 
