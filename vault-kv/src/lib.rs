@@ -1,4 +1,5 @@
 //! The sealed store, ledger, secrets, tokens, policies and Vault-compatible API of Mesh.
+mod api;
 mod audit;
 mod barrier;
 mod ca;
@@ -9,6 +10,7 @@ mod engine;
 mod http;
 mod kv;
 mod ledger;
+mod mount;
 mod policy;
 mod request;
 mod seal;

@@ -1,0 +1,299 @@
+//! The interface of an unsealed store: authenticate, authorize, audit, run the engine, audit, answer.
+//!
+//! Every request walks through [`Api::handle`] in that order, and nothing reaches an engine another way. Who calls is
+//! either the holder of a token or a verified SPIFFE ID; the latter needs no token and has the policies of the roles
+//! that match it ([`spiffe`]).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use crate::audit::{Audit, AuthRecord, Exchange, Hasher};
+use crate::clock::Clock;
+use crate::core::Core;
+use crate::db::{Batch, By, Db};
+use crate::http::ApiError;
+use crate::http::reply::{Answer, render};
+use crate::mount::{Kind, Mounts, Served};
+use crate::policy::{Capability, Decision, Policies};
+use crate::request::{ClientToken, Operation, Request};
+use crate::token::{NewToken, Tokens, purge_expired};
+
+mod auth;
+mod caller;
+mod spiffe;
+mod sys;
+
+use caller::Authenticated;
+use spiffe::Roles;
+
+const AUDIT_KEY: &str = "sys/audit-key";
+
+/// What the interface says about its server.
+pub(crate) struct Settings {
+    /// The version shown to clients that ask for Vault's.
+    pub reported_version: String,
+    pub cluster_name: String,
+    pub cluster_id: String,
+    /// Where clients reach this server, as in `https://10.0.0.1:8200`.
+    pub api_addr: String,
+    /// The ledger behind `sys/mesh/ledger/*`.
+    pub ledger: Option<Arc<dyn LedgerRead>>,
+}
+
+/// Reading and checking the ledger, as JSON.
+pub(crate) trait LedgerRead: Send + Sync {
+    /// The newest `last` entries, oldest first.
+    fn history(&self, last: usize) -> Result<Value, ApiError>;
+    /// Check the whole chain.
+    fn verify(&self) -> Result<Value, ApiError>;
+}
+
+/// The interface of an unsealed store.
+pub(crate) struct Api {
+    clock: Clock,
+    tokens: Arc<Tokens>,
+    policies: Policies,
+    mounts: Mounts,
+    roles: Roles,
+    db: Db,
+    audit: Arc<Audit>,
+    hasher: Hasher,
+    settings: Arc<Settings>,
+}
+
+impl Api {
+    /// Fill a new store: keys, the `default` policy, the first mounts and the root token, which is returned.
+    pub async fn initialise(core: &Core) -> Result<Zeroizing<String>, ApiError> {
+        let db = Db::new(core.clone());
+        let by = By::system("init");
+        let mut batch = Batch::new(&by, "init");
+        Tokens::initialise(&mut batch)?;
+        Policies::initialise(&mut batch)?;
+        Mounts::initialise(&mut batch)?;
+        batch.put_bytes(
+            AUDIT_KEY,
+            Zeroizing::new(rand::random::<[u8; 32]>().to_vec()),
+        );
+        db.commit(batch).await?;
+        let root = NewToken {
+            policies: vec!["root".into()],
+            path: "auth/token/root".into(),
+            display_name: "root".into(),
+            ..NewToken::default()
+        };
+        let (secret, _) = Tokens::load(db, Clock::default())?.create(&by, root).await?;
+        Ok(Zeroizing::new(secret.expose().to_string()))
+    }
+
+    /// Read what an initialised store holds and start removing expired tokens. Needs a Tokio runtime.
+    pub fn load(core: Core, audit: Arc<Audit>, settings: Arc<Settings>) -> Result<Self, ApiError> {
+        Self::load_at(core, audit, settings, Clock::default())
+    }
+
+    fn load_at(
+        core: Core,
+        audit: Arc<Audit>,
+        settings: Arc<Settings>,
+        clock: Clock,
+    ) -> Result<Self, ApiError> {
+        let db = Db::new(core);
+        let key = db.bytes(AUDIT_KEY)?.ok_or_else(|| {
+            ApiError::Internal("the store has no audit key; it is not initialised".into())
+        })?;
+        let api = Self {
+            tokens: Arc::new(Tokens::load(db.clone(), clock.clone())?),
+            policies: Policies::load(db.clone())?,
+            mounts: Mounts::load(db.clone(), clock.clone())?,
+            roles: Roles::load(db.clone())?,
+            hasher: Hasher::new(&key),
+            clock,
+            db,
+            audit,
+            settings,
+        };
+        tokio::spawn(purge_expired(Arc::downgrade(&api.tokens)));
+        Ok(api)
+    }
+
+    /// Answer a request.
+    pub async fn handle(&self, mut request: Request) -> http::Response<Bytes> {
+        let result = self.answer(&mut request).await;
+        render(&result, &request.id, request.head)
+    }
+
+    async fn answer(&self, request: &mut Request) -> Result<Answer, ApiError> {
+        let served = self.mounts.find(request.path.as_str());
+        let caller = match self.authenticate(request.token.as_ref(), request.caller.spiffe.as_deref())
+        {
+            Ok(caller) => caller,
+            Err(error) => {
+                let line = self.exchange(request, None, None, served.as_deref());
+                self.audit.write(&line.request_line(Some(&error))).await?;
+                return Err(error);
+            }
+        };
+        let by = By {
+            actor: caller.actor(),
+            via: request.caller.via.as_str(),
+        };
+        let record = caller.record();
+        let (decision, refused) = match self.permit(&caller, request, served.as_deref()) {
+            Ok((decision, None)) => (Some(decision), None),
+            Ok((decision, refused)) => (Some(decision), refused),
+            Err(error) => (None, Some(error)),
+        };
+        let line = self
+            .exchange(request, Some(&record), decision.as_ref(), served.as_deref())
+            .request_line(refused.as_ref());
+        self.audit.write(&line).await?;
+        caller.spend(&self.tokens, &by).await?;
+        if let Some(error) = refused {
+            caller.finish(&self.tokens, &by).await?;
+            return Err(error);
+        }
+        // The response line shows the request's data again, so the engine gets a copy when there is a log.
+        let data = request.data.clone();
+        let result = self.dispatch(&caller, &by, request, served.as_deref()).await;
+        request.data = data;
+        caller.finish(&self.tokens, &by).await?;
+        let line = self
+            .exchange(request, Some(&record), decision.as_ref(), served.as_deref())
+            .response_line(&result);
+        self.audit.write(&line).await?;
+        result
+    }
+
+    fn exchange<'a>(
+        &'a self,
+        request: &'a Request,
+        auth: Option<&'a AuthRecord>,
+        decision: Option<&'a Decision>,
+        served: Option<&'a Served>,
+    ) -> Exchange<'a> {
+        Exchange {
+            hasher: &self.hasher,
+            request,
+            auth,
+            decision,
+            mount: served.map(|s| (s.mount.path.as_str(), s.mount.kind.as_str())),
+        }
+    }
+
+    /// What the caller's policies say, and the refusal if there is one.
+    fn permit(
+        &self,
+        caller: &Authenticated,
+        request: &Request,
+        served: Option<&Served>,
+    ) -> Result<(Decision, Option<ApiError>), ApiError> {
+        let path = request.path.as_str();
+        let capability = match request.operation {
+            Operation::Read => Capability::Read,
+            Operation::Patch => Capability::Patch,
+            Operation::Delete => Capability::Delete,
+            Operation::List => Capability::List,
+            Operation::Write if self.exists(caller, path, served)? => Capability::Update,
+            Operation::Write => Capability::Create,
+        };
+        let decision = caller.acl.decide(path, capability, Some(&request.data));
+        let mut allowed = decision.allowed;
+        if allowed && needs_sudo(path) {
+            allowed = caller.acl.decide(path, Capability::Sudo, None).allowed;
+        }
+        // Everybody may ask which mount a path is on; the answer itself depends on the caller's rights.
+        if !allowed && path.starts_with("sys/internal/ui/mounts") && capability == Capability::Read {
+            allowed = true;
+        }
+        let refused = (!allowed).then_some(ApiError::Denied);
+        Ok((decision, refused))
+    }
+
+    /// Whether a write goes to something that is there already.
+    fn exists(
+        &self,
+        _caller: &Authenticated,
+        _path: &str,
+        _served: Option<&Served>,
+    ) -> Result<bool, ApiError> {
+        Ok(true)
+    }
+
+    async fn dispatch(
+        &self,
+        caller: &Authenticated,
+        by: &By,
+        request: &mut Request,
+        served: Option<&Served>,
+    ) -> Result<Answer, ApiError> {
+        if request.wrap_ttl.is_some() {
+            return Err(ApiError::bad(
+                "response wrapping is not available on this server; send the request without X-Vault-Wrap-TTL",
+            ));
+        }
+        let path = request.path.as_str();
+        let Some(served) = served else {
+            return Err(ApiError::NoMount(path.to_string()));
+        };
+        let below = path[served.mount.path.len()..].to_string();
+        match served.mount.kind {
+            Kind::System => self.sys(caller, by, request, &below).await,
+            Kind::Token => self.auth_token(caller, by, request, &below).await,
+            Kind::Spiffe => self.auth_spiffe(by, request, &below).await,
+            Kind::Identity => Err(ApiError::UnsupportedPath),
+            Kind::Kv | Kind::Cubbyhole => Err(ApiError::UnsupportedPath),
+        }
+    }
+
+    /// Who would be calling with this token or this verified SPIFFE ID, if they may do this on this path.
+    ///
+    /// For the embedding server's own paths, such as `mesh/intention/web` or `consul/kv/a/b`. Returns the actor for
+    /// the ledger.
+    ///
+    /// # Errors
+    /// 403: nobody, no right, or a use-limited token (its uses are counted by requests to this interface only).
+    pub fn authorize(
+        &self,
+        token: Option<&str>,
+        spiffe: Option<&str>,
+        capability: Capability,
+        path: &str,
+    ) -> Result<String, ApiError> {
+        let token = token.filter(|t| !t.is_empty()).map(ClientToken::new);
+        let caller = self.authenticate(token.as_ref(), spiffe)?;
+        if caller.is_use_limited() {
+            return Err(ApiError::Forbidden(
+                "permission denied: a token with a limited number of uses works on the Vault API only".into(),
+            ));
+        }
+        if caller.acl.decide(path, capability, None).allowed {
+            Ok(caller.actor())
+        } else {
+            Err(ApiError::Denied)
+        }
+    }
+
+    /// The store below, for the embedding server.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// Paths that ask for `sudo` besides the right itself.
+fn needs_sudo(path: &str) -> bool {
+    const BELOW: [&str; 6] = [
+        "sys/auth/",
+        "sys/audit",
+        "sys/raw",
+        "sys/rotate",
+        "sys/leases/revoke-",
+        "auth/token/accessors",
+    ];
+    const EXACT: [&str; 3] = ["sys/seal", "sys/remount", "auth/token/revoke-orphan"];
+    EXACT.contains(&path) || BELOW.iter().any(|p| path.starts_with(p))
+}
+
+#[cfg(test)]
+mod tests;

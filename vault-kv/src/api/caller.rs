@@ -1,0 +1,122 @@
+//! Who calls: the holder of a token, or a verified SPIFFE ID.
+
+use std::sync::Arc;
+
+use super::Api;
+use crate::audit::AuthRecord;
+use crate::db::By;
+use crate::http::ApiError;
+use crate::policy::{Acl, Identity, PolicyName};
+use crate::request::ClientToken;
+use crate::token::{Token, TokenId, Tokens};
+
+/// A caller with its rights.
+pub(crate) struct Authenticated {
+    pub who: Who,
+    pub policies: Vec<PolicyName>,
+    pub acl: Arc<Acl>,
+}
+
+pub(crate) enum Who {
+    Token { id: TokenId, token: Token },
+    Spiffe(String),
+}
+
+impl Api {
+    /// # Errors
+    /// 403 when there is neither a live token nor a SPIFFE ID that a role matches. A token that is no good is not
+    /// made up for by a certificate: whoever sends one means it.
+    pub(super) fn authenticate(
+        &self,
+        token: Option<&ClientToken>,
+        spiffe: Option<&str>,
+    ) -> Result<Authenticated, ApiError> {
+        let (who, names, identity) = match (token, spiffe) {
+            (Some(secret), _) => {
+                let (id, token) = self.tokens.find(secret)?.ok_or(ApiError::Unauthenticated)?;
+                let names = token.policies.clone();
+                (Who::Token { id, token }, names, Identity::default())
+            }
+            (None, Some(spiffe)) => {
+                let names = self.roles.policies(spiffe);
+                if names.is_empty() {
+                    return Err(ApiError::Unauthenticated);
+                }
+                (Who::Spiffe(spiffe.into()), names, super::spiffe::identity(spiffe))
+            }
+            (None, None) => return Err(ApiError::Unauthenticated),
+        };
+        let policies: Vec<_> = names
+            .iter()
+            .map(|n| PolicyName::parse(n))
+            .collect::<Result<_, _>>()?;
+        let acl = self.policies.acl(&policies, &identity);
+        Ok(Authenticated { who, policies, acl })
+    }
+}
+
+impl Authenticated {
+    /// The name in the ledger.
+    pub fn actor(&self) -> String {
+        match &self.who {
+            Who::Token { token, .. } => format!("{} (accessor {})", token.display_name, token.accessor),
+            Who::Spiffe(id) => id.clone(),
+        }
+    }
+
+    pub fn record(&self) -> AuthRecord {
+        let policies = self.policy_names();
+        match &self.who {
+            Who::Token { token, .. } => AuthRecord {
+                display_name: token.display_name.clone(),
+                accessor: token.accessor.clone(),
+                policies,
+                token_type: "service",
+                spiffe: None,
+            },
+            Who::Spiffe(id) => AuthRecord {
+                display_name: id.clone(),
+                policies,
+                token_type: "spiffe",
+                spiffe: Some(id.clone()),
+                ..AuthRecord::default()
+            },
+        }
+    }
+
+    pub fn policy_names(&self) -> Vec<String> {
+        self.policies.iter().map(|p| p.as_str().to_string()).collect()
+    }
+
+    /// The token this request came with.
+    pub fn token(&self) -> Option<(&TokenId, &Token)> {
+        match &self.who {
+            Who::Token { id, token } => Some((id, token)),
+            Who::Spiffe(_) => None,
+        }
+    }
+
+    pub fn is_use_limited(&self) -> bool {
+        self.token().is_some_and(|(_, t)| t.num_uses != 0)
+    }
+
+    /// Count one use of a use-limited token, before anything happens.
+    pub async fn spend(&self, tokens: &Tokens, by: &By) -> Result<(), ApiError> {
+        match self.token() {
+            Some((id, token)) if token.num_uses != 0 => tokens.spend(by, id).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Revoke a token whose last use this was.
+    pub async fn finish(&self, tokens: &Tokens, by: &By) -> Result<(), ApiError> {
+        let Some((id, token)) = self.token() else {
+            return Ok(());
+        };
+        let used_up = token.num_uses != 0 && tokens.by_id(id)?.is_some_and(|t| t.num_uses < 0);
+        if used_up {
+            tokens.revoke(by, id).await?;
+        }
+        Ok(())
+    }
+}
