@@ -16,10 +16,10 @@ use crate::core::Core;
 use crate::db::{Batch, By, Db};
 use crate::http::ApiError;
 use crate::http::reply::{Answer, render};
-use crate::mount::{Kind, Mounts, Served};
+use crate::mount::{Engine, Mounts, Served};
 use crate::policy::{Capability, Decision, Policies};
 use crate::request::{ClientToken, Operation, Request};
-use crate::token::{NewToken, Tokens, purge_expired};
+use crate::token::{MAX_TTL, NewToken, Tokens, purge_expired};
 
 mod auth;
 mod caller;
@@ -155,9 +155,11 @@ impl Api {
             return Err(error);
         }
         // The response line shows the request's data again, so the engine gets a copy when there is a log.
-        let data = request.data.clone();
+        let data = (!self.audit.is_off()).then(|| request.data.clone());
         let result = self.dispatch(&caller, &by, request, served.as_deref()).await;
-        request.data = data;
+        if let Some(data) = data {
+            request.data = data;
+        }
         caller.finish(&self.tokens, &by).await?;
         let line = self
             .exchange(request, Some(&record), decision.as_ref(), served.as_deref())
@@ -214,11 +216,22 @@ impl Api {
     /// Whether a write goes to something that is there already.
     fn exists(
         &self,
-        _caller: &Authenticated,
-        _path: &str,
-        _served: Option<&Served>,
+        caller: &Authenticated,
+        path: &str,
+        served: Option<&Served>,
     ) -> Result<bool, ApiError> {
-        Ok(true)
+        let Some(served) = served else {
+            return Ok(true);
+        };
+        let below = &path[served.mount.path.len()..];
+        match (&served.engine, caller.token()) {
+            (Engine::Kv(kv), _) => kv.exists(below),
+            (Engine::Kv1(kv), _) => kv.exists(below),
+            (Engine::Cubbyhole(cubbyhole), Some((id, _))) => {
+                cubbyhole.exists(&id.cubbyhole(), below)
+            }
+            _ => Ok(true),
+        }
     }
 
     async fn dispatch(
@@ -238,12 +251,22 @@ impl Api {
             return Err(ApiError::NoMount(path.to_string()));
         };
         let below = path[served.mount.path.len()..].to_string();
-        match served.mount.kind {
-            Kind::System => self.sys(caller, by, request, &below).await,
-            Kind::Token => self.auth_token(caller, by, request, &below).await,
-            Kind::Spiffe => self.auth_spiffe(by, request, &below).await,
-            Kind::Identity => Err(ApiError::UnsupportedPath),
-            Kind::Kv | Kind::Cubbyhole => Err(ApiError::UnsupportedPath),
+        let operation = request.operation;
+        match &served.engine {
+            Engine::System => self.sys(caller, by, request, &below).await,
+            Engine::Token => self.auth_token(caller, by, request, &below).await,
+            Engine::Spiffe => self.auth_spiffe(by, request, &below).await,
+            Engine::Identity => Err(ApiError::UnsupportedPath),
+            Engine::Kv(kv) => kv.handle(by, operation, &below, &mut request.data).await,
+            Engine::Kv1(kv) => kv.handle(by, operation, &below, &request.data, MAX_TTL).await,
+            Engine::Cubbyhole(cubbyhole) => {
+                let (id, _) = caller.token().ok_or_else(|| {
+                    ApiError::bad("a cubbyhole belongs to a token; this caller has none")
+                })?;
+                cubbyhole
+                    .handle(by, &id.cubbyhole(), operation, &below, &request.data)
+                    .await
+            }
         }
     }
 

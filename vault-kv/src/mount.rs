@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
+use crate::engine::{cubbyhole::Cubbyhole, kv1::Kv1, kv2::Kv2};
 use crate::http::ApiError;
 use crate::token::{MAX_TTL, base62};
 
@@ -26,6 +27,8 @@ const CHUNK: usize = 256;
 pub(crate) enum Kind {
     /// Versioned secrets (KV version 2).
     Kv,
+    /// Plain secrets (KV version 1).
+    Kv1,
     /// Every token's own store.
     Cubbyhole,
     System,
@@ -40,7 +43,7 @@ impl Kind {
     /// The name clients know it by.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Kv => "kv",
+            Self::Kv | Self::Kv1 => "kv",
             Self::Cubbyhole => "cubbyhole",
             Self::System => "system",
             Self::Identity => "identity",
@@ -91,6 +94,7 @@ impl Mount {
     pub fn describe(&self) -> Value {
         let options = match self.kind {
             Kind::Kv => json!({"version": "2"}),
+            Kind::Kv1 => json!({"version": "1"}),
             _ => Value::Null,
         };
         json!({
@@ -106,8 +110,8 @@ impl Mount {
         let mut out = json!({
             "default_lease_ttl": MAX_TTL, "max_lease_ttl": MAX_TTL, "force_no_cache": false, "description": self.description,
         });
-        if self.kind == Kind::Kv {
-            out["options"] = json!({"version": "2"});
+        if matches!(self.kind, Kind::Kv | Kind::Kv1) {
+            out["options"] = self.describe()["options"].take();
         }
         out
     }
@@ -123,6 +127,20 @@ pub(crate) struct Mounts {
 /// A mount with what answers it.
 pub(crate) struct Served {
     pub mount: Mount,
+    pub engine: Engine,
+}
+
+/// The engine of a mount.
+pub(crate) enum Engine {
+    Kv(Kv2),
+    Kv1(Kv1),
+    Cubbyhole(Cubbyhole),
+    /// Answered by the interface itself.
+    System,
+    Token,
+    Spiffe,
+    /// Listed only.
+    Identity,
 }
 
 impl Mounts {
@@ -245,8 +263,18 @@ impl Mounts {
 }
 
 impl Served {
-    fn new(_db: &Db, _clock: &Clock, mount: Mount) -> Self {
-        Self { mount }
+    fn new(db: &Db, clock: &Clock, mount: Mount) -> Self {
+        let (db, storage, path) = (db.clone(), mount.storage(), mount.path.clone());
+        let engine = match mount.kind {
+            Kind::Kv => Engine::Kv(Kv2::new(db, storage, path, clock.clone())),
+            Kind::Kv1 => Engine::Kv1(Kv1::new(db, storage, path)),
+            Kind::Cubbyhole => Engine::Cubbyhole(Cubbyhole::new(db)),
+            Kind::System => Engine::System,
+            Kind::Token => Engine::Token,
+            Kind::Spiffe => Engine::Spiffe,
+            Kind::Identity => Engine::Identity,
+        };
+        Self { mount, engine }
     }
 }
 

@@ -199,9 +199,9 @@ impl Api {
                 .mount_at(path)
                 .map(|m| Answer::data(m.describe()).top_level()),
             Operation::Write => {
-                check_type(data)?;
+                let kind = kind_of(data)?;
                 let description = data.text("description")?.unwrap_or_default();
-                self.mounts.add(by, path, Kind::Kv, &description).await?;
+                self.mounts.add(by, path, kind, &description).await?;
                 Ok(Answer::none())
             }
             Operation::Delete => {
@@ -245,8 +245,8 @@ impl Api {
     }
 }
 
-/// Only KV version 2 can be mounted.
-fn check_type(data: &Data) -> Result<(), ApiError> {
+/// What to mount; kv without a version is version 1, as in Vault.
+fn kind_of(data: &Data) -> Result<Kind, ApiError> {
     let mut kind = data.text("type")?.unwrap_or_default();
     if kind == "plugin" {
         kind = data.text("plugin_name")?.unwrap_or_default();
@@ -260,14 +260,15 @@ fn check_type(data: &Data) -> Result<(), ApiError> {
         _ => None,
     };
     match (kind.as_str(), version.as_deref()) {
-        ("kv-v2", None | Some("2")) | ("kv", Some("2")) => Ok(()),
+        ("kv-v2", None | Some("2")) | ("kv", Some("2")) => Ok(Kind::Kv),
+        ("kv-v1" | "generic", None | Some("1")) | ("kv", None | Some("1")) => Ok(Kind::Kv1),
         ("kv" | "kv-v1" | "kv-v2" | "generic", _) => Err(ApiError::bad(
-            "only version 2 of kv is available; mount type \"kv\" with options {\"version\": \"2\"}, or type \"kv-v2\"",
+            "the version of kv is \"1\" or \"2\", and kv-v1 and kv-v2 have their own",
         )),
         ("", _) => Err(ApiError::bad("backend type must be specified as a string")),
         ("cubbyhole" | "system" | "identity" | "token" | "ns_system" | "ns_identity", _) => Err(
             ApiError::Forbidden("this kind of mount exists once and cannot be mounted again".into()),
         ),
-        _ => Err(ApiError::bad("plugin not found in the catalog: only kv version 2 can be mounted")),
+        _ => Err(ApiError::bad("plugin not found in the catalog: only kv can be mounted")),
     }
 }

@@ -198,3 +198,56 @@ async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
     server.root("DELETE", "auth/spiffe/role/web", Value::Null).await;
     assert_eq!(ask(WEB).await.0, 403);
 }
+
+#[tokio::test]
+async fn secrets_pass_through_the_mount_and_leave_no_trace_in_the_log_or_an_error() {
+    let server = Server::start().await;
+    let secret = "hunter2-plain";
+    server.root("POST", "secret/data/app/db", json!({"data": {"password": secret}, "options": {"cas": 0}})).await;
+    let answer = server.root("GET", "secret/data/app/db", Value::Null).await;
+    assert_eq!((&answer["data"]["data"]["password"], &answer["data"]["metadata"]["version"]), (&json!(secret), &json!(1)));
+    let (status, answer) = server.send("POST", "secret/data/app/db", &server.root, None, json!({"data": {"password": secret}, "options": {"cas": 0}})).await;
+    assert_eq!(status, 400);
+    assert!(!answer.to_string().contains(secret));
+    // Create and update are different rights.
+    let rules = r#"path "secret/data/*" { capabilities = ["create", "read"] }"#;
+    server.root("PUT", "sys/policies/acl/once", json!({"policy": rules})).await;
+    let token = server.token(json!({"policies": "once"})).await;
+    let body = json!({"data": {"password": secret}});
+    assert_eq!(server.send("POST", "secret/data/app/db", &token, None, body.clone()).await.0, 403);
+    assert_eq!(server.send("POST", "secret/data/app/new", &token, None, body.clone()).await.0, 200);
+    assert_eq!(server.send("POST", "secret/data/app/new", &token, None, body).await.0, 403);
+    server.root("POST", "cubbyhole/mine", json!({"k": secret})).await;
+    assert_eq!(server.send("GET", "cubbyhole/mine", &token, None, Value::Null).await.0, 404);
+
+    for (path, field) in [("auth/token/create", "num_uses"), ("auth/token/create", "ttl"), ("sys/policies/acl/x", "policy"), ("sys/mounts/x", "type"), ("auth/spiffe/role/x", "workload_id_patterns")] {
+        let (status, answer) = server.send("POST", path, &server.root, None, json!({field: secret})).await;
+        assert_eq!(status, 400, "{path} {field} {answer}");
+        assert!(!answer.to_string().contains(secret), "{answer}");
+    }
+    let log = server.log();
+    assert!(log.lines().count() > 20 && log.contains(r#""mount_point":"secret/""#));
+    for plain in [secret, &server.root, &token] {
+        assert!(!log.contains(plain), "{plain}");
+    }
+}
+
+#[tokio::test]
+async fn a_mount_deleted_and_made_again_is_empty() {
+    let server = Server::start().await;
+    server.root("POST", "sys/mounts/team", json!({"type": "kv-v2"})).await;
+    server.root("POST", "team/data/x", json!({"data": {"a": 1}})).await;
+    let (status, answer) = server.send("POST", "sys/mounts/team/sub", &server.root, None, json!({"type": "kv"})).await;
+    assert_eq!((status, &answer["errors"][0]), (400, &json!("path is already in use at team/")));
+    assert_eq!(server.send("POST", "sys/mounts/sys/x", &server.root, None, json!({"type": "kv"})).await.0, 403);
+    let info = server.root("GET", "sys/internal/ui/mounts/team/data/x", Value::Null).await;
+    assert_eq!((&info["data"]["path"], &info["data"]["options"]["version"]), (&json!("team/"), &json!("2")));
+    server.root("DELETE", "sys/mounts/team", Value::Null).await;
+    let (status, answer) = server.send("GET", "team/data/x", &server.root, None, Value::Null).await;
+    assert_eq!(status, 404);
+    assert!(answer["errors"][0].as_str().unwrap().contains("no handler for route"));
+    server.root("POST", "sys/mounts/team", json!({"type": "kv", "options": {"version": "1"}})).await;
+    assert_eq!(server.send("GET", "team/data/x", &server.root, None, Value::Null).await.0, 404);
+    server.root("POST", "team/y", json!({"a": "b"})).await;
+    assert_eq!(server.root("GET", "team/y", Value::Null).await["data"], json!({"a": "b"}));
+}
