@@ -84,7 +84,9 @@ impl Api {
             display_name: "root".into(),
             ..NewToken::default()
         };
-        let (secret, _) = Tokens::load(db, Clock::default())?.create(&by, root).await?;
+        let (secret, _) = Tokens::load(db, Clock::default())?
+            .create(&by, root)
+            .await?;
         Ok(Zeroizing::new(secret.expose().to_string()))
     }
 
@@ -126,15 +128,15 @@ impl Api {
 
     async fn answer(&self, request: &mut Request) -> Result<Answer, ApiError> {
         let served = self.mounts.find(request.path.as_str());
-        let caller = match self.authenticate(request.token.as_ref(), request.caller.spiffe.as_deref())
-        {
-            Ok(caller) => caller,
-            Err(error) => {
-                let line = self.exchange(request, None, None, served.as_deref());
-                self.audit.write(&line.request_line(Some(&error))).await?;
-                return Err(error);
-            }
-        };
+        let caller =
+            match self.authenticate(request.token.as_ref(), request.caller.spiffe.as_deref()) {
+                Ok(caller) => caller,
+                Err(error) => {
+                    let line = self.exchange(request, None, None, served.as_deref());
+                    self.audit.write(&line.request_line(Some(&error))).await?;
+                    return Err(error);
+                }
+            };
         let by = By {
             actor: caller.actor(),
             via: request.caller.via.as_str(),
@@ -156,7 +158,9 @@ impl Api {
         }
         // The response line shows the request's data again, so the engine gets a copy when there is a log.
         let data = (!self.audit.is_off()).then(|| request.data.clone());
-        let result = self.dispatch(&caller, &by, request, served.as_deref()).await;
+        let result = self
+            .dispatch(&caller, &by, request, served.as_deref())
+            .await;
         if let Some(data) = data {
             request.data = data;
         }
@@ -206,7 +210,8 @@ impl Api {
             allowed = caller.acl.decide(path, Capability::Sudo, None).allowed;
         }
         // Everybody may ask which mount a path is on; the answer itself depends on the caller's rights.
-        if !allowed && path.starts_with("sys/internal/ui/mounts") && capability == Capability::Read {
+        if !allowed && path.starts_with("sys/internal/ui/mounts") && capability == Capability::Read
+        {
             allowed = true;
         }
         let refused = (!allowed).then_some(ApiError::Denied);
@@ -258,7 +263,10 @@ impl Api {
             Engine::Spiffe => self.auth_spiffe(by, request, &below).await,
             Engine::Identity => Err(ApiError::UnsupportedPath),
             Engine::Kv(kv) => kv.handle(by, operation, &below, &mut request.data).await,
-            Engine::Kv1(kv) => kv.handle(by, operation, &below, &request.data, MAX_TTL).await,
+            Engine::Kv1(kv) => {
+                kv.handle(by, operation, &below, &request.data, MAX_TTL)
+                    .await
+            }
             Engine::Cubbyhole(cubbyhole) => {
                 let (id, _) = caller.token().ok_or_else(|| {
                     ApiError::bad("a cubbyhole belongs to a token; this caller has none")

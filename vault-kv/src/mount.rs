@@ -147,12 +147,24 @@ impl Mounts {
     /// The mounts of a new store.
     pub fn initialise(batch: &mut Batch) -> Result<(), ApiError> {
         for (path, kind, description) in [
-            ("cubbyhole/", Kind::Cubbyhole, "per-token private secret storage"),
+            (
+                "cubbyhole/",
+                Kind::Cubbyhole,
+                "per-token private secret storage",
+            ),
             ("identity/", Kind::Identity, "identity store"),
             ("secret/", Kind::Kv, "key/value secret storage"),
-            ("sys/", Kind::System, "system endpoints used for control, policy and debugging"),
+            (
+                "sys/",
+                Kind::System,
+                "system endpoints used for control, policy and debugging",
+            ),
             ("auth/token/", Kind::Token, "token based credentials"),
-            ("auth/spiffe/", Kind::Spiffe, "verified SPIFFE IDs of the mesh"),
+            (
+                "auth/spiffe/",
+                Kind::Spiffe,
+                "verified SPIFFE IDs of the mesh",
+            ),
         ] {
             let mount = Mount::new(path, kind, description);
             batch.put(&mount.record(), &mount)?;
@@ -164,7 +176,10 @@ impl Mounts {
         let mut table = BTreeMap::new();
         for name in db.names(PREFIX)? {
             if let Some((mount, _)) = db.get::<Mount>(&name)? {
-                table.insert(mount.path.clone(), Arc::new(Served::new(&db, &clock, mount)));
+                table.insert(
+                    mount.path.clone(),
+                    Arc::new(Served::new(&db, &clock, mount)),
+                );
             }
         }
         Ok(Self {
@@ -282,11 +297,18 @@ impl Served {
 fn normal(path: &str) -> Result<String, ApiError> {
     let path = format!("{}/", path.trim_end_matches('/'));
     let first = path.split('/').next().unwrap_or_default();
-    if matches!(first, "sys" | "auth" | "cubbyhole" | "identity" | "audit" | "mesh" | "consul") {
-        return Err(ApiError::Forbidden(format!("the path {first}/ is reserved")));
+    if matches!(
+        first,
+        "sys" | "auth" | "cubbyhole" | "identity" | "audit" | "mesh" | "consul"
+    ) {
+        return Err(ApiError::Forbidden(format!(
+            "the path {first}/ is reserved"
+        )));
     }
     if path == "/" || path.contains(['*', '+', '{', '}']) {
-        return Err(ApiError::bad("a mount path is not empty and has none of the characters * + { }"));
+        return Err(ApiError::bad(
+            "a mount path is not empty and has none of the characters * + { }",
+        ));
     }
     Ok(path)
 }

@@ -24,7 +24,8 @@ impl Api {
         let data = &request.data;
         match (path, request.operation) {
             ("create" | "create-orphan", Write) => {
-                self.create_token(caller, by, data, path == "create-orphan").await
+                self.create_token(caller, by, data, path == "create-orphan")
+                    .await
             }
             ("lookup-self", Read | Write) => self.lookup_self(caller, request),
             ("lookup", Read | Write) => {
@@ -37,7 +38,9 @@ impl Api {
                 Ok(Answer::data(self.describe("", &token)))
             }
             ("renew-self", Write) => match (&caller.who, &request.token) {
-                (Who::Token { id, .. }, Some(secret)) => self.renew(by, id, secret.expose(), data).await,
+                (Who::Token { id, .. }, Some(secret)) => {
+                    self.renew(by, id, secret.expose(), data).await
+                }
                 _ => Err(no_token()),
             },
             ("renew", Write) => {
@@ -67,8 +70,9 @@ impl Api {
             }
             ("accessors/", List) => Answer::keys(self.tokens.accessors()?),
             (
-                "create" | "create-orphan" | "lookup-self" | "lookup" | "lookup-accessor" | "renew-self"
-                | "renew" | "revoke-self" | "revoke" | "revoke-orphan" | "revoke-accessor" | "accessors/",
+                "create" | "create-orphan" | "lookup-self" | "lookup" | "lookup-accessor"
+                | "renew-self" | "renew" | "revoke-self" | "revoke" | "revoke-orphan"
+                | "revoke-accessor" | "accessors/",
                 _,
             ) => Err(ApiError::UnsupportedOperation),
             _ => Err(ApiError::UnsupportedPath),
@@ -118,21 +122,34 @@ impl Api {
             .decide("auth/token/create", Capability::Sudo, None)
             .allowed;
         if parent.num_uses != 0 {
-            return Err(ApiError::bad("restricted use token cannot generate child tokens"));
+            return Err(ApiError::bad(
+                "restricted use token cannot generate child tokens",
+            ));
         }
         if data.raw("id").is_some() {
-            return Err(ApiError::bad("this server chooses token ids itself; leave out \"id\""));
+            return Err(ApiError::bad(
+                "this server chooses token ids itself; leave out \"id\"",
+            ));
         }
-        if !matches!(data.text("type")?.as_deref(), None | Some("" | "service" | "default")) {
-            return Err(ApiError::bad("only tokens of type \"service\" are available"));
+        if !matches!(
+            data.text("type")?.as_deref(),
+            None | Some("" | "service" | "default")
+        ) {
+            return Err(ApiError::bad(
+                "only tokens of type \"service\" are available",
+            ));
         }
         let no_parent = data.flag("no_parent")?.unwrap_or(false);
         if no_parent && !sudo {
-            return Err(ApiError::bad("root or sudo privileges required to create orphan token"));
+            return Err(ApiError::bad(
+                "root or sudo privileges required to create orphan token",
+            ));
         }
         let period = seconds(data, "period")?;
         if period > 0 && !sudo {
-            return Err(ApiError::bad("root or sudo privileges required to create periodic token"));
+            return Err(ApiError::bad(
+                "root or sudo privileges required to create periodic token",
+            ));
         }
         let policies = child_policies(caller, parent, data, sudo)?;
         let mut warnings = Vec::new();
@@ -142,14 +159,24 @@ impl Api {
             }
         }
         let explicit_max_ttl = seconds(data, "explicit_max_ttl")?;
-        let ttl = self.child_ttl(parent, data, &policies, period, explicit_max_ttl, &mut warnings)?;
+        let ttl = self.child_ttl(
+            parent,
+            data,
+            &policies,
+            period,
+            explicit_max_ttl,
+            &mut warnings,
+        )?;
         let num_uses = data.int("num_uses")?.unwrap_or(0);
         if num_uses < 0 {
             return Err(ApiError::bad("number of uses cannot be negative"));
         }
         let new = NewToken {
             policies,
-            path: format!("auth/token/{}", if orphan { "create-orphan" } else { "create" }),
+            path: format!(
+                "auth/token/{}",
+                if orphan { "create-orphan" } else { "create" }
+            ),
             meta: data.text_map("meta")?,
             display_name: display_name(data.text("display_name")?.as_deref()),
             ttl,
@@ -182,7 +209,9 @@ impl Api {
         if wished == 0 && period == 0 && explicit_max == 0 && policies.iter().any(|p| p == "root") {
             return match parent.expires {
                 None => Ok(0),
-                Some(_) => Err(ApiError::bad("expiring root tokens cannot create non-expiring root tokens")),
+                Some(_) => Err(ApiError::bad(
+                    "expiring root tokens cannot create non-expiring root tokens",
+                )),
             };
         }
         let ttl = match (period, wished) {
@@ -256,7 +285,9 @@ fn child_policies(
     };
     let root = names.iter().any(|p| p == "root");
     if root && !caller.acl.is_root() {
-        return Err(ApiError::bad("root tokens may not be created without parent token being root"));
+        return Err(ApiError::bad(
+            "root tokens may not be created without parent token being root",
+        ));
     }
     if !sudo && !names.iter().all(|p| parent.policies.contains(p)) {
         return Err(ApiError::bad("child policies must be subset of parent"));

@@ -42,7 +42,11 @@ impl Api {
                 if names.is_empty() {
                     return Err(ApiError::Unauthenticated);
                 }
-                (Who::Spiffe(spiffe.into()), names, super::spiffe::identity(spiffe))
+                (
+                    Who::Spiffe(spiffe.into()),
+                    names,
+                    super::spiffe::identity(spiffe),
+                )
             }
             (None, None) => return Err(ApiError::Unauthenticated),
         };
@@ -59,7 +63,9 @@ impl Authenticated {
     /// The name in the ledger.
     pub fn actor(&self) -> String {
         match &self.who {
-            Who::Token { token, .. } => format!("{} (accessor {})", token.display_name, token.accessor),
+            Who::Token { token, .. } => {
+                format!("{} (accessor {})", token.display_name, token.accessor)
+            }
             Who::Spiffe(id) => id.clone(),
         }
     }
@@ -85,7 +91,10 @@ impl Authenticated {
     }
 
     pub fn policy_names(&self) -> Vec<String> {
-        self.policies.iter().map(|p| p.as_str().to_string()).collect()
+        self.policies
+            .iter()
+            .map(|p| p.as_str().to_string())
+            .collect()
     }
 
     /// The token this request came with.

@@ -71,7 +71,9 @@ impl Roles {
         }
         check(&role)?;
         let mut batch = Batch::new(by, "spiffe-role/write");
-        batch.put(&path, &role)?.key(format!("auth/spiffe/role/{name}"));
+        batch
+            .put(&path, &role)?
+            .key(format!("auth/spiffe/role/{name}"));
         self.db.commit(batch).await?;
         self.all.write().insert(name.into(), role);
         Ok(())
@@ -200,7 +202,12 @@ impl Api {
         }
         match request.operation {
             Operation::Read => {
-                let role = roles.all.read().get(name).cloned().ok_or(ApiError::NotFound)?;
+                let role = roles
+                    .all
+                    .read()
+                    .get(name)
+                    .cloned()
+                    .ok_or(ApiError::NotFound)?;
                 Ok(Answer::data(json!({
                     "workload_id_patterns": role.workload_id_patterns, "token_policies": role.token_policies,
                 })))

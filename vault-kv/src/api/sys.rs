@@ -53,18 +53,33 @@ impl Api {
             ("auth", Read) => Ok(Answer::data(self.mounts.describe(true, |_| true)).top_level()),
             ("audit", Read) => Ok(Answer::data(describe(&self.audit)).top_level()),
             ("mesh/ledger/verify", Read) => {
-                let ledger = self.settings.ledger.as_ref().ok_or(ApiError::UnsupportedPath)?;
+                let ledger = self
+                    .settings
+                    .ledger
+                    .as_ref()
+                    .ok_or(ApiError::UnsupportedPath)?;
                 Ok(Answer::data(ledger.verify()?))
             }
             ("mesh/ledger/history", Read) => {
-                let ledger = self.settings.ledger.as_ref().ok_or(ApiError::UnsupportedPath)?;
+                let ledger = self
+                    .settings
+                    .ledger
+                    .as_ref()
+                    .ok_or(ApiError::UnsupportedPath)?;
                 let last = data.int("last")?.unwrap_or(HISTORY).clamp(1, MOST_HISTORY);
                 let last = usize::try_from(last).unwrap_or(1);
                 Ok(Answer::data(json!({ "entries": ledger.history(last)? })))
             }
             (
-                "policy" | "policies/acl" | "capabilities-self" | "explain" | "mounts" | "auth" | "audit"
-                | "mesh/ledger/verify" | "mesh/ledger/history",
+                "policy"
+                | "policies/acl"
+                | "capabilities-self"
+                | "explain"
+                | "mounts"
+                | "auth"
+                | "audit"
+                | "mesh/ledger/verify"
+                | "mesh/ledger/history",
                 Write | Read | List | Operation::Patch | Operation::Delete,
             ) => Err(ApiError::UnsupportedOperation),
             _ => Err(ApiError::UnsupportedPath),
@@ -107,9 +122,9 @@ impl Api {
                     None if old => data.text("rules")?,
                     some => some,
                 };
-                let text = text.filter(|t| !t.is_empty()).ok_or_else(|| {
-                    ApiError::bad("'policy' parameter not supplied or empty")
-                })?;
+                let text = text
+                    .filter(|t| !t.is_empty())
+                    .ok_or_else(|| ApiError::bad("'policy' parameter not supplied or empty"))?;
                 self.policies.put(by, parsed, &plain(&text)).await?;
                 let mut answer = Answer::none();
                 answer.warnings.extend(lowered);
@@ -135,10 +150,7 @@ fn plain(text: &str) -> String {
 }
 
 /// What a caller may do on each of the paths asked for.
-fn capabilities(
-    data: &Data,
-    ask: impl Fn(&str) -> Vec<&'static str>,
-) -> Result<Answer, ApiError> {
+fn capabilities(data: &Data, ask: impl Fn(&str) -> Vec<&'static str>) -> Result<Answer, ApiError> {
     let paths = match data.list("paths")? {
         Some(paths) if !paths.is_empty() => paths,
         _ => data.list("path")?.unwrap_or_default(),
@@ -173,7 +185,9 @@ fn explain(caller: &Authenticated, data: &Data) -> Result<Answer, ApiError> {
     ]
     .into_iter()
     .find(|c| c.as_str() == name)
-    .ok_or_else(|| ApiError::bad("capability: create, read, update, patch, delete, list or sudo"))?;
+    .ok_or_else(|| {
+        ApiError::bad("capability: create, read, update, patch, delete, list or sudo")
+    })?;
     let decision = caller.acl.decide(&path, capability, None);
     Ok(Answer::data(json!({
         "allowed": decision.allowed, "reason": decision.explain(capability, &path), "policies": caller.policy_names(),
@@ -192,7 +206,9 @@ impl Api {
             if operation != Operation::Read {
                 return Err(ApiError::UnsupportedOperation);
             }
-            return self.mount_at(point).map(|m| Answer::data(m.tune()).top_level());
+            return self
+                .mount_at(point)
+                .map(|m| Answer::data(m.tune()).top_level());
         }
         match operation {
             Operation::Read => self
@@ -266,9 +282,13 @@ fn kind_of(data: &Data) -> Result<Kind, ApiError> {
             "the version of kv is \"1\" or \"2\", and kv-v1 and kv-v2 have their own",
         )),
         ("", _) => Err(ApiError::bad("backend type must be specified as a string")),
-        ("cubbyhole" | "system" | "identity" | "token" | "ns_system" | "ns_identity", _) => Err(
-            ApiError::Forbidden("this kind of mount exists once and cannot be mounted again".into()),
-        ),
-        _ => Err(ApiError::bad("plugin not found in the catalog: only kv can be mounted")),
+        ("cubbyhole" | "system" | "identity" | "token" | "ns_system" | "ns_identity", _) => {
+            Err(ApiError::Forbidden(
+                "this kind of mount exists once and cannot be mounted again".into(),
+            ))
+        }
+        _ => Err(ApiError::bad(
+            "plugin not found in the catalog: only kv can be mounted",
+        )),
     }
 }

@@ -58,9 +58,22 @@ impl Server {
         std::fs::read_to_string(self.audit.path().join("audit.log")).unwrap()
     }
 
-    async fn send(&self, method: &str, path: &str, token: &str, spiffe: Option<&str>, body: Value) -> (u16, Value) {
-        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
-        let mut builder = http::Request::builder().method(method).uri(format!("/v1/{path}"));
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        spiffe: Option<&str>,
+        body: Value,
+    ) -> (u16, Value) {
+        let body = if body.is_null() {
+            Bytes::new()
+        } else {
+            body.to_string().into()
+        };
+        let mut builder = http::Request::builder()
+            .method(method)
+            .uri(format!("/v1/{path}"));
         if !token.is_empty() {
             builder = builder.header("x-vault-token", token);
         }
@@ -84,7 +97,10 @@ impl Server {
     /// As root; the answer must be a success.
     async fn root(&self, method: &str, path: &str, body: Value) -> Value {
         let (status, answer) = self.send(method, path, &self.root, None, body).await;
-        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        assert!(
+            (200..300).contains(&status),
+            "{method} {path}: {status} {answer}"
+        );
         answer
     }
 
@@ -100,43 +116,113 @@ const DENIED: &str = "1 error occurred:\n\t* permission denied\n\n";
 async fn a_token_is_made_looked_up_renewed_and_revoked_with_its_children() {
     let server = Server::start().await;
     let token = server.token(json!({"policies": ["default"], "ttl": "1h", "display_name": "a b", "meta": {"k": "v"}})).await;
-    let (status, answer) = server.send("GET", "auth/token/lookup-self", &token, None, Value::Null).await;
+    let (status, answer) = server
+        .send("GET", "auth/token/lookup-self", &token, None, Value::Null)
+        .await;
     assert_eq!(status, 200, "{answer}");
     let data = &answer["data"];
-    assert_eq!((&data["id"], &data["display_name"], &data["ttl"]), (&json!(token), &json!("token-a-b"), &json!(3600)));
-    assert_eq!((&data["policies"], &data["meta"]), (&json!(["default"]), &json!({"k": "v"})));
+    assert_eq!(
+        (&data["id"], &data["display_name"], &data["ttl"]),
+        (&json!(token), &json!("token-a-b"), &json!(3600))
+    );
+    assert_eq!(
+        (&data["policies"], &data["meta"]),
+        (&json!(["default"]), &json!({"k": "v"}))
+    );
 
     server.clock.advance(1800);
-    let (status, answer) = server.send("POST", "auth/token/renew-self", &token, None, json!({"increment": "2h"})).await;
-    assert_eq!((status, &answer["auth"]["lease_duration"]), (200, &json!(7200)), "{answer}");
+    let (status, answer) = server
+        .send(
+            "POST",
+            "auth/token/renew-self",
+            &token,
+            None,
+            json!({"increment": "2h"}),
+        )
+        .await;
+    assert_eq!(
+        (status, &answer["auth"]["lease_duration"]),
+        (200, &json!(7200)),
+        "{answer}"
+    );
 
     let accessor = data["accessor"].as_str().unwrap();
-    let seen = server.root("POST", "auth/token/lookup-accessor", json!({"accessor": accessor})).await;
+    let seen = server
+        .root(
+            "POST",
+            "auth/token/lookup-accessor",
+            json!({"accessor": accessor}),
+        )
+        .await;
     assert_eq!(seen["data"]["id"], "");
 
-    server.root("PUT", "sys/policies/acl/maker", json!({"policy": r#"path "auth/token/create" { capabilities = ["update"] }"#})).await;
+    server
+        .root(
+            "PUT",
+            "sys/policies/acl/maker",
+            json!({"policy": r#"path "auth/token/create" { capabilities = ["update"] }"#}),
+        )
+        .await;
     let parent = server.token(json!({"policies": ["maker"]})).await;
-    let (status, answer) = server.send("POST", "auth/token/create", &parent, None, json!({"policies": ["root"]})).await;
+    let (status, answer) = server
+        .send(
+            "POST",
+            "auth/token/create",
+            &parent,
+            None,
+            json!({"policies": ["root"]}),
+        )
+        .await;
     assert_eq!(status, 400, "{answer}");
-    let (status, answer) = server.send("POST", "auth/token/create", &parent, None, json!({"policies": ["other"]})).await;
-    assert_eq!((status, &answer["errors"][0]), (400, &json!("child policies must be subset of parent")));
-    let (_, answer) = server.send("POST", "auth/token/create", &parent, None, Value::Null).await;
+    let (status, answer) = server
+        .send(
+            "POST",
+            "auth/token/create",
+            &parent,
+            None,
+            json!({"policies": ["other"]}),
+        )
+        .await;
+    assert_eq!(
+        (status, &answer["errors"][0]),
+        (400, &json!("child policies must be subset of parent"))
+    );
+    let (_, answer) = server
+        .send("POST", "auth/token/create", &parent, None, Value::Null)
+        .await;
     let child = answer["auth"]["client_token"].as_str().unwrap().to_string();
-    server.root("POST", "auth/token/revoke", json!({"token": parent})).await;
+    server
+        .root("POST", "auth/token/revoke", json!({"token": parent}))
+        .await;
     for gone in [&parent, &child] {
-        let (status, answer) = server.send("GET", "auth/token/lookup-self", gone, None, Value::Null).await;
-        assert_eq!((status, &answer["errors"]), (403, &json!(["permission denied"])));
+        let (status, answer) = server
+            .send("GET", "auth/token/lookup-self", gone, None, Value::Null)
+            .await;
+        assert_eq!(
+            (status, &answer["errors"]),
+            (403, &json!(["permission denied"]))
+        );
     }
     server.clock.advance(7201);
-    assert_eq!(server.send("GET", "auth/token/lookup-self", &token, None, Value::Null).await.0, 403);
+    assert_eq!(
+        server
+            .send("GET", "auth/token/lookup-self", &token, None, Value::Null)
+            .await
+            .0,
+        403
+    );
 }
 
 #[tokio::test]
 async fn a_use_limited_token_works_as_often_as_it_says() {
     let server = Server::start().await;
-    let token = server.token(json!({"policies": ["default"], "num_uses": 2})).await;
+    let token = server
+        .token(json!({"policies": ["default"], "num_uses": 2}))
+        .await;
     for wanted in [200, 200, 403] {
-        let (status, answer) = server.send("GET", "auth/token/lookup-self", &token, None, Value::Null).await;
+        let (status, answer) = server
+            .send("GET", "auth/token/lookup-self", &token, None, Value::Null)
+            .await;
         assert_eq!(status, wanted, "{answer}");
     }
 }
@@ -144,38 +230,92 @@ async fn a_use_limited_token_works_as_often_as_it_says() {
 #[tokio::test]
 async fn only_a_policy_opens_a_path_and_sudo_paths_want_sudo() {
     let server = Server::start().await;
-    let (status, answer) = server.send("GET", "sys/mounts", "", None, Value::Null).await;
-    assert_eq!((status, &answer["errors"]), (403, &json!(["permission denied"])));
+    let (status, answer) = server
+        .send("GET", "sys/mounts", "", None, Value::Null)
+        .await;
+    assert_eq!(
+        (status, &answer["errors"]),
+        (403, &json!(["permission denied"]))
+    );
     let rules = r#"path "sys/mounts" { capabilities = ["read"] }
         path "auth/token/accessors" { capabilities = ["list"] }"#;
-    server.root("PUT", "sys/policies/acl/Viewer", json!({"policy": rules})).await;
+    server
+        .root("PUT", "sys/policies/acl/Viewer", json!({"policy": rules}))
+        .await;
     let token = server.token(json!({"policies": ["viewer"]})).await;
-    let (status, answer) = server.send("GET", "sys/mounts", &token, None, Value::Null).await;
+    let (status, answer) = server
+        .send("GET", "sys/mounts", &token, None, Value::Null)
+        .await;
     assert_eq!(status, 200);
     assert_eq!(answer["secret/"]["options"]["version"], "2");
     assert_eq!(answer["data"]["secret/"], answer["secret/"]);
-    for (method, path) in [("DELETE", "sys/mounts/secret"), ("LIST", "auth/token/accessors"), ("GET", "sys/policies/acl/viewer")] {
+    for (method, path) in [
+        ("DELETE", "sys/mounts/secret"),
+        ("LIST", "auth/token/accessors"),
+        ("GET", "sys/policies/acl/viewer"),
+    ] {
         let (status, answer) = server.send(method, path, &token, None, Value::Null).await;
-        assert_eq!((status, &answer["errors"][0]), (403, &json!(DENIED)), "{path}");
+        assert_eq!(
+            (status, &answer["errors"][0]),
+            (403, &json!(DENIED)),
+            "{path}"
+        );
     }
-    let (_, answer) = server.send("POST", "sys/capabilities-self", &token, None, json!({"paths": ["sys/mounts", "x"]})).await;
-    assert_eq!((&answer["sys/mounts"], &answer["data"]["x"]), (&json!(["read"]), &json!(["deny"])));
-    assert_eq!(server.api.authorize(Some(&token), None, Capability::Read, "sys/mounts").unwrap().split(' ').next(), Some("token"));
-    assert!(server.api.authorize(Some(&token), None, Capability::Update, "sys/mounts").is_err());
-    assert!(server.api.authorize(None, None, Capability::Read, "sys/mounts").is_err());
+    let (_, answer) = server
+        .send(
+            "POST",
+            "sys/capabilities-self",
+            &token,
+            None,
+            json!({"paths": ["sys/mounts", "x"]}),
+        )
+        .await;
+    assert_eq!(
+        (&answer["sys/mounts"], &answer["data"]["x"]),
+        (&json!(["read"]), &json!(["deny"]))
+    );
+    assert_eq!(
+        server
+            .api
+            .authorize(Some(&token), None, Capability::Read, "sys/mounts")
+            .unwrap()
+            .split(' ')
+            .next(),
+        Some("token")
+    );
+    assert!(
+        server
+            .api
+            .authorize(Some(&token), None, Capability::Update, "sys/mounts")
+            .is_err()
+    );
+    assert!(
+        server
+            .api
+            .authorize(None, None, Capability::Read, "sys/mounts")
+            .is_err()
+    );
 }
 
 #[tokio::test]
 async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
     let server = Server::start().await;
-    let ask = |id: &'static str| server.send("GET", "auth/token/lookup-self", "", Some(id), Value::Null);
+    let ask =
+        |id: &'static str| server.send("GET", "auth/token/lookup-self", "", Some(id), Value::Null);
     assert_eq!(ask(WEB).await.0, 403);
     let rules = r#"path "mesh/of/{{identity.service}}" { capabilities = ["read"] }"#;
-    server.root("PUT", "sys/policies/acl/own", json!({"policy": rules})).await;
-    let role = json!({"workload_id_patterns": "/ns/default/dc/*/svc/we*", "token_policies": ["own"]});
+    server
+        .root("PUT", "sys/policies/acl/own", json!({"policy": rules}))
+        .await;
+    let role =
+        json!({"workload_id_patterns": "/ns/default/dc/*/svc/we*", "token_policies": ["own"]});
     server.root("PUT", "auth/spiffe/role/web", role).await;
     let (status, answer) = ask(WEB).await;
-    assert_eq!((status, &answer["data"]["policies"]), (200, &json!(["default", "own"])), "{answer}");
+    assert_eq!(
+        (status, &answer["data"]["policies"]),
+        (200, &json!(["default", "own"])),
+        "{answer}"
+    );
     for other in [
         "spiffe://mesh.test/ns/default/dc/dc1/svc/db",
         "spiffe://mesh.test/ns/default/dc/dc1/x/svc/web",
@@ -184,18 +324,53 @@ async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
     ] {
         assert_eq!(ask(other).await.0, 403, "{other}");
     }
-    let may = |path| server.api.authorize(None, Some(WEB), Capability::Read, path);
+    let may = |path| {
+        server
+            .api
+            .authorize(None, Some(WEB), Capability::Read, path)
+    };
     assert_eq!(may("mesh/of/web").unwrap(), WEB);
     assert!(may("mesh/of/db").is_err());
     // A bad token is not made up for by a certificate.
-    assert_eq!(server.send("GET", "auth/token/lookup-self", "hvs.wrong", Some(WEB), Value::Null).await.0, 403);
-    let (status, _) = server.send("PUT", "auth/spiffe/role/all", &server.root, None, json!({"workload_id_patterns": ["/*"], "token_policies": ["root"]})).await;
+    assert_eq!(
+        server
+            .send(
+                "GET",
+                "auth/token/lookup-self",
+                "hvs.wrong",
+                Some(WEB),
+                Value::Null
+            )
+            .await
+            .0,
+        403
+    );
+    let (status, _) = server
+        .send(
+            "PUT",
+            "auth/spiffe/role/all",
+            &server.root,
+            None,
+            json!({"workload_id_patterns": ["/*"], "token_policies": ["root"]}),
+        )
+        .await;
     assert_eq!(status, 400);
 
     // The same after a restart.
-    let again = Api::load(server.core.clone(), Arc::new(Audit::open(&[]).unwrap()), settings()).unwrap();
-    assert!(again.authorize(None, Some(WEB), Capability::Read, "mesh/of/web").is_ok());
-    server.root("DELETE", "auth/spiffe/role/web", Value::Null).await;
+    let again = Api::load(
+        server.core.clone(),
+        Arc::new(Audit::open(&[]).unwrap()),
+        settings(),
+    )
+    .unwrap();
+    assert!(
+        again
+            .authorize(None, Some(WEB), Capability::Read, "mesh/of/web")
+            .is_ok()
+    );
+    server
+        .root("DELETE", "auth/spiffe/role/web", Value::Null)
+        .await;
     assert_eq!(ask(WEB).await.0, 403);
 }
 
@@ -203,25 +378,81 @@ async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
 async fn secrets_pass_through_the_mount_and_leave_no_trace_in_the_log_or_an_error() {
     let server = Server::start().await;
     let secret = "hunter2-plain";
-    server.root("POST", "secret/data/app/db", json!({"data": {"password": secret}, "options": {"cas": 0}})).await;
+    server
+        .root(
+            "POST",
+            "secret/data/app/db",
+            json!({"data": {"password": secret}, "options": {"cas": 0}}),
+        )
+        .await;
     let answer = server.root("GET", "secret/data/app/db", Value::Null).await;
-    assert_eq!((&answer["data"]["data"]["password"], &answer["data"]["metadata"]["version"]), (&json!(secret), &json!(1)));
-    let (status, answer) = server.send("POST", "secret/data/app/db", &server.root, None, json!({"data": {"password": secret}, "options": {"cas": 0}})).await;
+    assert_eq!(
+        (
+            &answer["data"]["data"]["password"],
+            &answer["data"]["metadata"]["version"]
+        ),
+        (&json!(secret), &json!(1))
+    );
+    let (status, answer) = server
+        .send(
+            "POST",
+            "secret/data/app/db",
+            &server.root,
+            None,
+            json!({"data": {"password": secret}, "options": {"cas": 0}}),
+        )
+        .await;
     assert_eq!(status, 400);
     assert!(!answer.to_string().contains(secret));
     // Create and update are different rights.
     let rules = r#"path "secret/data/*" { capabilities = ["create", "read"] }"#;
-    server.root("PUT", "sys/policies/acl/once", json!({"policy": rules})).await;
+    server
+        .root("PUT", "sys/policies/acl/once", json!({"policy": rules}))
+        .await;
     let token = server.token(json!({"policies": "once"})).await;
     let body = json!({"data": {"password": secret}});
-    assert_eq!(server.send("POST", "secret/data/app/db", &token, None, body.clone()).await.0, 403);
-    assert_eq!(server.send("POST", "secret/data/app/new", &token, None, body.clone()).await.0, 200);
-    assert_eq!(server.send("POST", "secret/data/app/new", &token, None, body).await.0, 403);
-    server.root("POST", "cubbyhole/mine", json!({"k": secret})).await;
-    assert_eq!(server.send("GET", "cubbyhole/mine", &token, None, Value::Null).await.0, 404);
+    assert_eq!(
+        server
+            .send("POST", "secret/data/app/db", &token, None, body.clone())
+            .await
+            .0,
+        403
+    );
+    assert_eq!(
+        server
+            .send("POST", "secret/data/app/new", &token, None, body.clone())
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        server
+            .send("POST", "secret/data/app/new", &token, None, body)
+            .await
+            .0,
+        403
+    );
+    server
+        .root("POST", "cubbyhole/mine", json!({"k": secret}))
+        .await;
+    assert_eq!(
+        server
+            .send("GET", "cubbyhole/mine", &token, None, Value::Null)
+            .await
+            .0,
+        404
+    );
 
-    for (path, field) in [("auth/token/create", "num_uses"), ("auth/token/create", "ttl"), ("sys/policies/acl/x", "policy"), ("sys/mounts/x", "type"), ("auth/spiffe/role/x", "workload_id_patterns")] {
-        let (status, answer) = server.send("POST", path, &server.root, None, json!({field: secret})).await;
+    for (path, field) in [
+        ("auth/token/create", "num_uses"),
+        ("auth/token/create", "ttl"),
+        ("sys/policies/acl/x", "policy"),
+        ("sys/mounts/x", "type"),
+        ("auth/spiffe/role/x", "workload_id_patterns"),
+    ] {
+        let (status, answer) = server
+            .send("POST", path, &server.root, None, json!({field: secret}))
+            .await;
         assert_eq!(status, 400, "{path} {field} {answer}");
         assert!(!answer.to_string().contains(secret), "{answer}");
     }
@@ -235,19 +466,73 @@ async fn secrets_pass_through_the_mount_and_leave_no_trace_in_the_log_or_an_erro
 #[tokio::test]
 async fn a_mount_deleted_and_made_again_is_empty() {
     let server = Server::start().await;
-    server.root("POST", "sys/mounts/team", json!({"type": "kv-v2"})).await;
-    server.root("POST", "team/data/x", json!({"data": {"a": 1}})).await;
-    let (status, answer) = server.send("POST", "sys/mounts/team/sub", &server.root, None, json!({"type": "kv"})).await;
-    assert_eq!((status, &answer["errors"][0]), (400, &json!("path is already in use at team/")));
-    assert_eq!(server.send("POST", "sys/mounts/sys/x", &server.root, None, json!({"type": "kv"})).await.0, 403);
-    let info = server.root("GET", "sys/internal/ui/mounts/team/data/x", Value::Null).await;
-    assert_eq!((&info["data"]["path"], &info["data"]["options"]["version"]), (&json!("team/"), &json!("2")));
+    server
+        .root("POST", "sys/mounts/team", json!({"type": "kv-v2"}))
+        .await;
+    server
+        .root("POST", "team/data/x", json!({"data": {"a": 1}}))
+        .await;
+    let (status, answer) = server
+        .send(
+            "POST",
+            "sys/mounts/team/sub",
+            &server.root,
+            None,
+            json!({"type": "kv"}),
+        )
+        .await;
+    assert_eq!(
+        (status, &answer["errors"][0]),
+        (400, &json!("path is already in use at team/"))
+    );
+    assert_eq!(
+        server
+            .send(
+                "POST",
+                "sys/mounts/sys/x",
+                &server.root,
+                None,
+                json!({"type": "kv"})
+            )
+            .await
+            .0,
+        403
+    );
+    let info = server
+        .root("GET", "sys/internal/ui/mounts/team/data/x", Value::Null)
+        .await;
+    assert_eq!(
+        (&info["data"]["path"], &info["data"]["options"]["version"]),
+        (&json!("team/"), &json!("2"))
+    );
     server.root("DELETE", "sys/mounts/team", Value::Null).await;
-    let (status, answer) = server.send("GET", "team/data/x", &server.root, None, Value::Null).await;
+    let (status, answer) = server
+        .send("GET", "team/data/x", &server.root, None, Value::Null)
+        .await;
     assert_eq!(status, 404);
-    assert!(answer["errors"][0].as_str().unwrap().contains("no handler for route"));
-    server.root("POST", "sys/mounts/team", json!({"type": "kv", "options": {"version": "1"}})).await;
-    assert_eq!(server.send("GET", "team/data/x", &server.root, None, Value::Null).await.0, 404);
+    assert!(
+        answer["errors"][0]
+            .as_str()
+            .unwrap()
+            .contains("no handler for route")
+    );
+    server
+        .root(
+            "POST",
+            "sys/mounts/team",
+            json!({"type": "kv", "options": {"version": "1"}}),
+        )
+        .await;
+    assert_eq!(
+        server
+            .send("GET", "team/data/x", &server.root, None, Value::Null)
+            .await
+            .0,
+        404
+    );
     server.root("POST", "team/y", json!({"a": "b"})).await;
-    assert_eq!(server.root("GET", "team/y", Value::Null).await["data"], json!({"a": "b"}));
+    assert_eq!(
+        server.root("GET", "team/y", Value::Null).await["data"],
+        json!({"a": "b"})
+    );
 }
