@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 const MAX_FILE: u64 = 64 << 20;
 
 /// The content of a private file; `None` if there is none. A file that others may read is refused.
-pub(crate) fn read_private(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+pub fn read_private(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -41,7 +41,7 @@ pub(crate) fn read_private(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>
 }
 
 /// Replaces a private file: written beside it with mode 0600, synced, renamed, directory synced.
-pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     create_private_dir(directory)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();

@@ -40,6 +40,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod config;
 pub mod connect;
+pub mod files;
 pub mod health;
 pub mod identity;
 pub mod join;
@@ -50,5 +51,3 @@ pub mod rpc;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod sync;
-
-mod files;

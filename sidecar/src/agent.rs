@@ -28,22 +28,23 @@ use std::{
 
 use dns::{DnsServer, Domain, Readiness, Upstreams};
 use libmesh::{
+    catalog::Inherited,
     identity::CertificateSource,
     join::{JoinToken, NodeDirectory},
     mesh::{Credentials, Mesh},
-    model::Roles,
+    model::{CheckRecord, Health, Roles},
     rpc,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::{
-    attach::server::AttachServer,
+    attach::{server::AttachServer, wire::LEASE},
     config::Config,
     consul::{About, ConsulApi},
     forward::{Forward, RpcForward},
@@ -175,6 +176,13 @@ impl Agent {
             extras.server,
             addresses.dns,
         );
+        let file = config.node.data_dir.join("node/services.json");
+        let configured: Vec<_> = config.services.iter().map(|it| it.id.clone()).collect();
+        let resumed = consul.resume(&file, &configured);
+        resumed.map_err(|source| AgentError::Registered { path: file, source })?;
+        tasks.spawn(settle(mesh.clone(), stop.clone()));
+        let (following, over) = (consul.clone().follow(), stop.clone());
+        tasks.spawn(async move { over.run_until_cancelled(following).await });
         let host = Arc::new(Host::new(mesh.clone(), callers, forward));
         let attach = AttachServer::new(Arc::clone(&host));
         let ready = Arc::new(AtomicBool::new(false));
@@ -337,6 +345,22 @@ enum Told {
     Reload,
 }
 
+/// Takes away what the node said in its last life and nobody said again: at once, or after the time that an
+/// attached sidecar has to come back. Maintenance lasts until somebody ends it.
+async fn settle(mesh: Mesh, stop: CancellationToken) {
+    let lasts = |check: &CheckRecord| check.status == Health::Maintenance;
+    mesh.local().settle(|record| match record {
+        Inherited::Instance(instance) => instance.mesh_port.is_some(),
+        Inherited::Check(check) => lasts(check),
+    });
+    if stop.run_until_cancelled(sleep(LEASE)).await.is_some() {
+        mesh.local().settle(|record| match record {
+            Inherited::Instance(_) => false,
+            Inherited::Check(check) => lasts(check),
+        });
+    }
+}
+
 /// Ready when another node was heard of; a first or lonely node after a while.
 async fn become_ready(mesh: Mesh, dns: Readiness, ready: Arc<AtomicBool>, stop: CancellationToken) {
     let mut changes = mesh.catalog().watch_all();
@@ -381,6 +405,7 @@ fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config
     mesh.bind = SocketAddr::new(config.node.bind, config.ports.gossip);
     mesh.advertise = Some(SocketAddr::new(config.node.advertise, config.ports.gossip));
     mesh.directory = Some(config.node.data_dir.join("node"));
+    mesh.resume = true;
     for seed in &config.join.seeds {
         let parsed = seed.parse().map_err(|error| AgentError::Seed {
             seed: seed.clone(),

@@ -16,12 +16,15 @@ mod catalog;
 mod decode;
 mod forwarded;
 mod health;
+mod registered;
 mod render;
 pub mod stored;
 
 use std::{
     collections::HashMap,
+    fmt, io,
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -37,6 +40,8 @@ use libmesh::{
 };
 use parking_lot::Mutex;
 use serde_json::Value;
+
+use registered::Registered;
 
 use crate::{
     forward::Forward,
@@ -84,6 +89,7 @@ pub(crate) struct Inner {
     birth: u64,
     /// Tagged addresses as they were registered, by instance; shown by this agent only.
     tagged: Mutex<HashMap<InstanceId, Value>>,
+    registered: Registered,
 }
 
 impl ConsulApi {
@@ -105,6 +111,7 @@ impl ConsulApi {
             forward,
             birth,
             tagged: Mutex::default(),
+            registered: Registered::default(),
         });
         let table = Routes::new()
             .fallback(|_| async { unknown_path() })
@@ -117,6 +124,40 @@ impl ConsulApi {
         ConsulApi {
             inner,
             routes: Arc::new(table),
+        }
+    }
+
+    /// Keeps what is registered here in `file` (0600), and registers again what it holds of the agent's last
+    /// life; all but the instances in `others`, which somebody else registers. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the file cannot be read. A request in it that is not accepted any more is logged and dropped.
+    pub fn resume(&self, file: &Path, others: &[InstanceId]) -> io::Result<()> {
+        let requests = self.inner.registered.open(file, others)?;
+        for (id, request) in requests.services {
+            if let Err(refused) = agent_services::resume(&self.inner, request) {
+                tracing::warn!(instance = id, reason = %refused, "not registered again");
+            }
+        }
+        for (id, body) in requests.checks {
+            if let Err(refused) = agent_checks::resume(&self.inner, body) {
+                tracing::warn!(check = id, reason = %refused, "check not registered again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets in the file of [`resume`](Self::resume) what is taken away by other means than a request here.
+    pub async fn follow(self) {
+        let local = self.inner.catalog.local();
+        let mut head = local.watch();
+        loop {
+            if let Err(refused) = self.inner.registered.forget_gone(local.clone()).await {
+                tracing::warn!(reason = %refused, "the file of registrations");
+            }
+            if head.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -226,6 +267,12 @@ impl Refused {
             status,
             message: message.into(),
         }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -41,6 +41,14 @@ pub enum AgentError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file with what was registered over HTTP cannot be read.
+    #[error("cannot use {}: {source}; remove it to begin without what was registered over HTTP", path.display())]
+    Registered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
     /// The join token cannot be had.
     #[error("no join token in {} (`join.token_file`): {reason}", path.display())]
     TokenFile {

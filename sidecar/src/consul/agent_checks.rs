@@ -179,12 +179,40 @@ fn headers(value: Option<Value>) -> Result<Vec<(String, String)>, Refused> {
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    let parsed = parse(Fields::parse(call.body())?, "", "")?;
+    let check = check_of(&inner, Fields::parse(call.body())?)?;
+    let id = Arc::clone(&check.id);
+    publish(&inner, check)?;
+    let local = inner.catalog.local();
+    inner.registered.check(local, &id, call.body()).await?;
+    Ok(done())
+}
+
+/// Registers again what was registered in the agent's last life.
+pub fn resume(inner: &Inner, body: Value) -> Result<(), Refused> {
+    let mut check = check_of(inner, Fields::of(body)?)?;
+    go_on(inner, &mut check);
+    publish(inner, check)
+}
+
+/// The check's last status counts for more than what it was registered with.
+pub fn go_on(inner: &Inner, check: &mut Check) {
+    if inner.catalog.local().check(&check.id).is_some() {
+        check.initial = None;
+    }
+}
+
+fn publish(inner: &Inner, check: Check) -> Result<(), Refused> {
+    let added = inner.checks.add(check);
+    added.map_err(|error| bad_request(format!("Invalid check: {error}")))
+}
+
+fn check_of(inner: &Inner, fields: Fields) -> Result<Check, Refused> {
+    let parsed = parse(fields, "", "")?;
     if parsed.check.name.is_empty() {
         return Err(bad_request("Missing check name"));
     }
-    let check = match parsed.service.as_str() {
-        "" => parsed.check,
+    match parsed.service.as_str() {
+        "" => Ok(parsed.check),
         id => {
             let unknown = || {
                 let message = format!("ServiceID {id:?} does not exist");
@@ -192,20 +220,18 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             };
             let id = InstanceId::parse(id).map_err(|_| unknown())?;
             inner.catalog.local().service(&id).ok_or_else(unknown)?;
-            parsed.check.of(id)
+            Ok(parsed.check.of(id))
         }
-    };
-    let added = inner.checks.add(check);
-    added.map_err(|error| bad_request(format!("Invalid check: {error}")))?;
-    Ok(done())
+    }
 }
 
 async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let id = call.params.get("id");
-    match inner.checks.remove(id) {
-        true => Ok(done()),
-        false => Err(unknown(id)),
+    if !inner.checks.remove(id) {
+        return Err(unknown(id));
     }
+    inner.registered.forget_gone(inner.catalog.local()).await?;
+    Ok(done())
 }
 
 fn unknown(id: &str) -> Refused {

@@ -1,6 +1,9 @@
 //! `/v1/agent/service*`: instances of this agent.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use http::{HeaderValue, StatusCode};
 use libmesh::{
@@ -12,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     Inner, Refused, agent_checks, bad_request, blocking::Blocking, catalog::no_filter,
-    decode::Fields, done, handler, render,
+    decode::Fields, done, handler, registered::ServiceRequest, render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 
@@ -41,31 +44,53 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    let (instance, tagged, checks) = parse(Fields::parse(call.body())?)?;
+    let parsed = parse(Fields::parse(call.body())?)?;
     let local = inner.catalog.local();
-    let id = instance.id.clone();
+    let id = parsed.0.id.clone();
     let replaced: Vec<_> = match call.query.has("replace-existing-checks") {
         true => of_instance(&local.checks(), &id),
         false => Vec::new(),
     };
-    local.put_service(instance).map_err(refused)?;
+    let kept: BTreeSet<_> = parsed.2.iter().map(|check| check.id.to_string()).collect();
+    publish(&inner, parsed)?;
+    for old in replaced {
+        if !kept.contains(&*old) {
+            inner.checks.remove(&old);
+        }
+    }
+    let registered = &inner.registered;
+    registered.service(local, &id, call.body(), kept).await?;
+    Ok(done())
+}
+
+fn publish(inner: &Inner, (instance, tagged, checks): Parsed) -> Result<(), Refused> {
+    let id = instance.id.clone();
+    inner
+        .catalog
+        .local()
+        .put_service(instance)
+        .map_err(refused)?;
     match tagged {
         Some(tagged) => inner.tagged.lock().insert(id, tagged),
         None => inner.tagged.lock().remove(&id),
     };
-    let kept: Vec<_> = checks.iter().map(|check| Arc::clone(&check.id)).collect();
     for check in checks {
         inner
             .checks
             .add(check)
             .map_err(|error| bad_request(format!("Invalid check: {error}")))?;
     }
-    for old in replaced {
-        if !kept.contains(&old) {
-            inner.checks.remove(&old);
-        }
+    Ok(())
+}
+
+/// Registers again what was registered in the agent's last life; its checks go on from where they were.
+pub fn resume(inner: &Inner, request: ServiceRequest) -> Result<(), Refused> {
+    let (instance, tagged, mut checks) = parse(Fields::of(request.body)?)?;
+    checks.retain(|check| request.checks.contains(&*check.id));
+    for check in &mut checks {
+        agent_checks::go_on(inner, check);
     }
-    Ok(done())
+    publish(inner, (instance, tagged, checks))
 }
 
 fn of_instance(checks: &[Arc<CheckRecord>], id: &InstanceId) -> Vec<Arc<str>> {
@@ -186,6 +211,7 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let id = known(&inner, &call)?.id.clone();
     inner.checks.remove_service(&id);
     inner.tagged.lock().remove(&id);
+    inner.registered.forget_gone(inner.catalog.local()).await?;
     Ok(done())
 }
 

@@ -3,13 +3,14 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
     process::Stdio,
     time::Duration,
 };
 
 use http::Method;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::node::{Agent, Mesh, PATIENCE, command, next_log};
 
@@ -65,7 +66,7 @@ async fn what_one_agent_registers_the_other_sees_until_it_dies() {
     let one = mesh.agent("n1", &[], "");
     let two = mesh.agent("n2", &[one.gossip], "");
     let alive = |count: usize| {
-        move |members: &serde_json::Value| {
+        move |members: &Value| {
             let members = members.as_array().unwrap();
             members.iter().filter(|m| m["Status"] == 1).count() == count
         }
@@ -105,6 +106,81 @@ async fn what_one_agent_registers_the_other_sees_until_it_dies() {
             .any(|m| m["Name"] == "n2" && m["Status"] == 4)
     })
     .await;
+}
+
+/// Ids of instances, and statuses of checks by their ids.
+async fn registered(agent: &Agent) -> (Vec<String>, Vec<(String, String)>) {
+    let ids = |value: &Value| value.as_object().unwrap().keys().cloned().collect();
+    let services = agent.get("/v1/agent/services").await;
+    let checks = agent.get("/v1/agent/checks").await;
+    let status = |id: String| {
+        (
+            id.clone(),
+            checks[&id]["Status"].as_str().unwrap().to_owned(),
+        )
+    };
+    let checked: Vec<String> = ids(&checks);
+    (ids(&services), checked.into_iter().map(status).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_registered_over_http_is_there_after_a_restart() {
+    let mesh = Mesh::new();
+    let config = "[[service]]\nname = \"configured\"\nport = 1\n";
+    let agent = mesh.agent("n1", &[], config);
+    for body in [
+        r#"{"Name": "web", "Port": 80, "Tags": ["v2"], "Token": "sesame", "Checks": [
+            {"CheckID": "one", "TTL": "1h", "Token": "sesame"}, {"CheckID": "two", "TTL": "1h"}]}"#,
+        r#"{"Name": "gone", "Port": 81, "Check": {"TTL": "1h"}}"#,
+        r#"{"Name": "configured", "Port": 82}"#,
+    ] {
+        agent.put("/v1/agent/service/register", body).await;
+    }
+    let check = r#"{"Name": "disk", "TTL": "1h", "Status": "critical"}"#;
+    agent.put("/v1/agent/check/register", check).await;
+    agent.put("/v1/agent/check/pass/one", "").await;
+    agent.put("/v1/agent/check/pass/disk", "").await;
+    agent.put("/v1/agent/check/deregister/two", "").await;
+    agent.put("/v1/agent/service/deregister/gone", "").await;
+    let lasts = "/v1/agent/service/maintenance/web?enable=true";
+    agent.put(lasts, "").await;
+    let expected = registered(&agent).await;
+    let checks = [
+        ("_service_maintenance:web", "critical"),
+        ("disk", "passing"),
+        ("one", "passing"),
+    ];
+    let checks = checks.map(|(id, status)| (id.to_owned(), status.to_owned()));
+    assert_eq!(
+        expected,
+        (
+            vec!["configured".to_owned(), "web".to_owned()],
+            checks.to_vec()
+        )
+    );
+
+    let file = mesh.path("n1").join("node/services.json");
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(!fs::read_to_string(&file).unwrap().contains("sesame"));
+
+    // A stop that says goodbye, and one that has no time to.
+    let config = mesh.path("n1.toml");
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait(), Some(0));
+    let agent = Agent::start(&config);
+    assert_eq!(registered(&agent).await, expected);
+    let web = agent.get("/v1/agent/service/web").await;
+    assert_eq!((&web["Port"], &web["Tags"]), (&json!(80), &json!(["v2"])));
+    assert_eq!(agent.get("/v1/agent/service/configured").await["Port"], 1);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    let agent = Agent::start(&config);
+    let (services, checks) = registered(&agent).await;
+    assert_eq!(services, expected.0);
+    assert!(checks.iter().any(|(id, _)| id == "one"), "{checks:?}");
+    // Its checks work, not only their records.
+    agent.put("/v1/agent/check/warn/one", "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
