@@ -1,12 +1,12 @@
 //! The history of changes: who changed what, when, through what and why, in a chain that shows tampering.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::Path};
 
 use serde::Serialize;
 
 use crate::{
     core::{Error, META, Meta},
-    store::{Entry, Head, StoreError},
+    store::{Entry, Head, StoreError, local::verify_dir},
     vault::Vault,
 };
 
@@ -113,6 +113,20 @@ impl Ledger {
             None => Ok(chain.verified()),
         }
     }
+}
+
+/// Verifies the ledger of the store in `dir` without any key; a server may be running on it.
+///
+/// Checks the frames on disk, the order of the entries, the chain of hashes, and that what is there
+/// matches the commitments in the chain.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] with the first entry that does not hold; [`StoreError::Io`] when the files
+/// are not readable.
+pub fn verify(dir: &Path) -> Result<Verified, StoreError> {
+    let mut chain = Chain::default();
+    verify_dir(dir, |entry| chain.add(entry))?;
+    Ok(chain.verified())
 }
 
 /// What has been seen of a chain, entry by entry.

@@ -23,7 +23,7 @@ pub use crate::core::{Error, Meta};
 pub use audit::{AuditError, AuditSink};
 pub use ca::{Ca, CaError, IssuedCert, Profile};
 pub use kv::{Kv, KvPair};
-pub use ledger::{HistoryItem, Ledger, Verified};
+pub use ledger::{HistoryItem, Ledger, Verified, verify};
 pub use request::{Caller, Remote, Via};
 pub use store::{Head, StoreError};
 pub use sys::harden_process;

@@ -14,7 +14,10 @@ use tokio::sync::watch;
 
 pub(crate) use entry::{Entry, EntryOp, MAX_ENTRY, OpKind, Part, SALT, sha256};
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub(crate) mod entry;
+pub(crate) mod local;
 pub(crate) mod memory;
 
 /// The name of a record as storage sees it: the HMAC of a logical path, or a control name.

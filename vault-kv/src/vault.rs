@@ -17,7 +17,10 @@ use crate::{
     kv::Kv,
     ledger::Ledger,
     seal::{self, SealConfig, SealKind, progress::Progress, shares, static_key},
-    store::{Entry, EntryOp, FoldKey, Head, OpKind, Store, StoreError, memory::MemoryStore},
+    store::{
+        Entry, EntryOp, FoldKey, Head, OpKind, Store, StoreError, local::LocalStore,
+        memory::MemoryStore,
+    },
 };
 
 #[cfg(test)]
@@ -28,6 +31,8 @@ pub use seal::static_key::StaticKeyError;
 /// Where the store is kept.
 #[derive(Debug, Clone)]
 pub enum StoreConfig {
+    /// In this directory, which is created when its parent exists.
+    Dir(PathBuf),
     /// In memory, as sealed as on disk, and gone with the process.
     Memory,
 }
@@ -180,6 +185,7 @@ impl Vault {
     /// The directory is in use, not accessible or damaged; an audit file cannot be opened.
     pub fn open(config: VaultConfig) -> Result<Self, VaultError> {
         let store: Arc<dyn Store> = match &config.store {
+            StoreConfig::Dir(dir) => Arc::new(LocalStore::open(dir)?),
             StoreConfig::Memory => Arc::new(MemoryStore::new()),
         };
         Ok(Self {

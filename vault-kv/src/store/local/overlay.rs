@@ -1,0 +1,191 @@
+//! What is committed but not yet folded: reads look here first.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{Entry, FoldKey, Head, OpKind, SALT};
+
+/// A value longer than this stays in the log, and the fold holds its place.
+pub(super) const INLINE: usize = 32 << 10;
+/// What a change costs in memory beside its name and value, about.
+const OVERHEAD: usize = 200;
+
+/// A key of the fold: one byte for the kind, then the key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FoldId(pub(super) [u8; 33]);
+
+impl FoldId {
+    pub(super) const NAMED: u8 = 1;
+    pub(super) const CONTROL: u8 = 2;
+
+    pub(super) fn named(key: &FoldKey) -> Self {
+        Self::new(Self::NAMED, key)
+    }
+
+    pub(super) fn control(key: &FoldKey) -> Self {
+        Self::new(Self::CONTROL, key)
+    }
+
+    fn new(kind: u8, key: &FoldKey) -> Self {
+        let mut id = [kind; 33];
+        id[1..].copy_from_slice(&key.0);
+        Self(id)
+    }
+
+    pub(super) fn kind(&self) -> OpKind {
+        if self.0[0] == Self::CONTROL {
+            OpKind::Control
+        } else {
+            OpKind::Put
+        }
+    }
+
+    pub(super) fn key(&self) -> FoldKey {
+        let mut key = [0; 32];
+        key.copy_from_slice(&self.0[1..]);
+        FoldKey(key)
+    }
+}
+
+/// A record as the fold holds it.
+#[derive(Clone)]
+pub(super) struct Folded {
+    pub(super) created: u64,
+    pub(super) modified: u64,
+    /// Sealed; empty for a control record.
+    pub(super) name: Bytes,
+    pub(super) value: Value,
+}
+
+#[derive(Clone)]
+pub(super) enum Value {
+    Here(Bytes),
+    /// In the segment that starts with `first`.
+    InLog {
+        first: u64,
+        offset: u64,
+        length: u32,
+    },
+}
+
+/// The newest state of every key that some row of entries touched; `None` is a deleted one.
+#[derive(Clone, Default)]
+pub(super) struct Changes {
+    map: HashMap<FoldId, Option<Arc<Folded>>>,
+    pub(super) bytes: usize,
+    /// The last of those entries.
+    pub(super) head: Head,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.head.index == 0
+    }
+
+    pub(super) fn get(&self, id: &FoldId) -> Option<&Option<Arc<Folded>>> {
+        self.map.get(id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&FoldId, Option<&Folded>)> {
+        self.map.iter().map(|(id, folded)| (id, folded.as_deref()))
+    }
+
+    /// Takes `entry` in; `parts` are the offsets of its parts in the segment that starts with `first`.
+    fn apply(&mut self, entry: &Entry, first: u64, parts: &[u64]) {
+        for (op, part) in entry.ops.iter().zip(parts) {
+            let content = part + SALT as u64;
+            match op.kind {
+                OpKind::Put => {
+                    // Only a payload that was redacted has none, and then its value is gone.
+                    let folded = op.name_and_value().map(|(name, value)| Folded {
+                        created: op.created,
+                        modified: entry.index,
+                        value: place(&value, first, content + 4 + name.len() as u64),
+                        name: Bytes::copy_from_slice(&name),
+                    });
+                    self.set(FoldId::named(&op.key), folded);
+                }
+                OpKind::Delete => self.set(FoldId::named(&op.key), None),
+                OpKind::Control => {
+                    let value = place(&op.content().unwrap_or_default(), first, content);
+                    let (created, modified) = (op.created, entry.index);
+                    let folded = Folded {
+                        created,
+                        modified,
+                        name: Bytes::new(),
+                        value,
+                    };
+                    self.set(FoldId::control(&op.key), Some(folded));
+                }
+            }
+        }
+        self.head = Head {
+            index: entry.index,
+            epoch: entry.epoch,
+            hash: entry.hash(),
+        };
+    }
+
+    fn set(&mut self, id: FoldId, folded: Option<Folded>) {
+        let size = |folded: &Folded| {
+            folded.name.len()
+                + if let Value::Here(value) = &folded.value {
+                    value.len()
+                } else {
+                    0
+                }
+        };
+        self.bytes += OVERHEAD + folded.as_ref().map_or(0, size);
+        if let Some(old) = self.map.insert(id, folded.map(Arc::new)) {
+            self.bytes -= OVERHEAD + old.as_deref().map_or(0, size);
+        }
+    }
+}
+
+/// Small values are copied: a slice would keep the whole entry it is part of.
+fn place(value: &Bytes, first: u64, offset: u64) -> Value {
+    if value.len() > INLINE {
+        return Value::InLog {
+            first,
+            offset,
+            length: value.len() as u32,
+        };
+    }
+    Value::Here(Bytes::copy_from_slice(value))
+}
+
+/// Changes in two layers: those that come in, over those that are being folded.
+#[derive(Clone, Default)]
+pub(super) struct Overlay {
+    pub(super) active: Changes,
+    pub(super) folding: Option<Arc<Changes>>,
+    /// The last entry that is in here or folded.
+    pub(super) head: Head,
+}
+
+impl Overlay {
+    /// See [`Changes::apply`].
+    pub(super) fn apply(&mut self, entry: &Entry, first: u64, parts: &[u64]) {
+        self.active.apply(entry, first, parts);
+        self.head = self.active.head;
+    }
+
+    /// The state of `id`, or nothing when only the fold knows it.
+    pub(super) fn get(&self, id: &FoldId) -> Option<Option<Arc<Folded>>> {
+        let folding = || self.folding.as_ref()?.get(id);
+        self.active.get(id).or_else(folding).cloned()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.active.bytes + self.folding.as_ref().map_or(0, |changes| changes.bytes)
+    }
+
+    /// What is to be folded next: a layer whose folding failed before, or the one that came in.
+    pub(super) fn cut(&mut self) -> Option<Arc<Changes>> {
+        if self.folding.is_none() && !self.active.is_empty() {
+            self.folding = Some(Arc::new(std::mem::take(&mut self.active)));
+        }
+        self.folding.clone()
+    }
+}

@@ -1,0 +1,324 @@
+//! Segment files: frames on disk, and the one walk over them.
+//!
+//! A segment is named after its first index (20 digits, `.log`) and is a row of frames:
+//! `u32 length ‖ u32 CRC-32 of the payload ‖ payload`, numbers big-endian, the payload one encoded
+//! [`Entry`]. Opening, reading, following and offline verification all go through [`walk`], so that
+//! they agree on what a good log is.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek, SeekFrom},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::{Entry, MAX_ENTRY, StoreError, failed};
+
+/// Bytes before the payload of a frame.
+pub(super) const FRAME_HEADER: usize = 8;
+
+/// Appends the frame of `entry` to `out` and returns where in `out` the part of each operation starts.
+pub(super) fn encode_frame(entry: &Entry, out: &mut Vec<u8>) -> Vec<usize> {
+    let start = out.len();
+    out.extend_from_slice(&[0; FRAME_HEADER]);
+    let parts = entry.encode(out);
+    let payload = &out[start + FRAME_HEADER..];
+    let (length, crc) = (payload.len() as u32, crc32fast::hash(payload));
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+    out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
+    parts
+}
+
+pub(super) fn segment_path(log: &Path, first: u64) -> PathBuf {
+    log.join(format!("{first:020}.log"))
+}
+
+/// The part of one segment file that is to be walked.
+pub(super) struct Span {
+    pub(super) first: u64,
+    pub(super) path: PathBuf,
+    /// Index and offset of the frame to start at.
+    pub(super) from: (u64, u64),
+    /// Where the file ends, as far as the caller cares.
+    pub(super) to: u64,
+}
+
+/// Every segment in the folder `log`, whole, in order.
+pub(super) fn spans(log: &Path) -> Result<Vec<Span>, StoreError> {
+    let mut spans = Vec::new();
+    for item in log.read_dir().map_err(failed("list", log))? {
+        let item = item.map_err(failed("list", log))?;
+        let name = item.file_name();
+        let Some(digits) = name.to_str().and_then(|name| name.strip_suffix(".log")) else {
+            continue;
+        };
+        if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let Ok(first) = digits.parse() else { continue };
+        let path = item.path();
+        let to = item.metadata().map_err(failed("examine", &path))?.len();
+        spans.push(Span {
+            first,
+            path,
+            from: (first, 0),
+            to,
+        });
+    }
+    spans.sort_unstable_by_key(|span| span.first);
+    Ok(spans)
+}
+
+/// What the next entry must be.
+pub(super) struct Chain {
+    pub(super) next: u64,
+    /// Hash of the entry before it; `None` when the walk starts in the middle of a log.
+    pub(super) previous: Option<[u8; 32]>,
+}
+
+impl Chain {
+    /// The start of a ledger.
+    pub(super) fn start() -> Self {
+        Self {
+            next: 1,
+            previous: Some([0; 32]),
+        }
+    }
+}
+
+/// One entry and where it lies.
+pub(super) struct Found {
+    pub(super) entry: Entry,
+    pub(super) first: u64,
+    /// Offset of the frame in its segment.
+    pub(super) offset: u64,
+    /// Offset in the segment of the part of each operation.
+    pub(super) parts: Vec<u64>,
+}
+
+/// The end of the last segment that is no frame: a write that a crash cut off.
+pub(super) struct Torn {
+    pub(super) index: u64,
+    pub(super) path: PathBuf,
+    pub(super) offset: u64,
+    /// Bytes from there to the end.
+    pub(super) bytes: u64,
+    what: &'static str,
+}
+
+impl Torn {
+    /// The same for a caller who knows that this entry had been durable.
+    pub(super) fn corrupt(self) -> StoreError {
+        StoreError::Corrupt {
+            index: self.index,
+            segment: self.path,
+            offset: self.offset,
+            what: self.what,
+        }
+    }
+}
+
+/// Reads the entries of `spans` in order, checks frames, indexes and chain, and gives each to `visit`.
+///
+/// A bad frame is [`StoreError::Corrupt`], except at the end of the last span with nothing valid behind it.
+pub(super) fn walk(
+    spans: &[Span],
+    chain: &mut Chain,
+    mut visit: impl FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+) -> Result<Option<Torn>, StoreError> {
+    for (at, span) in spans.iter().enumerate() {
+        let corrupt = |index, offset, what| StoreError::Corrupt {
+            index,
+            segment: span.path.clone(),
+            offset,
+            what,
+        };
+        if span.from.0 != chain.next {
+            let what = "entries before this segment are missing";
+            return Err(corrupt(chain.next.min(span.from.0), span.from.1, what));
+        }
+        let mut reader = Reader::open(span)?;
+        while reader.offset < span.to {
+            let offset = reader.offset;
+            let frame = match reader.frame()? {
+                Ok(frame) => frame,
+                Err(what) => {
+                    if at + 1 < spans.len() || reader.valid_after(offset, chain.next)? {
+                        return Err(corrupt(chain.next, offset, what));
+                    }
+                    let (path, bytes) = (span.path.clone(), span.to - offset);
+                    return Ok(Some(Torn {
+                        index: chain.next,
+                        path,
+                        offset,
+                        bytes,
+                        what,
+                    }));
+                }
+            };
+            let Some((entry, parts)) = Entry::decode(&frame) else {
+                return Err(corrupt(chain.next, offset, "the frame holds no entry"));
+            };
+            if entry.index != chain.next {
+                return Err(corrupt(
+                    chain.next,
+                    offset,
+                    "another index stands in its place",
+                ));
+            }
+            if chain
+                .previous
+                .is_some_and(|previous| previous != entry.previous)
+            {
+                return Err(corrupt(
+                    chain.next,
+                    offset,
+                    "it does not hold the hash of the entry before it",
+                ));
+            }
+            *chain = Chain {
+                next: entry.index + 1,
+                previous: Some(entry.hash()),
+            };
+            let payload = offset + FRAME_HEADER as u64;
+            let parts = parts
+                .into_iter()
+                .map(|part| payload + part as u64)
+                .collect();
+            if visit(Found {
+                entry,
+                first: span.first,
+                offset,
+                parts,
+            })?
+            .is_break()
+            {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(None)
+}
+
+struct Reader<'a> {
+    span: &'a Span,
+    file: BufReader<File>,
+    offset: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn open(span: &'a Span) -> Result<Self, StoreError> {
+        let file = File::open(&span.path).map_err(failed("open", &span.path))?;
+        let mut file = BufReader::with_capacity(256 << 10, file);
+        file.seek(SeekFrom::Start(span.from.1))
+            .map_err(failed("read", &span.path))?;
+        Ok(Self {
+            span,
+            file,
+            offset: span.from.1,
+        })
+    }
+
+    /// The payload of the next frame, or what is wrong with it.
+    fn frame(&mut self) -> Result<Result<Bytes, &'static str>, StoreError> {
+        let left = self.span.to - self.offset;
+        if left < FRAME_HEADER as u64 {
+            return Ok(Err("the frame is incomplete"));
+        }
+        let mut header = [0; FRAME_HEADER];
+        self.read(&mut header)?;
+        let (length, crc) = split_header(header);
+        if length == 0 || length > MAX_ENTRY {
+            return Ok(Err("the frame has an impossible length"));
+        }
+        if length as u64 > left - FRAME_HEADER as u64 {
+            return Ok(Err("the frame is incomplete"));
+        }
+        let mut payload = vec![0; length];
+        self.read(&mut payload)?;
+        if crc32fast::hash(&payload) != crc {
+            return Ok(Err("the checksum does not match"));
+        }
+        self.offset += (FRAME_HEADER + length) as u64;
+        Ok(Ok(payload.into()))
+    }
+
+    fn read(&mut self, out: &mut [u8]) -> Result<(), StoreError> {
+        self.file
+            .read_exact(out)
+            .map_err(failed("read", &self.span.path))
+    }
+
+    /// Whether any complete frame with an entry from `index` on starts behind `offset`.
+    fn valid_after(&mut self, offset: u64, index: u64) -> Result<bool, StoreError> {
+        let mut tail = Vec::new();
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| {
+                self.file
+                    .by_ref()
+                    .take(self.span.to - offset)
+                    .read_to_end(&mut tail)
+            })
+            .map_err(failed("read", &self.span.path))?;
+        Ok((1..tail.len()).any(|at| is_frame_from(&tail[at..], index)))
+    }
+}
+
+/// Whether `bytes` start with the frame of an entry that has `index` or a later one.
+fn is_frame_from(bytes: &[u8], index: u64) -> bool {
+    let Some((length, crc)) = bytes.first_chunk().map(|header| split_header(*header)) else {
+        return false;
+    };
+    let Some(payload) = bytes.get(FRAME_HEADER..FRAME_HEADER.saturating_add(length)) else {
+        return false;
+    };
+    // The format byte and index of an entry first: a checksum at every offset would take minutes.
+    let Some(([1], rest)) = payload.split_first_chunk() else {
+        return false;
+    };
+    let Some(found) = rest.first_chunk().map(|found| u64::from_be_bytes(*found)) else {
+        return false;
+    };
+    found >= index
+        && found - index < bytes.len() as u64
+        && crc32fast::hash(payload) == crc
+        && Entry::decode(&Bytes::copy_from_slice(payload)).is_some()
+}
+
+fn split_header(header: [u8; FRAME_HEADER]) -> (usize, u32) {
+    let [a, b, c, d, e, f, g, h] = header;
+    (
+        u32::from_be_bytes([a, b, c, d]) as usize,
+        u32::from_be_bytes([e, f, g, h]),
+    )
+}
+
+/// Exactly `length` bytes at `offset` of the segment that starts with `first`.
+pub(super) fn read_at(
+    log: &Path,
+    first: u64,
+    offset: u64,
+    length: u32,
+) -> Result<Vec<u8>, StoreError> {
+    use std::os::unix::fs::FileExt;
+
+    let path = segment_path(log, first);
+    let mut bytes = vec![0; length as usize];
+    let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset));
+    match read {
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            let what = "the segment is shorter than it was";
+            Err(StoreError::Corrupt {
+                index: first,
+                segment: path,
+                offset,
+                what,
+            })
+        }
+        Err(error) => Err(failed("read", &path)(error)),
+    }
+}
