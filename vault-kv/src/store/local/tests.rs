@@ -136,12 +136,21 @@ fn enough_bytes_start_a_checkpoint() {
     }
     let mut folding = store.shared.folding.lock();
     while folding.bytes >= CHECKPOINT {
-        let waited = store.shared.folded.wait_for(&mut folding, Duration::from_secs(60));
-        assert!(!waited.timed_out() && folding.failed.is_none(), "nothing was folded");
+        let waited = store
+            .shared
+            .folded
+            .wait_for(&mut folding, Duration::from_secs(60));
+        assert!(
+            !waited.timed_out() && folding.failed.is_none(),
+            "nothing was folded"
+        );
     }
     drop(folding);
     assert!(store.shared.overlay.read().bytes() < CHECKPOINT);
     for number in 0..=255 {
-        assert_eq!(store.get(&key(number)).unwrap().unwrap().value, value(number));
+        assert_eq!(
+            store.get(&key(number)).unwrap().unwrap().value,
+            value(number)
+        );
     }
 }
