@@ -8,6 +8,7 @@ use libmesh::member::{decode_candidates, stream::fuzz};
 
 fuzz_target!(|bytes: &[u8]| {
     fuzz::packet(bytes);
+    fuzz::datagram(bytes);
     fuzz::identity(bytes);
     fuzz::state(bytes);
     fuzz::ping(bytes);

@@ -3,6 +3,7 @@
 mod ca;
 mod cluster;
 mod connect;
+mod corpus;
 mod identity;
 mod mesh;
 mod rpc;
