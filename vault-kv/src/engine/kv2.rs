@@ -82,7 +82,7 @@ impl Kv2 {
             ("delete", Write) => self.delete_versions(by, key, data).await,
             ("undelete", Write) => self.undelete(by, key, data).await,
             ("destroy", Write) => self.destroy(by, key, data).await,
-            ("data" | "metadata" | "subkeys" | "delete" | "undelete" | "destroy", _) => {
+            ("data" | "subkeys" | "delete" | "undelete" | "destroy", _) => {
                 Err(ApiError::UnsupportedOperation)
             }
             _ => Ok(wrong_path(operation)),

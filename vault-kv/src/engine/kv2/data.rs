@@ -45,8 +45,8 @@ impl Kv2 {
     pub(super) fn find(&self, key: &str, query: &Data) -> Result<Found, ApiError> {
         let wanted = query.int("version")?.unwrap_or(0);
         let wanted = u64::try_from(wanted).map_err(|_| ApiError::NotFound)?;
-        // A writer may drop the version between the two reads; then the record has changed as well.
-        for _ in 0..3 {
+        let mut before = None;
+        loop {
             let (record, _) = self.record(key)?.ok_or(ApiError::NotFound)?;
             let number = if wanted == 0 { record.current } else { wanted };
             let version = record.versions.get(&number).cloned();
@@ -67,11 +67,14 @@ impl Kv2 {
                     value: Some(decode(&bytes)?),
                 });
             }
+            // A writer may drop the version between the two reads; then the record has changed as well.
+            if before.as_ref() == Some(&record) {
+                return Err(ApiError::Internal(format!(
+                    "the value of version {number} of this key is missing from the store"
+                )));
+            }
+            before = Some(record);
         }
-        Err(ApiError::Internal(
-            "the value of a stored version is missing; check the store with `mesh ledger verify`"
-                .into(),
-        ))
     }
 
     pub(super) async fn write(

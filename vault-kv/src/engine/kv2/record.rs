@@ -75,7 +75,7 @@ impl Config {
 }
 
 /// One version of a key.
-#[derive(Serialize, Deserialize, Clone)]
+#[derive(Serialize, Deserialize, Clone, PartialEq)]
 pub(super) struct Version {
     pub created: Stamp,
     /// When it becomes (or became) unreadable until an undelete.
@@ -104,7 +104,7 @@ impl Version {
 }
 
 /// Everything about a key but its values.
-#[derive(Serialize, Deserialize, Clone)]
+#[derive(Serialize, Deserialize, Clone, PartialEq)]
 pub(super) struct Record {
     /// The newest version; 0 before the first.
     pub current: u64,

@@ -25,7 +25,10 @@ impl Kv2 {
         refuse_metadata_cas(data)?;
         let path = self.config_path();
         let _order = self.db.lock(&path).await;
-        let mut config = self.config()?;
+        let (mut config, seen) = match self.db.get::<Config>(&path)? {
+            Some((config, index)) => (config, Some(index)),
+            None => (Config::default(), None),
+        };
         if let Some(count) = max_versions(data)? {
             config.max_versions = count;
         }
@@ -38,6 +41,7 @@ impl Kv2 {
         let mut batch = Batch::new(by, "kv2 config");
         batch
             .key(format!("{}config", self.mount))
+            .expect(&path, seen)
             .put(&path, &config)?;
         self.db.commit(batch).await?;
         Ok(Answer::none())

@@ -13,6 +13,7 @@ const PREFIX: &str = "logical/7d0c/";
 
 struct Bench {
     kv: Kv2,
+    core: Core,
     db: Db,
     clock: Clock,
 }
@@ -21,9 +22,14 @@ impl Bench {
     fn new() -> Self {
         let (barrier, _) = Barrier::create(SecretKey::random());
         let core = Core::start(Arc::new(MemoryStore::new()), barrier, 1).unwrap();
-        let (db, clock) = (Db::new(core), Clock::default());
+        let (db, clock) = (Db::new(core.clone()), Clock::default());
         let kv = Kv2::new(db.clone(), PREFIX.into(), "secret/".into(), clock.clone());
-        Self { kv, db, clock }
+        Self {
+            kv,
+            core,
+            db,
+            clock,
+        }
     }
 
     /// Status and data of an answer, or status and texts of an error.
@@ -541,4 +547,69 @@ async fn wrong_requests_are_refused_without_repeating_values() {
     assert_eq!(bench.delete("config").await.0, 405);
     assert_eq!(bench.read("data/a/").await, missing());
     assert_eq!(bench.write("data/", json!({"data": {}})).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_change_is_one_entry_of_the_ledger_and_no_change_is_none() {
+    let bench = Bench::new();
+    bench.write("config", json!({"max_versions": 1})).await;
+    let versions = json!({"versions": [2]});
+    for (operation, path, body, entries) in [
+        (Operation::Write, "data/a", json!({"data": {"i": 1}}), 1),
+        // Record, new value and the old one's removal.
+        (Operation::Write, "data/a", json!({"data": {"i": 2}}), 1),
+        (Operation::Delete, "data/a", json!({}), 1),
+        (Operation::Delete, "data/a", json!({}), 0),
+        (Operation::Write, "destroy/a", versions.clone(), 1),
+        (Operation::Write, "destroy/a", versions.clone(), 0),
+        (Operation::Write, "undelete/a", versions, 0),
+        (Operation::Read, "data/a", json!({}), 0),
+        (Operation::Delete, "metadata/a", json!({}), 1),
+        (Operation::Delete, "metadata/a", json!({}), 0),
+    ] {
+        let before = bench.core.head().index;
+        bench.ask(operation, path, body).await;
+        assert_eq!(
+            bench.core.head().index - before,
+            entries,
+            "{operation:?} {path}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_never_misses_a_key_whose_versions_are_replaced() {
+    let bench = Arc::new(Bench::new());
+    bench.write("config", json!({"max_versions": 1})).await;
+    bench.write("data/a", json!({"data": {"i": 0}})).await;
+    let writer = tokio::spawn({
+        let bench = bench.clone();
+        async move {
+            for i in 1..=500 {
+                let (status, _) = bench.write("data/a", json!({"data": {"i": i}})).await;
+                assert_eq!(status, 200);
+            }
+        }
+    });
+    let mut reads = 0;
+    while !writer.is_finished() || reads == 0 {
+        let (status, read) = bench.read("data/a").await;
+        assert_eq!(status, 200, "{read}");
+        // Write i made version i + 1.
+        let (i, version) = (&read["data"]["i"], &read["metadata"]["version"]);
+        assert_eq!(i.as_u64().unwrap() + 1, version.as_u64().unwrap());
+        reads += 1;
+        tokio::task::yield_now().await;
+    }
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_value_is_a_failure_and_not_an_endless_search() {
+    let bench = Bench::new();
+    bench.write("data/a", json!({"data": {"i": 1}})).await;
+    let mut batch = Batch::new(&By::system("test"), "damage");
+    batch.delete(&format!("{PREFIX}value/1/a"));
+    bench.db.commit(batch).await.unwrap();
+    assert_eq!(bench.read("data/a").await.0, 500);
 }
