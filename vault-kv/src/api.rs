@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::audit::{Audit, AuthRecord, Exchange, Hasher};
@@ -23,10 +22,12 @@ use crate::token::{MAX_TTL, NewToken, Tokens, purge_expired};
 
 mod auth;
 mod caller;
+mod ledger;
 mod spiffe;
 mod sys;
 
 use caller::Authenticated;
+pub(crate) use ledger::{LedgerOf, LedgerRead};
 use spiffe::Roles;
 
 const AUDIT_KEY: &str = "sys/audit-key";
@@ -41,14 +42,6 @@ pub(crate) struct Settings {
     pub api_addr: String,
     /// The ledger behind `sys/mesh/ledger/*`.
     pub ledger: Option<Arc<dyn LedgerRead>>,
-}
-
-/// Reading and checking the ledger, as JSON.
-pub(crate) trait LedgerRead: Send + Sync {
-    /// The newest `last` entries, oldest first.
-    fn history(&self, last: usize) -> Result<Value, ApiError>;
-    /// Check the whole chain.
-    fn verify(&self) -> Result<Value, ApiError>;
 }
 
 /// The interface of an unsealed store.

@@ -2,5 +2,7 @@
 
 pub(crate) mod error;
 pub(crate) mod reply;
+mod route;
 
 pub(crate) use error::ApiError;
+pub use route::AuthorizeError;

@@ -10,10 +10,12 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::{
-    audit::AuditSink,
+    api::{Api, LedgerOf, Settings},
+    audit::{Audit, AuditSink},
     barrier::{Barrier, SecretKey},
     ca::Signer,
     core::{Core, Error, Meta, control_part, meta_part, now_micros},
+    http::ApiError,
     kv::Kv,
     ledger::Ledger,
     seal::{self, SealConfig, SealKind, progress::Progress, shares, static_key},
@@ -163,11 +165,14 @@ pub(crate) struct Inner {
     /// Held while sealing state changes, so that two do not start at once.
     changing: tokio::sync::Mutex<()>,
     sealed: watch::Sender<bool>,
+    audit: Arc<Audit>,
 }
 
 /// What there is only while unsealed.
 pub(crate) struct Open {
     pub(crate) core: Core,
+    /// The Vault interface.
+    pub(crate) api: Api,
     /// The certificate authority, read at its first use.
     pub(crate) signer: OnceLock<Arc<Signer>>,
 }
@@ -184,6 +189,7 @@ impl Vault {
     /// # Errors
     /// The directory is in use, not accessible or damaged; an audit file cannot be opened.
     pub fn open(config: VaultConfig) -> Result<Self, VaultError> {
+        let audit = Arc::new(Audit::open(&config.audit)?);
         let store: Arc<dyn Store> = match &config.store {
             StoreConfig::Dir(dir) => Arc::new(LocalStore::open(dir)?),
             StoreConfig::Memory => Arc::new(MemoryStore::new()),
@@ -196,6 +202,7 @@ impl Vault {
                 progress: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
                 sealed: watch::Sender::new(true),
+                audit,
             }),
         })
     }
@@ -227,8 +234,9 @@ impl Vault {
             cluster_id: uuid::Uuid::new_v4().to_string(),
         };
         self.write_first_entry(&config, &unseal)?;
-        let open = self.start(unseal).await?;
-        let root_token = open.initialise().await?;
+        let core = self.start(unseal).await?;
+        let root_token = Api::initialise(&core).await.map_err(interface)?;
+        let open = Open::load(core, self)?;
         if kind == SealKind::Static {
             self.publish(open);
         }
@@ -286,8 +294,8 @@ impl Vault {
         if let Some(complete) = complete {
             let unseal = shares::combine(&complete).ok_or(VaultError::WrongKey)?;
             drop(complete);
-            let open = self.start(unseal).await?;
-            self.publish(open);
+            let core = self.start(unseal).await?;
+            self.publish(Open::load(core, self)?);
         }
         self.seal_status()
     }
@@ -309,8 +317,8 @@ impl Vault {
             "by a key file, and none is configured: set server.seal.key_file",
         ))?;
         if self.is_sealed() {
-            let open = self.start(static_key::read(path)?).await?;
-            self.publish(open);
+            let core = self.start(static_key::read(path)?).await?;
+            self.publish(Open::load(core, self)?);
         }
         Ok(())
     }
@@ -390,7 +398,7 @@ impl Vault {
         }
     }
 
-    async fn start(&self, unseal: SecretKey) -> Result<Open, VaultError> {
+    async fn start(&self, unseal: SecretKey) -> Result<Core, VaultError> {
         let store = Arc::clone(&self.inner.store);
         // Building the name index reads every name.
         let core = tokio::task::spawn_blocking(move || {
@@ -398,10 +406,8 @@ impl Vault {
             let epoch = store.head().epoch + 1;
             Ok::<_, VaultError>(Core::start(store, barrier, epoch)?)
         });
-        let core = core
-            .await
-            .map_err(|_| VaultError::Interface("unsealing was cut off".to_owned()))??;
-        Open::load(core, self)
+        core.await
+            .map_err(|_| VaultError::Interface("unsealing was cut off".to_owned()))?
     }
 
     fn publish(&self, open: Open) {
@@ -426,14 +432,25 @@ fn check(options: InitOptions) -> Result<(), VaultError> {
 }
 
 impl Open {
-    fn load(core: Core, _vault: &Vault) -> Result<Self, VaultError> {
+    fn load(core: Core, vault: &Vault) -> Result<Self, VaultError> {
+        let config = &vault.inner.config;
+        let settings = Settings {
+            reported_version: config.reported_version.clone(),
+            cluster_name: config.cluster_name.clone(),
+            cluster_id: vault.seal_status()?.cluster_id,
+            api_addr: config.api_addr.clone(),
+            ledger: Some(Arc::new(LedgerOf::new(vault))),
+        };
+        let audit = Arc::clone(&vault.inner.audit);
+        let api = Api::load(core.clone(), audit, Arc::new(settings)).map_err(interface)?;
         Ok(Self {
             core,
+            api,
             signer: OnceLock::new(),
         })
     }
+}
 
-    async fn initialise(&self) -> Result<Zeroizing<String>, VaultError> {
-        Ok(Zeroizing::new(String::new()))
-    }
+fn interface(error: ApiError) -> VaultError {
+    VaultError::Interface(error.to_string())
 }
