@@ -54,7 +54,11 @@ impl Api {
         &self,
         ask: impl FnOnce(&dyn LedgerRead) -> Result<Value, ApiError> + Send + 'static,
     ) -> Result<Value, ApiError> {
-        let ledger = self.settings.ledger.clone().ok_or(ApiError::UnsupportedPath)?;
+        let ledger = self
+            .settings
+            .ledger
+            .clone()
+            .ok_or(ApiError::UnsupportedPath)?;
         tokio::task::spawn_blocking(move || ask(&*ledger))
             .await
             .map_err(|_| ApiError::Internal("reading the ledger was cut off".into()))?

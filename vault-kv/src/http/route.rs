@@ -95,22 +95,21 @@ impl Vault {
         Some(match (request.path.as_str(), request.operation) {
             ("sys/health", Read) => self.health(data),
             ("sys/seal-status", Read) => self.status_answer(),
-            ("sys/init", Read) => self.seal_status().map_err(failure).map(|status| {
-                Answer::bare(200, json!({ "initialized": status.initialized }))
-            }),
-            ("sys/init", Write) if !request.caller.remote.is_local() => {
-                Err(ApiError::Forbidden(
-                    "a store is initialised from its own machine only; run `mesh operator init` there".into(),
-                ))
-            }
+            ("sys/init", Read) => self
+                .seal_status()
+                .map_err(failure)
+                .map(|status| Answer::bare(200, json!({ "initialized": status.initialized }))),
+            ("sys/init", Write) if !request.caller.remote.is_local() => Err(ApiError::Forbidden(
+                "a store is initialised from its own machine only; run `mesh operator init` there"
+                    .into(),
+            )),
             ("sys/init", Write) => self.init_answer(data).await,
             ("sys/unseal", Write) => self.unseal_answer(data).await,
             ("sys/leader", Read) => self.leader(),
             ("sys/seal", Write) if self.is_sealed() => Ok(Answer::none()),
-            (
-                "sys/health" | "sys/seal-status" | "sys/init" | "sys/unseal" | "sys/leader",
-                _,
-            ) => Err(ApiError::UnsupportedOperation),
+            ("sys/health" | "sys/seal-status" | "sys/init" | "sys/unseal" | "sys/leader", _) => {
+                Err(ApiError::UnsupportedOperation)
+            }
             _ => return None,
         })
     }
@@ -188,15 +187,24 @@ impl Vault {
     async fn init_answer(&self, data: &Data) -> Result<Answer, ApiError> {
         for field in ["pgp_keys", "recovery_pgp_keys"] {
             if data.list(field)?.is_some_and(|keys| !keys.is_empty()) {
-                return Err(ApiError::bad(format!("{field} is not available on this server")));
+                return Err(ApiError::bad(format!(
+                    "{field} is not available on this server"
+                )));
             }
         }
-        if data.text("root_token_pgp_key")?.is_some_and(|key| !key.is_empty()) {
-            return Err(ApiError::bad("root_token_pgp_key is not available on this server"));
+        if data
+            .text("root_token_pgp_key")?
+            .is_some_and(|key| !key.is_empty())
+        {
+            return Err(ApiError::bad(
+                "root_token_pgp_key is not available on this server",
+            ));
         }
         for field in ["recovery_shares", "recovery_threshold"] {
             if data.int(field)?.unwrap_or(0) != 0 {
-                return Err(ApiError::bad(format!("{field} does not apply to this kind of seal")));
+                return Err(ApiError::bad(format!(
+                    "{field} does not apply to this kind of seal"
+                )));
             }
         }
         let count = |name: &str| {
@@ -225,7 +233,9 @@ impl Vault {
 
     async fn unseal_answer(&self, data: &Data) -> Result<Answer, ApiError> {
         if data.flag("migrate")?.unwrap_or(false) {
-            return Err(ApiError::bad("seal migration is not available on this server"));
+            return Err(ApiError::bad(
+                "seal migration is not available on this server",
+            ));
         }
         if data.flag("reset")?.unwrap_or(false) {
             self.reset_unseal();
