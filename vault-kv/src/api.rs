@@ -32,18 +32,6 @@ use spiffe::Roles;
 
 const AUDIT_KEY: &str = "sys/audit-key";
 
-/// What the interface says about its server.
-pub(crate) struct Settings {
-    /// The version shown to clients that ask for Vault's.
-    pub reported_version: String,
-    pub cluster_name: String,
-    pub cluster_id: String,
-    /// Where clients reach this server, as in `https://10.0.0.1:8200`.
-    pub api_addr: String,
-    /// The ledger behind `sys/mesh/ledger/*`.
-    pub ledger: Option<Arc<dyn LedgerRead>>,
-}
-
 /// The interface of an unsealed store.
 pub(crate) struct Api {
     clock: Clock,
@@ -51,10 +39,10 @@ pub(crate) struct Api {
     policies: Policies,
     mounts: Mounts,
     roles: Roles,
-    db: Db,
     audit: Arc<Audit>,
     hasher: Hasher,
-    settings: Arc<Settings>,
+    /// Behind `sys/mesh/ledger/*`.
+    ledger: Arc<dyn LedgerRead>,
 }
 
 impl Api {
@@ -84,14 +72,14 @@ impl Api {
     }
 
     /// Read what an initialised store holds and start removing expired tokens. Needs a Tokio runtime.
-    pub fn load(core: Core, audit: Arc<Audit>, settings: Arc<Settings>) -> Result<Self, ApiError> {
-        Self::load_at(core, audit, settings, Clock::default())
+    pub fn load(core: Core, audit: Arc<Audit>, ledger: Arc<dyn LedgerRead>) -> Result<Self, ApiError> {
+        Self::load_at(core, audit, ledger, Clock::default())
     }
 
     fn load_at(
         core: Core,
         audit: Arc<Audit>,
-        settings: Arc<Settings>,
+        ledger: Arc<dyn LedgerRead>,
         clock: Clock,
     ) -> Result<Self, ApiError> {
         let db = Db::new(core);
@@ -102,12 +90,11 @@ impl Api {
             tokens: Arc::new(Tokens::load(db.clone(), clock.clone())?),
             policies: Policies::load(db.clone())?,
             mounts: Mounts::load(db.clone(), clock.clone())?,
-            roles: Roles::load(db.clone())?,
+            roles: Roles::load(db)?,
             hasher: Hasher::new(&key),
             clock,
-            db,
             audit,
-            settings,
+            ledger,
         };
         tokio::spawn(purge_expired(Arc::downgrade(&api.tokens)));
         Ok(api)
@@ -297,11 +284,6 @@ impl Api {
         } else {
             Err(ApiError::Denied)
         }
-    }
-
-    /// The store below, for the embedding server.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
     }
 }
 

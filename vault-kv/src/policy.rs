@@ -15,7 +15,7 @@ mod store;
 
 use std::sync::Arc;
 
-pub(crate) use acl::{Acl, Decision, Identity, Reason};
+pub(crate) use acl::{Acl, Decision, Identity};
 pub(crate) use store::Policies;
 
 use crate::http::ApiError;

@@ -34,10 +34,6 @@ const KEY: &str = "token/key";
 pub(crate) struct TokenId(Arc<str>);
 
 impl TokenId {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     fn path(&self) -> String {
         format!("token/id/{}", self.0)
     }
@@ -78,10 +74,6 @@ impl Token {
     pub fn ttl(&self, now: i64) -> u64 {
         self.expires
             .map_or(0, |at| u64::try_from(at - now).unwrap_or(0))
-    }
-
-    pub fn is_root(&self) -> bool {
-        self.policies.iter().any(|p| p == "root")
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::{
-    api::{Api, LedgerOf, Settings},
+    api::{Api, LedgerOf},
     audit::{Audit, AuditSink},
     barrier::{Barrier, SecretKey},
     ca::Signer,
@@ -433,16 +433,9 @@ fn check(options: InitOptions) -> Result<(), VaultError> {
 
 impl Open {
     fn load(core: Core, vault: &Vault) -> Result<Self, VaultError> {
-        let config = &vault.inner.config;
-        let settings = Settings {
-            reported_version: config.reported_version.clone(),
-            cluster_name: config.cluster_name.clone(),
-            cluster_id: vault.seal_status()?.cluster_id,
-            api_addr: config.api_addr.clone(),
-            ledger: Some(Arc::new(LedgerOf::new(vault))),
-        };
         let audit = Arc::clone(&vault.inner.audit);
-        let api = Api::load(core.clone(), audit, Arc::new(settings)).map_err(interface)?;
+        let ledger = Arc::new(LedgerOf::new(vault));
+        let api = Api::load(core.clone(), audit, ledger).map_err(interface)?;
         Ok(Self {
             core,
             api,
@@ -452,5 +445,8 @@ impl Open {
 }
 
 fn interface(error: ApiError) -> VaultError {
-    VaultError::Interface(error.to_string())
+    match error {
+        ApiError::Sealed => VaultError::Store(Error::Sealed),
+        other => VaultError::Interface(other.to_string()),
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Authenticated {
 }
 
 pub(crate) enum Who {
-    Token { id: TokenId, token: Token },
+    Token { id: TokenId, token: Box<Token> },
     Spiffe(String),
 }
 
@@ -35,6 +35,7 @@ impl Api {
             (Some(secret), _) => {
                 let (id, token) = self.tokens.find(secret)?.ok_or(ApiError::Unauthenticated)?;
                 let names = token.policies.clone();
+                let token = Box::new(token);
                 (Who::Token { id, token }, names, Identity::default())
             }
             (None, Some(spiffe)) => {

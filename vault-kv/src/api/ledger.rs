@@ -54,11 +54,7 @@ impl Api {
         &self,
         ask: impl FnOnce(&dyn LedgerRead) -> Result<Value, ApiError> + Send + 'static,
     ) -> Result<Value, ApiError> {
-        let ledger = self
-            .settings
-            .ledger
-            .clone()
-            .ok_or(ApiError::UnsupportedPath)?;
+        let ledger = Arc::clone(&self.ledger);
         tokio::task::spawn_blocking(move || ask(&*ledger))
             .await
             .map_err(|_| ApiError::Internal("reading the ledger was cut off".into()))?

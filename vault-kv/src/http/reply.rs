@@ -61,7 +61,9 @@ impl Answer {
         if keys.is_empty() {
             Err(ApiError::NotFound)
         } else {
-            Ok(Self::data(json!({ "keys": keys })))
+            let mut data = Map::new();
+            data.insert("keys".into(), keys.into());
+            Ok(Self::data(data))
         }
     }
 

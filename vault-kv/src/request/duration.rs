@@ -97,7 +97,7 @@ pub(crate) fn format(value: Duration) -> String {
 
 fn decimal(value: u128, scale: u128) -> String {
     let digits = scale.ilog10() as usize;
-    if value % scale == 0 {
+    if value.is_multiple_of(scale) {
         return (value / scale).to_string();
     }
     let text = format!("{}.{:0digits$}", value / scale, value % scale);
