@@ -72,7 +72,11 @@ impl Api {
     }
 
     /// Read what an initialised store holds and start removing expired tokens. Needs a Tokio runtime.
-    pub fn load(core: Core, audit: Arc<Audit>, ledger: Arc<dyn LedgerRead>) -> Result<Self, ApiError> {
+    pub fn load(
+        core: Core,
+        audit: Arc<Audit>,
+        ledger: Arc<dyn LedgerRead>,
+    ) -> Result<Self, ApiError> {
         Self::load_at(core, audit, ledger, Clock::default())
     }
 
