@@ -31,6 +31,7 @@ mod record;
 pub mod replica;
 mod saved;
 mod state;
+mod strings;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
 mod verify;

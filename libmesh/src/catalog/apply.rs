@@ -13,6 +13,7 @@ use super::log::{Delta, Head};
 use super::record::{self, Key};
 use super::replica::Effect;
 use super::state::NodeState;
+use super::strings::Strings;
 use super::verify::{Signer, VerifiedNode};
 use super::wire::{Message, PART_BYTES, WireError};
 use super::{Catalog, wire};
@@ -236,7 +237,9 @@ impl Catalog {
                     .map(|(key, body)| (key.clone(), Some(body.clone()))),
             );
         }
-        let touched = read_records(known, node, changes);
+        let mut strings = std::mem::take(&mut state.strings);
+        let touched = read_records(state.node(node, now), &mut strings, node, changes);
+        state.strings = strings;
         state.publish(&self.inner.index, node, touched, now);
         Ok(Outcome::Applied)
     }
@@ -380,7 +383,12 @@ fn certificate_in(delta: &Delta) -> Option<Bytes> {
 }
 
 /// Reads changed records into the node's facts; the poison among them is noted and otherwise passed over.
-fn read_records(node: &mut NodeState, id: NodeId, changes: Vec<(Bytes, Option<Bytes>)>) -> Touched {
+fn read_records(
+    node: &mut NodeState,
+    strings: &mut Strings,
+    id: NodeId,
+    changes: Vec<(Bytes, Option<Bytes>)>,
+) -> Touched {
     let mut touched = Touched::default();
     let Some(verified) = &node.verified else {
         return touched;
@@ -389,6 +397,7 @@ fn read_records(node: &mut NodeState, id: NodeId, changes: Vec<(Bytes, Option<By
         match record::take(
             &mut node.facts,
             &mut touched,
+            strings,
             Some(verified),
             &key,
             body.as_deref(),
@@ -424,7 +433,12 @@ pub fn fuzz_message(bytes: &[u8]) {
         .iter()
         .map(|item| (item.key.clone(), item.body.clone()))
         .collect();
-    read_records(&mut node, message.delta.node, changes);
+    read_records(
+        &mut node,
+        &mut Strings::default(),
+        message.delta.node,
+        changes,
+    );
     if let Some(body) = certificate_in(&message.delta) {
         let _ = record::decode_chain(&body);
     }

@@ -1,6 +1,6 @@
 //! What one node published, decoded: its record, instances and checks, with the index that finds an instance's checks.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::{CheckRecord, Health, Instance, InstanceId, NodeRecord};
@@ -10,7 +10,8 @@ pub(super) struct Facts {
     record: Option<Arc<NodeRecord>>,
     instances: BTreeMap<InstanceId, Arc<Instance>>,
     checks: BTreeMap<Arc<str>, Arc<CheckRecord>>,
-    checks_of: HashMap<Option<InstanceId>, BTreeSet<Arc<str>>>,
+    /// The checks' ids by what they speak for.
+    checks_of: BTreeSet<(Option<InstanceId>, Arc<str>)>,
 }
 
 /// What a batch of changes to one node's facts touched, and so has to be shown anew.
@@ -68,11 +69,11 @@ impl Facts {
         &self,
         instance: Option<&InstanceId>,
     ) -> impl Iterator<Item = &Arc<CheckRecord>> {
+        let first = (instance.cloned(), Arc::default());
         self.checks_of
-            .get(&instance.cloned())
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.checks.get(id))
+            .range(first..)
+            .take_while(move |(of, _)| of.as_ref() == instance)
+            .filter_map(|(_, id)| self.checks.get(id))
     }
 
     pub(super) fn set_record(&mut self, record: Option<NodeRecord>, touched: &mut Touched) {
@@ -109,19 +110,18 @@ impl Facts {
         }
         if let Some(old) = self.checks.remove(id) {
             touched.check(&old);
-            if let Some(ids) = self.checks_of.get_mut(&old.service) {
-                ids.remove(id);
-                if ids.is_empty() {
-                    self.checks_of.remove(&old.service);
-                }
-            }
-        }
-        if let Some(check) = check {
-            touched.check(&check);
             self.checks_of
-                .entry(check.service.clone())
-                .or_default()
-                .insert(Arc::clone(id));
+                .remove(&(old.service.clone(), Arc::clone(id)));
+        }
+        if let Some(mut check) = check {
+            touched.check(&check);
+            if let Some(service) = &mut check.service
+                && let Some((known, _)) = self.instances.get_key_value(service)
+            {
+                *service = known.clone();
+            }
+            self.checks_of
+                .insert((check.service.clone(), Arc::clone(id)));
             self.checks.insert(Arc::clone(id), Arc::new(check));
         }
     }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Touched};
+use super::strings::Strings;
 use super::verify::VerifiedNode;
 use crate::model::{CheckRecord, Instance, InstanceId, NodeRecord};
 
@@ -69,6 +70,7 @@ pub(super) fn decode_chain(body: &[u8]) -> Result<Vec<Vec<u8>>, String> {
 pub(super) fn take(
     facts: &mut Facts,
     touched: &mut Touched,
+    strings: &mut Strings,
     node: Option<&VerifiedNode>,
     key: &[u8],
     body: Option<&[u8]>,
@@ -84,13 +86,21 @@ pub(super) fn take(
         }
         Key::Instance(id) => {
             let instance = body.map(|body| instance(node, &id, body)).transpose();
-            let (instance, result) = or_nothing(instance);
+            let (mut instance, result) = or_nothing(instance);
+            if let Some(instance) = &mut instance {
+                strings.share_instance(instance);
+                instance.id = id.clone();
+            }
             facts.set_instance(&id, instance, touched);
             result
         }
         Key::Check(id) => {
             let check = body.map(|body| check(&id, body)).transpose();
-            let (check, result) = or_nothing(check);
+            let (mut check, result) = or_nothing(check);
+            if let Some(check) = &mut check {
+                strings.share_check(check);
+                check.id = Arc::clone(&id);
+            }
             facts.set_check(&id, check, touched);
             result
         }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::log::{Head, Item, NodeLog};
+use super::strings::Strings;
 use super::{Catalog, Options, record};
 use crate::model::NodeId;
 
@@ -100,10 +101,20 @@ impl Catalog {
             .map(|(key, body)| (key.clone(), body.clone()))
             .collect();
         let catalog = Self::with_log(log, own, options, now);
+        let mut strings = Strings::default();
         catalog.write_own(|own| {
             for (key, body) in records {
                 // Written by ourselves; what an older version wrote and this one cannot read goes.
-                if record::take(own.facts, &mut own.touched, None, &key, Some(&body)).is_err() {
+                if record::take(
+                    own.facts,
+                    &mut own.touched,
+                    &mut strings,
+                    None,
+                    &key,
+                    Some(&body),
+                )
+                .is_err()
+                {
                     own.log.remove(&key, own.now);
                 }
             }

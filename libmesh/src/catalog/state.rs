@@ -10,6 +10,7 @@ use super::index::{Index, NodeCell};
 use super::log::NodeLog;
 use super::mass::MassEvents;
 use super::replica::Replica;
+use super::strings::Strings;
 use super::verify::VerifiedNode;
 use super::view::{InstanceView, NodeView, Place, ServiceView};
 use crate::model::{InstanceId, Liveness, NodeId, ServiceName};
@@ -27,6 +28,7 @@ pub(super) struct State {
     /// What the own log said in its last life and nobody has said again in this one.
     pub(super) inherited: Inheritance,
     pub(super) events: MassEvents,
+    pub(super) strings: Strings,
     /// How often trust changed; see [`reverify`](super::Catalog::reverify).
     pub(super) trust: u64,
     revision: u64,
@@ -96,6 +98,7 @@ impl State {
             own_log,
             inherited: Inheritance::default(),
             events: MassEvents::default(),
+            strings: Strings::default(),
             trust: 0,
             revision: 0,
             swept: 0,

@@ -128,6 +128,13 @@ impl Default for Datacenter {
     }
 }
 
+impl ServiceName {
+    /// Lets `share` put an equal text in the place of this one.
+    pub(crate) fn share(&mut self, share: impl FnOnce(&mut Arc<str>)) {
+        share(&mut self.0);
+    }
+}
+
 fn service(text: &str) -> Result<Arc<str>, InvalidField> {
     dotted("service", text, SERVICE_MAX)
 }
