@@ -9,12 +9,14 @@
 mod check;
 mod error;
 mod instance;
+mod meta;
 mod names;
 mod node;
 
 pub use check::{CheckRecord, Health};
 pub use error::InvalidField;
 pub use instance::{Host, Instance, Weights};
+pub use meta::Meta;
 pub use names::{Datacenter, InstanceId, NodeName, ServiceName};
 pub use node::{Liveness, NodeId, NodeRecord, Roles};
 

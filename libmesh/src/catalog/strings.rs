@@ -34,6 +34,7 @@ impl Strings {
         instance.service.share(|text| self.share(text));
         instance.tags.iter_mut().for_each(|tag| self.share(tag));
         instance.tags.shrink_to_fit();
+        instance.meta.share_keys(|key| self.share(key));
         if let Some(version) = &mut instance.version {
             self.share(version);
         }

@@ -1,6 +1,5 @@
 //! Instances of services.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::quoted;
-use super::{InstanceId, InvalidField, ServiceName};
+use super::{InstanceId, InvalidField, Meta, ServiceName};
 
 /// Most tags of an instance.
 const TAGS_MAX: usize = 256;
@@ -89,7 +88,7 @@ pub struct Instance {
     /// Labels, in the order given; `v2.web.service.mesh` finds the instances with tag or version `v2`.
     pub tags: Vec<Arc<str>>,
     /// Free-form pairs.
-    pub meta: BTreeMap<Arc<str>, Arc<str>>,
+    pub meta: Meta,
     /// Where it answers; `None` = at its node's address.
     pub address: Option<Host>,
     /// Its own port; 0 when it has none.
@@ -118,7 +117,7 @@ impl Instance {
             id: InstanceId::parse(service.as_str())?,
             service,
             tags: Vec::new(),
-            meta: BTreeMap::new(),
+            meta: Meta::new(),
             address: None,
             port,
             mesh_port: None,
@@ -171,7 +170,7 @@ impl Instance {
                 ));
             }
         }
-        check_meta(&self.meta)?;
+        check_meta(self.meta.iter())?;
         if let Some(Host::Name(name)) = &self.address {
             Host::parse(name)?;
         }
@@ -193,7 +192,9 @@ impl Instance {
     }
 }
 
-pub(super) fn check_meta(meta: &BTreeMap<Arc<str>, Arc<str>>) -> Result<(), InvalidField> {
+pub(super) fn check_meta<'a>(
+    meta: impl ExactSizeIterator<Item = (&'a Arc<str>, &'a Arc<str>)>,
+) -> Result<(), InvalidField> {
     if meta.len() > META_MAX {
         return Err(InvalidField::new(
             "meta",

@@ -131,7 +131,7 @@ impl NodeRecord {
     /// # Errors
     /// [`InvalidField`] for too much or too long `meta`, or a version over 128 bytes.
     pub fn validate(&self) -> Result<(), InvalidField> {
-        check_meta(&self.meta)?;
+        check_meta(self.meta.iter())?;
         if self.version.len() > 128 {
             return Err(InvalidField::new("version", "has more than 128 bytes"));
         }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
@@ -87,4 +88,25 @@ fn worst_health_is_the_greatest() {
     assert!(Health::Passing < Health::Warning && Health::Critical < Health::Maintenance);
     assert!(Health::Warning.is_usable() && !Health::Critical.is_usable());
     assert_eq!("warning".parse::<Health>().unwrap(), Health::Warning);
+}
+
+#[test]
+fn metadata_is_a_map_in_memory_and_on_the_wire() {
+    let pairs = [("b", "2"), ("a", "1"), ("b", "3")];
+    let pairs = pairs.map(|(key, value)| (Arc::from(key), Arc::from(value)));
+    let map: BTreeMap<Arc<str>, Arc<str>> = pairs.iter().cloned().collect();
+    let mut meta = Meta::from(pairs);
+    assert_eq!(meta, Meta::from(map.clone()));
+    assert_eq!(meta.get("b").map(|value| &**value), Some("3"));
+    assert_eq!((meta.get("c"), meta.len()), (None, 2));
+    let bytes = postcard::to_stdvec(&map).unwrap();
+    assert_eq!(postcard::to_stdvec(&meta).unwrap(), bytes);
+    assert_eq!(postcard::from_bytes::<Meta>(&bytes).unwrap(), meta);
+
+    assert_eq!(meta.insert("aa".into(), "4".into()), None);
+    assert_eq!(meta.insert("aa".into(), "5".into()).as_deref(), Some("4"));
+    assert!(meta.keys().map(|key| &**key).eq(["a", "aa", "b"]));
+    assert_eq!(meta.remove("a").as_deref(), Some("1"));
+    assert_eq!(meta.remove("a"), None);
+    assert!(meta.values().map(|value| &**value).eq(["5", "3"]));
 }

@@ -486,7 +486,7 @@ fn instance(
     let mut instance = Instance::new(service.clone(), request.port).map_err(bad)?;
     instance.id = id.clone();
     instance.tags = request.tags.clone();
-    instance.meta = request.meta.clone();
+    instance.meta = request.meta.clone().into();
     instance.address = request.address.map(Host::Ip);
     instance.mesh_port = request.mesh_port;
     instance.version = request.version.clone();

@@ -9,7 +9,7 @@ use http::{HeaderValue, StatusCode};
 use libmesh::{
     catalog::LocalError,
     health::Check,
-    model::{CheckRecord, Health, Host, Instance, InstanceId, ServiceName, Weights},
+    model::{CheckRecord, Health, Host, Instance, InstanceId, Meta, ServiceName, Weights},
 };
 use serde_json::{Value, json};
 
@@ -163,7 +163,7 @@ fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     Ok((instance, tagged, checks))
 }
 
-fn shared(pairs: &BTreeMap<String, String>) -> BTreeMap<Arc<str>, Arc<str>> {
+fn shared(pairs: &BTreeMap<String, String>) -> Meta {
     let share = |text: &String| Arc::from(text.as_str());
     pairs.iter().map(|(k, v)| (share(k), share(v))).collect()
 }

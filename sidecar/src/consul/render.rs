@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use libmesh::{
     catalog::{InstanceView, NodeView},
-    model::{CheckRecord, Health, Host, Instance, Liveness, NodeId},
+    model::{CheckRecord, Health, Host, Instance, Liveness, Meta, NodeId},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ pub struct Service<'a> {
     address: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     tagged_addresses: Option<Value>,
-    meta: &'a BTreeMap<Arc<str>, Arc<str>>,
+    meta: &'a Meta,
     port: u16,
     weights: Weights,
     enable_tag_override: bool,
@@ -121,7 +121,7 @@ pub struct CatalogEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     service_tagged_addresses: Option<Value>,
     service_weights: Weights,
-    service_meta: &'a BTreeMap<Arc<str>, Arc<str>>,
+    service_meta: &'a Meta,
     service_port: u16,
     service_socket_path: &'static str,
     service_enable_tag_override: bool,
