@@ -7,17 +7,19 @@ use super::{Entry, EntryOp, FoldKey, Head, OpKind, Part, Record, SALT, Store, St
 /// An operation of a test entry.
 #[derive(Clone)]
 pub(crate) enum Do {
-    Put(u8, Vec<u8>),
-    Delete(u8),
+    Put(u64, Vec<u8>),
+    Delete(u64),
     Control(&'static str, Vec<u8>),
 }
 
-pub(crate) fn key(number: u8) -> FoldKey {
-    FoldKey([number; 32])
+pub(crate) fn key(number: u64) -> FoldKey {
+    let mut key = [0xee; 32];
+    key[..8].copy_from_slice(&number.to_be_bytes());
+    FoldKey(key)
 }
 
 /// The sealed name that test records have.
-pub(crate) fn name(number: u8) -> Vec<u8> {
+pub(crate) fn name(number: u64) -> Vec<u8> {
     format!("name of {number}").into_bytes()
 }
 

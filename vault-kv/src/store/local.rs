@@ -12,7 +12,6 @@
 //! it does not open.
 
 use std::{
-    fs::File,
     io,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -27,6 +26,7 @@ use tokio::sync::watch;
 use self::{
     fold::Fold,
     log::Log,
+    open::Lock,
     overlay::{FoldId, Folded, Overlay, Value},
     segment::Chain,
 };
@@ -77,7 +77,7 @@ struct Shared {
     #[cfg(test)]
     replayed: u64,
     /// Declared last: released when everything else is closed.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What the folding thread is told, and tells.

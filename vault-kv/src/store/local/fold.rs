@@ -4,7 +4,8 @@
 //! sync; the files are synced here, first with the changes and then with the index they lead to.
 
 use std::{
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
+    io::{self, ErrorKind},
     os::unix::fs::DirBuilderExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -54,6 +55,9 @@ impl Fold {
                 "it was found damaged while it was read".into(),
             ));
         }
+        wait_until_closed(folder)
+            .map_err(failed("lock", folder))
+            .map_err(OpenError::Other)?;
         // sled asserts where damage surprises it, and this is where it meets most.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let tree = sled::Config::new()
@@ -178,13 +182,25 @@ impl Fold {
     }
 }
 
-/// Whether `error` is about the machine and not about what the files hold.
-fn is_environment(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind;
+/// Waits for sled's lock. Who still holds it while this store's own is ours is about to let go: a store
+/// of this process whose sled is being dropped in the background, or a child between fork and exec.
+fn wait_until_closed(folder: &Path) -> io::Result<()> {
+    match File::open(folder.join("db")) {
+        Ok(file) => file.lock(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
 
+/// Whether `error` is about the machine and not about what the files hold. A file of sled's that is not
+/// there is damage: a power cut in a checkpoint can leave references to files that never came to be.
+fn is_environment(error: &io::Error) -> bool {
     !matches!(
         error.kind(),
-        ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput
+        ErrorKind::NotFound
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::InvalidData
+            | ErrorKind::InvalidInput
     )
 }
 
@@ -199,8 +215,7 @@ fn sync_tree(folder: &Path) -> Result<(), StoreError> {
         };
         match synced {
             // sled deletes files of its own that it has outgrown.
-            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            }
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
             synced => synced?,
         }
     }

@@ -168,7 +168,19 @@ fn create_folder(folder: &Path) -> Result<bool, StoreError> {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, StoreError> {
+/// Keeps other processes out until it is dropped.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a child between fork and exec, which has the file too.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "cannot release the lock of the store before its file is closed");
+        }
+    }
+}
+
+fn lock(dir: &Path) -> Result<Lock, StoreError> {
     let path = dir.join("lock");
     let mut options = OpenOptions::new();
     let file = options
@@ -179,7 +191,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
         .open(&path)
         .map_err(failed("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked {
             dir: dir.to_path_buf(),
         }),
