@@ -1,0 +1,134 @@
+//! Publishes what the ledger says to every node: a config bundle, signed, whenever its content changes.
+
+use std::{sync::Arc, time::Duration};
+
+use libmesh::{
+    bundle::{Action, BundleError, ConfigBundle, Intention, Offered, SignedBundle},
+    identity::{ServiceKey, SigningKeyPair},
+    mesh::Mesh,
+};
+use tokio_util::sync::CancellationToken;
+use vault_kv::Vault;
+
+use super::{ServerError, Shared, records};
+use crate::consul::stored::{INTENTIONS, Pair, intention_from_pair};
+
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
+struct Signer {
+    key: ServiceKey,
+    chain: Vec<Vec<u8>>,
+}
+
+/// Follows the store until `stop`: at each unseal and at each change of an intention.
+pub async fn publish(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
+    let mut sealed = shared.vault.watch_sealed();
+    loop {
+        let work = async {
+            if sealed.wait_for(|sealed| !sealed).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let Err(error) = while_unsealed(&shared, &mesh).await {
+                tracing::debug!(%error, "publishing the configuration pauses");
+                tokio::time::sleep(RETRY).await;
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError> {
+    let signer = signer(shared)?;
+    let kv = shared.records.kv();
+    loop {
+        let index = kv.changed_under(INTENTIONS)?;
+        publish_once(shared, mesh, &signer).await?;
+        kv.wait_under(INTENTIONS, index).await?;
+    }
+}
+
+/// A fresh key, certified.
+fn signer(shared: &Shared) -> Result<Signer, ServerError> {
+    let key = ServiceKey::generate().map_err(ServerError::key)?;
+    let csr = key.csr_der().map_err(ServerError::key)?;
+    let authority = shared.authority().ok_or(vault_kv::Error::Sealed)?;
+    let issued = authority.config_signer(&csr)?;
+    Ok(Signer {
+        key,
+        chain: issued.chain,
+    })
+}
+
+async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(), ServerError> {
+    let bundle = build(shared, mesh)?;
+    let same = mesh.bundle().current().is_some_and(|known| {
+        known.intentions == bundle.intentions
+            && known.default_action == bundle.default_action
+            && known.roots == bundle.roots
+    });
+    if same {
+        return Ok(());
+    }
+    let intentions = bundle.intentions.len();
+    let index = bundle.index;
+    let signed = SignedBundle::sign(&bundle, &signer.key, signer.chain.clone())?;
+    match mesh.bundle().offer(signed).await {
+        Ok(Offered::Older) | Ok(_) => {
+            tracing::info!(index, intentions, "configuration published");
+            Ok(())
+        }
+        Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {
+            // What the nodes remember contradicts the store: it was rolled back, or replaced.
+            tracing::error!(%error, "THIS STORE IS OLDER THAN WHAT THE MESH HAS SEEN; the mesh keeps what it knows");
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
+    let head = shared.vault.ledger().head();
+    let authority = shared.authority().ok_or(vault_kv::Error::Sealed)?;
+    Ok(ConfigBundle {
+        index: head.index,
+        head: head.hash,
+        issued_at: records::now(),
+        trust_domain: mesh.trust().domain().clone(),
+        datacenter: mesh.datacenter().clone(),
+        roots: authority.bundle()?.roots,
+        intentions: intentions(&shared.vault)?,
+        default_action: if shared.default_allow {
+            Action::Allow
+        } else {
+            Action::Deny
+        },
+        revoked: Vec::new(),
+        entries: std::collections::BTreeMap::new(),
+    })
+}
+
+fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {
+    let pairs = vault.kv(records::NAMESPACE).list(INTENTIONS)?;
+    Ok(pairs
+        .into_iter()
+        .filter_map(|pair| {
+            let pair = Pair {
+                key: pair.key,
+                value: pair.value.to_vec().into(),
+                flags: pair.flags,
+                created: pair.created,
+                modified: pair.modified,
+            };
+            let intention = intention_from_pair(&pair);
+            if intention.is_none() {
+                tracing::error!(key = pair.key, "an intention is not readable and does not count");
+            }
+            intention
+        })
+        .collect())
+}
