@@ -52,6 +52,7 @@ use crate::{
 };
 
 pub use error::AgentError;
+pub use listen::tls_config;
 
 use host::Host;
 use services::OpenCallers;

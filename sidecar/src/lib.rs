@@ -12,6 +12,7 @@ pub mod consul;
 pub mod forward;
 pub mod http;
 pub mod proxy;
+pub mod server;
 pub mod sidecar_role;
 #[allow(missing_docs, reason = "not part of the crate's interface")]
 #[cfg(test)]

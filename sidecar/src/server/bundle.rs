@@ -78,7 +78,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
     let index = bundle.index;
     let signed = SignedBundle::sign(&bundle, &signer.key, signer.chain.clone())?;
     match mesh.bundle().offer(signed).await {
-        Ok(Offered::Older) | Ok(_) => {
+        Ok(Offered::Applied | Offered::Known) => {
             tracing::info!(index, intentions, "configuration published");
             Ok(())
         }

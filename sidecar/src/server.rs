@@ -1,0 +1,548 @@
+//! The server role: an agent with the sealed store, the mesh's certificate authority and the Vault port.
+//!
+//! Until it is initialised and unsealed for the first time a server is nothing but its Vault port. Then it
+//! makes the cluster's names, root, gossip keyring and its own certificate, and becomes a node. From then on
+//! a sealed store stops joins, certificates, secrets and changes, and nothing else: the node starts from
+//! what it kept, and everybody goes on with the certificates they have.
+
+pub mod authority;
+mod bundle;
+mod own_routes;
+mod pairs;
+mod records;
+mod rpc;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use libmesh::{
+    identity::{BoxFuture, SourceError, SpiffeId},
+    join::{NodeCredentials, NodeDirectory},
+    mesh::{Credentials, Mesh},
+};
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+use vault_kv::{Caller, StoreConfig, Vault, VaultConfig, VaultError, Via};
+
+use crate::{
+    agent::{Agent, AgentError, Ended, Extras},
+    config::{Config, Seal},
+    consul::stored,
+    forward::{Api, Forward},
+    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
+};
+
+use authority::Authority;
+use pairs::{Asker, Granted};
+use records::Records;
+
+/// The largest body of the Vault interface.
+const MAX_BODY: usize = 32 << 20;
+
+/// Why a server does not start, or cannot do something.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The store cannot be opened or unsealed.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] vault_kv::Error),
+    /// A record of the server's own is not readable.
+    #[error("the record {0} is not usable: {1}")]
+    Record(String, String),
+    /// The node's key or directory.
+    #[error("{0}")]
+    Key(String),
+    /// Nothing could be signed.
+    #[error(transparent)]
+    Authority(#[from] SourceError),
+    /// A config bundle was not taken.
+    #[error(transparent)]
+    Bundle(#[from] libmesh::bundle::BundleError),
+    /// The Vault port.
+    #[error("{0}; ports.vault and addresses.vault name it")]
+    Listen(std::io::Error),
+    /// The Vault port would carry secrets in the clear.
+    #[error(
+        "the Vault port on {0} is not on loopback and needs TLS: set tls.cert_file and tls.key_file, or addresses.vault = \"127.0.0.1\""
+    )]
+    Clear(IpAddr),
+    /// The datacenter of the configuration is not the store's.
+    #[error("this store belongs to datacenter {store}, not to {config}; node.datacenter never changes")]
+    Datacenter {
+        /// The store's.
+        store: String,
+        /// The configuration's.
+        config: String,
+    },
+    /// The agent around it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl ServerError {
+    fn key(error: impl std::fmt::Display) -> Self {
+        Self::Key(error.to_string())
+    }
+}
+
+impl From<ServerError> for stored::StoreError {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Store(error) => error.into(),
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// What the parts of a server share.
+pub struct Shared {
+    vault: Vault,
+    records: Records,
+    authority: RwLock<Option<Authority>>,
+    mesh: OnceLock<Mesh>,
+    routes: OnceLock<Routes>,
+    default_allow: bool,
+    /// Nobody needs a right for the Consul interface: `mesh dev`.
+    open: bool,
+}
+
+impl Shared {
+    /// The authority, while the store is unsealed.
+    fn authority(&self) -> Option<Authority> {
+        if self.vault.is_sealed() {
+            return None;
+        }
+        self.authority.read().clone()
+    }
+
+    fn mesh(&self) -> Option<Mesh> {
+        self.mesh.get().cloned()
+    }
+
+    /// Answers what needs the store, for a caller on this machine or forwarded by an agent.
+    async fn answer(
+        &self,
+        api: Api,
+        request: Request<Bytes>,
+        identity: Option<SpiffeId>,
+    ) -> Response<Bytes> {
+        match api {
+            Api::Vault => {
+                let caller = Caller {
+                    // Not this machine: what only local callers may do is not for those.
+                    remote: vault_kv::Remote::Ip(Ipv4Addr::UNSPECIFIED.into()),
+                    spiffe: identity.map(|id| id.to_string()),
+                    via: Via::Mesh,
+                };
+                self.vault.handle(request, caller).await
+            }
+            Api::Consul => {
+                let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+                let conn = Arc::new(ConnInfo::new(remote));
+                let Some(routes) = self.routes.get() else {
+                    unreachable!("routes are set before anything is served")
+                };
+                collected(routes.dispatch(request, conn).await).await
+            }
+        }
+    }
+}
+
+async fn collected(reply: Reply) -> Response<Bytes> {
+    let (parts, body) = reply.into_parts();
+    let Ok(body) = body.collect().await;
+    Response::from_parts(parts, body.to_bytes())
+}
+
+struct LocalForward(Arc<Shared>);
+
+impl Forward for LocalForward {
+    fn forward(
+        &self,
+        api: Api,
+        request: Request<Bytes>,
+        identity: Option<SpiffeId>,
+    ) -> BoxFuture<'_, Response<Bytes>> {
+        Box::pin(self.0.answer(api, request, identity))
+    }
+}
+
+/// A server whose store is open and whose Vault port listens; not yet a node.
+pub struct Server {
+    config: Config,
+    shared: Arc<Shared>,
+    vault_addr: Option<SocketAddr>,
+    stop: CancellationToken,
+}
+
+/// What `mesh dev` opens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Openness {
+    /// Nobody needs a right for the Consul interface.
+    pub consul: bool,
+    /// Every process of this user may attach as any service.
+    pub attach: Option<u32>,
+    /// DNS behaves as Consul's.
+    pub dns_like_consul: bool,
+}
+
+impl Server {
+    /// Opens the store (unsealing it when a key file says so) and the Vault port.
+    ///
+    /// # Errors
+    /// The store is in use or damaged, the key file is unusable, the port is taken.
+    pub async fn open(config: Config, openness: Openness) -> Result<Self, ServerError> {
+        let vault = Vault::open(vault_config(&config))?;
+        let shared = Arc::new(Shared {
+            records: Records::new(&vault),
+            vault,
+            authority: RwLock::new(None),
+            mesh: OnceLock::new(),
+            routes: OnceLock::new(),
+            default_allow: config.intentions.default_allow,
+            open: openness.consul,
+        });
+        let routes = store_routes(&shared).merge(own_routes::routes(&shared));
+        let _ = shared.routes.set(routes);
+        let stop = CancellationToken::new();
+        let vault_addr = listen(&config, &shared, &stop).await?;
+        unseal_if_possible(&shared.vault).await;
+        Ok(Self {
+            config,
+            shared,
+            vault_addr,
+            stop,
+        })
+    }
+
+    /// The store.
+    pub fn vault(&self) -> &Vault {
+        &self.shared.vault
+    }
+
+    /// Where the Vault port is.
+    pub fn vault_addr(&self) -> Option<SocketAddr> {
+        self.vault_addr
+    }
+
+    /// Becomes a node: at once if the store is unsealed or the node was one before, else when it is
+    /// unsealed.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub async fn start(self, openness: Openness) -> Result<RunningServer, ServerError> {
+        let directory = NodeDirectory::open(&self.config.node.data_dir.join("node"))
+            .map_err(ServerError::key)?;
+        let kept = directory.load().map_err(ServerError::key)?;
+        if self.shared.vault.is_sealed() && kept.is_none() {
+            let initialized = self.shared.vault.seal_status()?.initialized;
+            let next = if initialized { "unseal" } else { "init" };
+            tracing::warn!("the store is sealed and this server was never a node; next: mesh operator {next}");
+            let mut sealed = self.shared.vault.watch_sealed();
+            // The sender lives in the vault, which lives here.
+            let _ = sealed.wait_for(|sealed| !sealed).await;
+        }
+        let credentials = if self.shared.vault.is_sealed() {
+            tracing::warn!("the store is sealed: joins, certificates and secrets wait; next: mesh operator unseal");
+            kept.ok_or(vault_kv::Error::Sealed)?
+        } else {
+            let authority = establish(&self.shared, &self.config).await?;
+            own_credentials(&self.shared, &self.config, &authority, &directory, kept).await?
+        };
+        let extras = Extras {
+            credentials: Some(Credentials::Given(Box::new(credentials))),
+            server: true,
+            certificates: Some(Arc::new(OwnSource(Arc::clone(&self.shared)))),
+            rpc: rpc::routes(&self.shared),
+            forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
+            routes: Routes::new(),
+            open_to: openness.attach,
+            dns_like_consul: openness.dns_like_consul,
+        };
+        let agent = Agent::start(self.config.clone(), extras).await?;
+        let _ = self.shared.mesh.set(agent.mesh().clone());
+        tokio::spawn(establish_at_unseal(
+            Arc::clone(&self.shared),
+            self.config.clone(),
+            self.stop.clone(),
+        ));
+        tokio::spawn(bundle::publish(
+            Arc::clone(&self.shared),
+            agent.mesh().clone(),
+            self.stop.clone(),
+        ));
+        Ok(RunningServer {
+            agent,
+            shared: self.shared,
+            vault_addr: self.vault_addr,
+            stop: self.stop,
+        })
+    }
+}
+
+/// A server that is a node.
+pub struct RunningServer {
+    agent: Agent,
+    shared: Arc<Shared>,
+    vault_addr: Option<SocketAddr>,
+    stop: CancellationToken,
+}
+
+impl RunningServer {
+    /// The agent it is.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// The store.
+    pub fn vault(&self) -> &Vault {
+        &self.shared.vault
+    }
+
+    /// Where the Vault port is.
+    pub fn vault_addr(&self) -> Option<SocketAddr> {
+        self.vault_addr
+    }
+
+    /// Runs until TERM or INT; then leaves and seals.
+    ///
+    /// # Errors
+    /// As [`Agent::run`].
+    pub async fn run(self, reload: impl FnMut() -> Option<Config>) -> Result<Ended, ServerError> {
+        let ended = self.agent.run(reload).await?;
+        self.stop.cancel();
+        self.shared.vault.seal();
+        Ok(ended)
+    }
+}
+
+fn vault_config(config: &Config) -> VaultConfig {
+    let server = &config.server;
+    let mut vault = VaultConfig::new(StoreConfig::Dir(server.store.clone()));
+    if let Seal::Static { key_file } = &server.seal {
+        vault.static_key = Some(key_file.clone());
+    }
+    vault.audit = server
+        .audit
+        .iter()
+        .enumerate()
+        .map(|(n, path)| vault_kv::AuditSink {
+            name: if n == 0 { "file".to_owned() } else { format!("file-{n}") },
+            path: path.clone(),
+        })
+        .collect();
+    vault.cluster_name = config.node.datacenter.to_string();
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let port = config.ports.vault.unwrap_or_default();
+    vault.api_addr = format!("{scheme}://{}", SocketAddr::new(config.addresses.vault, port));
+    vault
+}
+
+async fn unseal_if_possible(vault: &Vault) {
+    let Ok(status) = vault.seal_status() else {
+        return;
+    };
+    if !status.initialized || status.kind != "static" {
+        return;
+    }
+    match vault.unseal_static().await {
+        Ok(()) => tracing::info!("unsealed with the key file"),
+        Err(error) => tracing::error!(%error, "the store stays sealed"),
+    }
+}
+
+/// Makes what a new cluster needs, and the authority of this process.
+async fn establish(shared: &Shared, config: &Config) -> Result<Authority, ServerError> {
+    let cluster = shared.records.cluster(&config.node.datacenter).await?;
+    if cluster.datacenter != config.node.datacenter {
+        return Err(ServerError::Datacenter {
+            store: cluster.datacenter.to_string(),
+            config: config.node.datacenter.to_string(),
+        });
+    }
+    let ca = shared.vault.ca();
+    let name = format!("mesh {} {}", cluster.datacenter, cluster.trust_domain.as_str());
+    let meta = records::system("certificate authority made", cluster.trust_domain.as_str());
+    ca.bootstrap(meta, &name)
+        .await
+        .map_err(|error| ServerError::Key(error.to_string()))?;
+    let authority = Authority::new(
+        ca,
+        cluster,
+        config.node.name.clone(),
+        config.server.node_cert_ttl,
+        config.server.service_cert_ttl,
+    );
+    *shared.authority.write() = Some(authority.clone());
+    Ok(authority)
+}
+
+/// A server that started sealed gets its authority when it is unsealed.
+async fn establish_at_unseal(shared: Arc<Shared>, config: Config, stop: CancellationToken) {
+    let mut sealed = shared.vault.watch_sealed();
+    loop {
+        if shared.authority().is_none()
+            && !shared.vault.is_sealed()
+            && let Err(error) = establish(&shared, &config).await
+        {
+            tracing::error!(%error, "the certificate authority cannot be used");
+        }
+        let changed = tokio::select! {
+            changed = sealed.changed() => changed,
+            () = stop.cancelled() => return,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// A fresh certificate for the node that this server is.
+async fn own_credentials(
+    shared: &Shared,
+    config: &Config,
+    authority: &Authority,
+    directory: &NodeDirectory,
+    kept: Option<NodeCredentials>,
+) -> Result<NodeCredentials, ServerError> {
+    let key = directory.key().map_err(ServerError::key)?;
+    let name = &config.node.name;
+    let node = records::Node {
+        id: key.node_id(),
+        publish: vec!["*".to_owned()],
+        token: String::new(),
+        joined: records::now(),
+    };
+    let known = shared.records.node(name)?;
+    if known.as_ref().map(|known| known.id) != Some(node.id)
+        && !shared.records.bind_node(name, &node).await?
+    {
+        return Err(ServerError::Key(format!(
+            "the name {name} belongs to another node's key; choose another node.name"
+        )));
+    }
+    let csr = libmesh::identity::SigningKeyPair::csr_der(&key).map_err(ServerError::key)?;
+    let issued = authority.node(name, Some(key.node_id()), &authority::server_rights(), &csr)?;
+    let cluster = shared.records.cluster(&config.node.datacenter).await?;
+    Ok(NodeCredentials {
+        key,
+        name: name.clone(),
+        datacenter: cluster.datacenter,
+        trust_domain: cluster.trust_domain,
+        chain: issued.chain,
+        bundle: issued.bundle,
+        keyring: shared.records.keyring().await?,
+        seeds: kept.map(|kept| kept.seeds).unwrap_or_default(),
+        config: None,
+    })
+}
+
+/// KV and intentions, over the store here.
+fn store_routes(shared: &Arc<Shared>) -> Routes {
+    let opener = |namespace: &'static str, path: &'static str, noun: &'static str| {
+        let shared = Arc::clone(shared);
+        let open: stored::Opener = Arc::new(move |call: &Call| {
+            let granted = Granted {
+                kv: shared.vault.kv(namespace),
+                asker: Asker::of(&shared.vault, call, shared.open),
+                path,
+                noun,
+            };
+            Box::pin(async move { Ok(granted.shared()) })
+        });
+        open
+    };
+    stored::routes(
+        &opener("consul", "consul/kv/", "kv"),
+        &opener(records::NAMESPACE, "mesh/", "intention"),
+    )
+}
+
+/// The Vault port: our own routes, then the whole Vault interface.
+async fn listen(
+    config: &Config,
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+) -> Result<Option<SocketAddr>, ServerError> {
+    let Some(port) = config.ports.vault else {
+        return Ok(None);
+    };
+    let ip = config.addresses.vault;
+    let tls = match &config.tls {
+        Some(files) => Some(crate::agent::tls_config(files)?),
+        None if ip.is_loopback() => None,
+        None => return Err(ServerError::Clear(ip)),
+    };
+    let tcp = bind(SocketAddr::new(ip, port))
+        .await
+        .map_err(ServerError::Listen)?;
+    let addr = tcp.local_addr().map_err(ServerError::Listen)?;
+    let listener = match tls {
+        Some(tls) => Listener::Tls(tcp, tls),
+        None => Listener::Tcp(tcp),
+    };
+    let limits = Limits {
+        body: MAX_BODY,
+        body_timeout: Duration::from_secs(90),
+        ..Limits::default()
+    };
+    let own = own_routes::routes(shared).merge(own_routes::local_routes(shared));
+    let vault = shared.vault.clone();
+    let handler = move |request: Request<Bytes>, conn: Arc<ConnInfo>| {
+        let (own, vault) = (own.clone(), vault.clone());
+        async move {
+            if request.uri().path().starts_with("/v1/mesh/") {
+                return own.dispatch(request, conn).await;
+            }
+            let remote = match &conn.remote {
+                Remote::Tcp(addr) => vault_kv::Remote::Ip(addr.ip()),
+                Remote::Unix { .. } => vault_kv::Remote::Unix,
+            };
+            let caller = Caller {
+                remote,
+                spiffe: None,
+                via: Via::Http,
+            };
+            vault.handle(request, caller).await.map(Full::new)
+        }
+    };
+    tokio::spawn(serve(listener, limits, stop.clone(), handler));
+    Ok(Some(addr))
+}
+
+/// Signs for the server's own node as long as the store is unsealed.
+struct OwnSource(Arc<Shared>);
+
+impl OwnSource {
+    fn authority(&self) -> Result<Authority, SourceError> {
+        self.0
+            .authority()
+            .ok_or_else(|| SourceError::Unavailable("the store is sealed".to_owned()))
+    }
+}
+
+impl libmesh::identity::CertificateSource for OwnSource {
+    fn sign_node(
+        &self,
+        csr: Vec<u8>,
+    ) -> BoxFuture<'_, Result<libmesh::identity::Issued, SourceError>> {
+        Box::pin(async move { self.authority()?.sign_node(csr).await })
+    }
+
+    fn sign_service(
+        &self,
+        service: libmesh::model::ServiceName,
+        csr: Vec<u8>,
+        ttl: Option<Duration>,
+    ) -> BoxFuture<'_, Result<libmesh::identity::Issued, SourceError>> {
+        Box::pin(async move { self.authority()?.sign_service(service, csr, ttl).await })
+    }
+}
