@@ -466,7 +466,7 @@ fn read_private(path: &Path) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-fn private_dir(path: &Path) -> Result<(), AgentError> {
+pub(crate) fn private_dir(path: &Path) -> Result<(), AgentError> {
     let created = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -12,12 +12,15 @@ pub mod output;
 pub mod agent;
 mod completions;
 mod config;
+mod demo;
+mod dev;
 mod intention;
 mod join_token;
 mod kv;
 mod members;
 mod operator;
 mod secret;
+mod server;
 mod services;
 mod sidecar;
 
@@ -49,11 +52,19 @@ pub struct Global {
     output: output::Format,
     #[command(flatten)]
     addresses: client::Addresses,
+    /// End when standard input does: for a parent that must not leave children behind.
+    #[arg(long, global = true, hide = true)]
+    end_with_parent: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::Command),
+    Server(server::Command),
+    Dev(dev::Command),
+    Demo(demo::Command),
+    #[command(hide = true)]
+    DemoApp(demo::App),
     Members(members::Command),
     Services(services::Command),
     Sidecar(sidecar::Command),
@@ -89,9 +100,16 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Err(error) => return usage(&error),
     };
     let global = cli.global;
+    if global.end_with_parent {
+        crate::demo::end_with_parent();
+    }
     match cli.command {
         // Long-running commands build the runtime they want.
         Command::Agent(command) => command.run(),
+        Command::Server(command) => command.run(),
+        Command::Dev(command) => command.run(),
+        Command::Demo(command) => command.run(),
+        Command::DemoApp(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Sidecar(command) => command.run(&global),

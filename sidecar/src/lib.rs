@@ -9,6 +9,7 @@ pub mod attach;
 pub mod cli;
 pub mod config;
 pub mod consul;
+mod demo;
 pub mod forward;
 pub mod http;
 pub mod proxy;

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras},
+    agent::{Agent, AgentError, Ended, Extras, private_dir},
     config::{Config, Seal},
     consul::stored,
     forward::{Api, Forward},
@@ -200,6 +200,7 @@ impl Server {
     /// # Errors
     /// The store is in use or damaged, the key file is unusable, the port is taken.
     pub async fn open(config: Config, openness: Openness) -> Result<Self, ServerError> {
+        private_dir(&config.node.data_dir)?;
         let vault = Vault::open(vault_config(&config))?;
         let shared = Arc::new(Shared {
             records: Records::new(&vault),

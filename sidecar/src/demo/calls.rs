@@ -15,7 +15,7 @@ use http::Request;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::http::Target;
+use crate::http::client::Target;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);

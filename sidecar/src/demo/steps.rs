@@ -268,7 +268,7 @@ async fn secret(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
         "web needs no token: its identity is the login. shop has an identity too, but no right to this secret.",
     );
     let vault = format!("http://{}", cluster.node1.vault);
-    let operator = [("VAULT_ADDR", vault.as_str()), ("VAULT_TOKEN", root)];
+    let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
     command(&format!("mesh secret put {SECRET} password=-   < password.txt"));
     cluster
         .mesh_ok(
@@ -284,8 +284,8 @@ async fn secret(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
 
     let read = ["secret", "get", SECRET, "--field", "password"];
     let socket = cluster.socket("node2");
-    let web = cluster.attach_token("web");
-    let shop = cluster.attach_token("shop");
+    let web = cluster.attach_token("node2", "web");
+    let shop = cluster.attach_token("node2", "shop");
     command(&format!("mesh secret get {SECRET} --field password     # as web"));
     let value = cluster
         .mesh_ok(
@@ -420,7 +420,7 @@ async fn server_restarted(cluster: &mut Cluster, root: &str) -> anyhow::Result<(
     let began = Instant::now();
     cluster.start_node("node1", "server")?;
     let vault = format!("http://{}", cluster.node1.vault);
-    let operator = [("VAULT_ADDR", vault.as_str()), ("VAULT_TOKEN", root)];
+    let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
     let value = eventually("the secret readable again", Duration::from_secs(15), || async {
         let read = cluster
             .mesh(
@@ -452,7 +452,7 @@ async fn sealed(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
         "Keys leave memory; secrets and new certificates stop. Discovery and calls go on.",
     );
     let vault = format!("http://{}", cluster.node1.vault);
-    let operator = [("VAULT_ADDR", vault.as_str()), ("VAULT_TOKEN", root)];
+    let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
     command("mesh operator seal");
     cluster.mesh_ok(&["operator", "seal"], &operator, "").await?;
     let status = cluster
@@ -499,7 +499,7 @@ async fn ledger(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
         "Every durable change is one entry of a hash chain; the chain is verified from the first to the last.",
     );
     let vault = format!("http://{}", cluster.node1.vault);
-    let operator = [("VAULT_ADDR", vault.as_str()), ("VAULT_TOKEN", root)];
+    let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
     command("mesh operator verify");
     let verified = cluster
         .mesh_ok(&["operator", "verify"], &operator, "")
