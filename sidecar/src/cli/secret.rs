@@ -214,7 +214,7 @@ async fn grant(client: &Client, service: &str, path: &str, write: bool) -> Resul
         policies.push(policy.clone());
     }
     let body = json!({
-        "workload_id_patterns": [format!("/ns/default/dc/+/svc/{service}")],
+        "workload_id_patterns": [format!("/ns/default/dc/*/svc/{service}")],
         "token_policies": policies,
     });
     client.call(&what, Method::POST, &at, Some(&body)).await?;

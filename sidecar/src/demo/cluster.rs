@@ -247,14 +247,14 @@ impl Cluster {
             "--admin", &self.web_v1_admin.to_string(),
             "--instance", "web-v1", "--app-version", "v1", "--tag", "v1",
             "--inbound", &free_port()?.to_string(),
-            "--check-http", "/health", "--check-interval", "500ms",
+            "--check-http", "/health", "--check-interval", "1s",
         ])?;
         self.start_sidecar("web-v2-sidecar", "node3", "web", &[
             "--app", &self.web_v2.to_string(),
             "--admin", &self.web_v2_admin.to_string(),
             "--instance", "web-v2", "--app-version", "v2", "--tag", "v2",
             "--inbound", &free_port()?.to_string(),
-            "--check-http", "/health", "--check-interval", "500ms",
+            "--check-http", "/health", "--check-interval", "1s",
             "--leaf-ttl", "20s",
         ])?;
         self.start_sidecar("shop-sidecar", "node2", "shop", &[
