@@ -75,7 +75,9 @@ pub enum ServerError {
     )]
     Clear(IpAddr),
     /// The datacenter of the configuration is not the store's.
-    #[error("this store belongs to datacenter {store}, not to {config}; node.datacenter never changes")]
+    #[error(
+        "this store belongs to datacenter {store}, not to {config}; node.datacenter never changes"
+    )]
     Datacenter {
         /// The store's.
         store: String,
@@ -246,13 +248,17 @@ impl Server {
         if self.shared.vault.is_sealed() && kept.is_none() {
             let initialized = self.shared.vault.seal_status()?.initialized;
             let next = if initialized { "unseal" } else { "init" };
-            tracing::warn!("the store is sealed and this server was never a node; next: mesh operator {next}");
+            tracing::warn!(
+                "the store is sealed and this server was never a node; next: mesh operator {next}"
+            );
             let mut sealed = self.shared.vault.watch_sealed();
             // The sender lives in the vault, which lives here.
             let _ = sealed.wait_for(|sealed| !sealed).await;
         }
         let credentials = if self.shared.vault.is_sealed() {
-            tracing::warn!("the store is sealed: joins, certificates and secrets wait; next: mesh operator unseal");
+            tracing::warn!(
+                "the store is sealed: joins, certificates and secrets wait; next: mesh operator unseal"
+            );
             kept.ok_or(vault_kv::Error::Sealed)?
         } else {
             let authority = establish(&self.shared, &self.config).await?;
@@ -336,14 +342,25 @@ fn vault_config(config: &Config) -> VaultConfig {
         .iter()
         .enumerate()
         .map(|(n, path)| vault_kv::AuditSink {
-            name: if n == 0 { "file".to_owned() } else { format!("file-{n}") },
+            name: if n == 0 {
+                "file".to_owned()
+            } else {
+                format!("file-{n}")
+            },
             path: path.clone(),
         })
         .collect();
     vault.cluster_name = config.node.datacenter.to_string();
-    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let scheme = if config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let port = config.ports.vault.unwrap_or_default();
-    vault.api_addr = format!("{scheme}://{}", SocketAddr::new(config.addresses.vault, port));
+    vault.api_addr = format!(
+        "{scheme}://{}",
+        SocketAddr::new(config.addresses.vault, port)
+    );
     vault
 }
 
@@ -370,7 +387,11 @@ async fn establish(shared: &Shared, config: &Config) -> Result<Authority, Server
         });
     }
     let ca = shared.vault.ca();
-    let name = format!("mesh {} {}", cluster.datacenter, cluster.trust_domain.as_str());
+    let name = format!(
+        "mesh {} {}",
+        cluster.datacenter,
+        cluster.trust_domain.as_str()
+    );
     let meta = records::system("certificate authority made", cluster.trust_domain.as_str());
     ca.bootstrap(meta, &name)
         .await

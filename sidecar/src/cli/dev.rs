@@ -1,6 +1,12 @@
 //! `mesh dev`
 
-use std::{fs, io::Write, net::TcpListener, os::unix::fs::OpenOptionsExt, path::{Path, PathBuf}};
+use std::{
+    fs,
+    io::Write,
+    net::TcpListener,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -47,7 +53,8 @@ enum Compat {
 impl Command {
     /// Runs until TERM or INT.
     pub fn run(self) -> Result<(), Failure> {
-        let cannot = |what: &str, error: std::io::Error| Failure::failed(format!("{what}: {error}"));
+        let cannot =
+            |what: &str, error: std::io::Error| Failure::failed(format!("{what}: {error}"));
         let temporary = match &self.data_dir {
             Some(_) => None,
             None => {
@@ -72,7 +79,9 @@ impl Command {
             dns_like_consul: self.compat == Some(Compat::Consul),
         };
         let ended = runtime()?.block_on(async {
-            let server = Server::open(config, openness).await.map_err(server_failure)?;
+            let server = Server::open(config, openness)
+                .await
+                .map_err(server_failure)?;
             let token = root_token(&server).await?;
             let running = tokio::select! {
                 running = server.start(openness) => running.map_err(server_failure)?,
@@ -121,7 +130,9 @@ impl Command {
 
     fn tell(&self, running: &RunningServer, dir: &Path, token: &str) -> Result<(), Failure> {
         let agent = running.agent();
-        let shown = |addr: Option<std::net::SocketAddr>| addr.map(|addr| addr.to_string()).unwrap_or_default();
+        let shown = |addr: Option<std::net::SocketAddr>| {
+            addr.map(|addr| addr.to_string()).unwrap_or_default()
+        };
         let http = shown(agent.addresses().http);
         let dns = shown(agent.addresses().dns);
         let vault = shown(running.vault_addr());
@@ -145,8 +156,9 @@ impl Command {
                 "socket": socket,
                 "root_token": token,
             });
-            write_private(file, &addresses.to_string())
-                .map_err(|error| Failure::failed(format!("cannot write {}: {error}", file.display())))?;
+            write_private(file, &addresses.to_string()).map_err(|error| {
+                Failure::failed(format!("cannot write {}: {error}", file.display()))
+            })?;
         }
         Ok(())
     }
@@ -156,7 +168,9 @@ impl Command {
 async fn root_token(server: &Server) -> Result<Zeroizing<String>, Failure> {
     let failed = |error: vault_kv::VaultError| Failure::failed(error.to_string());
     if server.vault().seal_status().map_err(failed)?.initialized {
-        return Ok(Zeroizing::new("<the one printed at the first start>".to_owned()));
+        return Ok(Zeroizing::new(
+            "<the one printed at the first start>".to_owned(),
+        ));
     }
     let options = InitOptions {
         shares: 1,

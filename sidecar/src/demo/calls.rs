@@ -26,7 +26,11 @@ pub(super) async fn get(target: &Target, path: &str) -> anyhow::Result<String> {
     let answer = target.send(request, CALL_TIMEOUT).await?;
     let text = String::from_utf8_lossy(answer.body()).into_owned();
     if !answer.status().is_success() {
-        bail!("{target}{path} answered {}: {}", answer.status(), text.trim());
+        bail!(
+            "{target}{path} answered {}: {}",
+            answer.status(),
+            text.trim()
+        );
     }
     Ok(text)
 }
@@ -72,7 +76,10 @@ impl Calls {
         let succeeded = self.counts.succeeded.load(Ordering::Relaxed);
         if failed > 0 {
             let error = self.counts.last_error.lock().take().unwrap_or_default();
-            bail!("{failed} of {} calls failed; the last: {error}", failed + succeeded);
+            bail!(
+                "{failed} of {} calls failed; the last: {error}",
+                failed + succeeded
+            );
         }
         if succeeded == 0 {
             bail!("no call was made in the meantime");

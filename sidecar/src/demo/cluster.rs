@@ -201,12 +201,25 @@ impl Cluster {
         publish: &str,
         root: &str,
     ) -> anyhow::Result<()> {
-        let ports = if name == "node2" { self.node2 } else { self.node3 };
+        let ports = if name == "node2" {
+            self.node2
+        } else {
+            self.node3
+        };
         let http = format!("http://{}", self.node1.http);
         let env = [("MESH_HTTP_ADDR", http.as_str()), ("MESH_TOKEN", root)];
         let out = self.path(&format!("{name}.token")).display().to_string();
         let create = [
-            "join-token", "create", "--publish", publish, "--uses", "1", "--ttl", "10m", "--out", &out,
+            "join-token",
+            "create",
+            "--publish",
+            publish,
+            "--uses",
+            "1",
+            "--ttl",
+            "10m",
+            "--out",
+            &out,
         ];
         self.mesh_ok(&create, &env, "").await?;
         let mut more = String::new();
@@ -242,25 +255,65 @@ impl Cluster {
         for version in ["v1", "v2"] {
             self.start_app(version)?;
         }
-        self.start_sidecar("web-v1-sidecar", "node2", "web", &[
-            "--app", &self.web_v1.to_string(),
-            "--admin", &self.web_v1_admin.to_string(),
-            "--instance", "web-v1", "--app-version", "v1", "--tag", "v1",
-            "--inbound", &free_port()?.to_string(),
-            "--check-http", "/health", "--check-interval", "1s",
-        ])?;
-        self.start_sidecar("web-v2-sidecar", "node3", "web", &[
-            "--app", &self.web_v2.to_string(),
-            "--admin", &self.web_v2_admin.to_string(),
-            "--instance", "web-v2", "--app-version", "v2", "--tag", "v2",
-            "--inbound", &free_port()?.to_string(),
-            "--check-http", "/health", "--check-interval", "1s",
-            "--leaf-ttl", "20s",
-        ])?;
-        self.start_sidecar("shop-sidecar", "node2", "shop", &[
-            "--upstream", &format!("web={}", self.upstream),
-            "--admin", &self.shop_admin.to_string(),
-        ])
+        self.start_sidecar(
+            "web-v1-sidecar",
+            "node2",
+            "web",
+            &[
+                "--app",
+                &self.web_v1.to_string(),
+                "--admin",
+                &self.web_v1_admin.to_string(),
+                "--instance",
+                "web-v1",
+                "--app-version",
+                "v1",
+                "--tag",
+                "v1",
+                "--inbound",
+                &free_port()?.to_string(),
+                "--check-http",
+                "/health",
+                "--check-interval",
+                "1s",
+            ],
+        )?;
+        self.start_sidecar(
+            "web-v2-sidecar",
+            "node3",
+            "web",
+            &[
+                "--app",
+                &self.web_v2.to_string(),
+                "--admin",
+                &self.web_v2_admin.to_string(),
+                "--instance",
+                "web-v2",
+                "--app-version",
+                "v2",
+                "--tag",
+                "v2",
+                "--inbound",
+                &free_port()?.to_string(),
+                "--check-http",
+                "/health",
+                "--check-interval",
+                "1s",
+                "--leaf-ttl",
+                "20s",
+            ],
+        )?;
+        self.start_sidecar(
+            "shop-sidecar",
+            "node2",
+            "shop",
+            &[
+                "--upstream",
+                &format!("web={}", self.upstream),
+                "--admin",
+                &self.shop_admin.to_string(),
+            ],
+        )
     }
 
     fn start_sidecar(
@@ -281,7 +334,11 @@ impl Cluster {
 
     /// Starts one version of the service.
     pub(super) fn start_app(&mut self, version: &str) -> anyhow::Result<()> {
-        let addr = if version == "v1" { self.web_v1 } else { self.web_v2 };
+        let addr = if version == "v1" {
+            self.web_v1
+        } else {
+            self.web_v2
+        };
         let (name, addr) = (format!("web-{version}"), addr.to_string());
         let args = ["demo-app", "--listen", &addr, "--app-version", version];
         self.start(&name, &args)

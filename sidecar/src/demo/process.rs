@@ -73,7 +73,10 @@ impl Process {
             kill(Pid::from_raw(i32::try_from(pid)?), signal)
                 .with_context(|| format!("cannot signal {}", self.name))?;
         }
-        if tokio::time::timeout(limit, self.child.wait()).await.is_err() {
+        if tokio::time::timeout(limit, self.child.wait())
+            .await
+            .is_err()
+        {
             self.child.kill().await?;
         }
         Ok(())

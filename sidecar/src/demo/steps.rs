@@ -38,7 +38,9 @@ struct Connection {
 /// Walks through all steps; without `once` it then stays until it is dropped.
 pub(super) async fn walk(cluster: &mut Cluster, once: bool) -> anyhow::Result<()> {
     let started = Instant::now();
-    println!("Mesh: three nodes, a sealed store, two versions of a service and a consumer, all on this machine.");
+    println!(
+        "Mesh: three nodes, a sealed store, two versions of a service and a consumer, all on this machine."
+    );
 
     let run = run(cluster).await;
     if let Err(error) = run {
@@ -46,10 +48,7 @@ pub(super) async fn walk(cluster: &mut Cluster, once: bool) -> anyhow::Result<()
         cluster.check_running()?;
         return Err(error);
     }
-    println!(
-        "\nEvery step held ({}).",
-        seconds(Instant::now() - started)
-    );
+    println!("\nEvery step held ({}).", seconds(Instant::now() - started));
     if once {
         return Ok(());
     }
@@ -62,7 +61,10 @@ pub(super) async fn walk(cluster: &mut Cluster, once: bool) -> anyhow::Result<()
     }
     println!("  Vault API: http://{}", cluster.node1.vault);
     println!("  web through the mesh: curl http://{}/", cluster.upstream);
-    println!("  logs, configuration, tokens: {}", cluster.path("").display());
+    println!(
+        "  logs, configuration, tokens: {}",
+        cluster.path("").display()
+    );
     std::future::pending().await
 }
 
@@ -125,13 +127,17 @@ async fn services(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.start_services()?;
     let http = format!("http://{}", cluster.node1.http);
     command("mesh services");
-    let table = eventually("both versions of web passing", Duration::from_secs(10), || async {
-        let table = cluster
-            .mesh_ok(&["services"], &[("MESH_HTTP_ADDR", &http)], "")
-            .await?;
-        let addresses = web_addresses(cluster.node1, "web").await?;
-        Ok((addresses == 2).then_some(table))
-    })
+    let table = eventually(
+        "both versions of web passing",
+        Duration::from_secs(10),
+        || async {
+            let table = cluster
+                .mesh_ok(&["services"], &[("MESH_HTTP_ADDR", &http)], "")
+                .await?;
+            let addresses = web_addresses(cluster.node1, "web").await?;
+            Ok((addresses == 2).then_some(table))
+        },
+    )
     .await?;
     output(&table);
     found("what was registered on node2 and node3 is known on node1");
@@ -203,10 +209,14 @@ async fn call(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
     command(&format!("curl http://{}/", cluster.upstream));
     let upstream = target(cluster.upstream);
     let mut versions = std::collections::BTreeSet::new();
-    eventually("an answer of both versions", Duration::from_secs(10), || {
-        let answer = get(&upstream, "/");
-        async { answer.await.map(Some) }
-    })
+    eventually(
+        "an answer of both versions",
+        Duration::from_secs(10),
+        || {
+            let answer = get(&upstream, "/");
+            async { answer.await.map(Some) }
+        },
+    )
     .await?;
     for _ in 0..200 {
         versions.insert(get(&upstream, "/").await?);
@@ -254,14 +264,19 @@ async fn intention(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
         Ok(get(&upstream, "/").await.err().map(|_| ()))
     })
     .await?;
-    found(&format!("refused {} later", seconds(Instant::now() - began)));
+    found(&format!(
+        "refused {} later",
+        seconds(Instant::now() - began)
+    ));
     command("mesh intention allow shop web");
     cluster
         .mesh_ok(&["intention", "allow", "shop", "web"], &env, "")
         .await?;
-    eventually("the call after allowing it again", Duration::from_secs(5), || async {
-        Ok(get(&upstream, "/").await.ok())
-    })
+    eventually(
+        "the call after allowing it again",
+        Duration::from_secs(5),
+        || async { Ok(get(&upstream, "/").await.ok()) },
+    )
     .await?;
     found("allowed again, and it works");
     Ok(())
@@ -275,7 +290,9 @@ async fn secret(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
     );
     let vault = format!("http://{}", cluster.node1.vault);
     let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
-    command(&format!("mesh secret put {SECRET} password=-   < password.txt"));
+    command(&format!(
+        "mesh secret put {SECRET} password=-   < password.txt"
+    ));
     cluster
         .mesh_ok(
             &["secret", "put", SECRET, "password=-"],
@@ -292,7 +309,9 @@ async fn secret(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
     let socket = cluster.socket("node2");
     let web = cluster.attach_token("node2", "web");
     let shop = cluster.attach_token("node2", "shop");
-    command(&format!("mesh secret get {SECRET} --field password     # as web"));
+    command(&format!(
+        "mesh secret get {SECRET} --field password     # as web"
+    ));
     let value = cluster
         .mesh_ok(
             &read,
@@ -305,7 +324,9 @@ async fn secret(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
         "web read something else than was written"
     );
     found("web reads it (the value is not shown here)");
-    command(&format!("mesh secret get {SECRET} --field password     # as shop"));
+    command(&format!(
+        "mesh secret get {SECRET} --field password     # as shop"
+    ));
     let refused = cluster
         .mesh(
             &read,
@@ -341,9 +362,14 @@ async fn renewal(cluster: &Cluster) -> anyhow::Result<()> {
         Ok((now.serial != before.serial).then_some(now))
     })
     .await?;
-    output(&format!("serial {} until {}", after.serial, after.not_after));
+    output(&format!(
+        "serial {} until {}",
+        after.serial, after.not_after
+    ));
     let made = calls.finish()?;
-    found(&format!("a new serial; {made} calls in the meantime, none failed"));
+    found(&format!(
+        "a new serial; {made} calls in the meantime, none failed"
+    ));
     Ok(())
 }
 
@@ -421,22 +447,29 @@ async fn server_restarted(cluster: &mut Cluster, root: &str) -> anyhow::Result<(
     );
     let calls = Calls::start(target(cluster.upstream));
     let pid = cluster.pid("node1").context("node1 does not run")?;
-    command(&format!("kill -9 {pid} && mesh server --config {} &", cluster.path("node1.toml").display()));
+    command(&format!(
+        "kill -9 {pid} && mesh server --config {} &",
+        cluster.path("node1.toml").display()
+    ));
     cluster.stop("node1", Signal::SIGKILL).await?;
     let began = Instant::now();
     cluster.start_node("node1", "server")?;
     let vault = format!("http://{}", cluster.node1.vault);
     let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
-    let value = eventually("the secret readable again", Duration::from_secs(15), || async {
-        let read = cluster
-            .mesh(
-                &["secret", "get", SECRET, "--field", "password"],
-                &operator,
-                "",
-            )
-            .await?;
-        Ok((read.code == 0).then_some(read.stdout))
-    })
+    let value = eventually(
+        "the secret readable again",
+        Duration::from_secs(15),
+        || async {
+            let read = cluster
+                .mesh(
+                    &["secret", "get", SECRET, "--field", "password"],
+                    &operator,
+                    "",
+                )
+                .await?;
+            Ok((read.code == 0).then_some(read.stdout))
+        },
+    )
     .await?;
     ensure!(
         value.trim() == "correct horse battery staple",
@@ -460,10 +493,10 @@ async fn sealed(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
     let vault = format!("http://{}", cluster.node1.vault);
     let operator = [("MESH_VAULT_ADDR", vault.as_str()), ("MESH_TOKEN", root)];
     command("mesh operator seal");
-    cluster.mesh_ok(&["operator", "seal"], &operator, "").await?;
-    let status = cluster
-        .mesh(&["operator", "status"], &operator, "")
+    cluster
+        .mesh_ok(&["operator", "seal"], &operator, "")
         .await?;
+    let status = cluster.mesh(&["operator", "status"], &operator, "").await?;
     ensure!(
         status.code == 2,
         "`mesh operator status` ended with exit code {} instead of 2 (sealed)",
@@ -487,7 +520,9 @@ async fn sealed(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
         until.push(identity.not_after);
     }
     let first = until.iter().min().context("no certificate")?;
-    found(&format!("secrets refused; DNS answers; {made} calls, none failed"));
+    found(&format!(
+        "secrets refused; DNS answers; {made} calls, none failed"
+    ));
     found(&format!(
         "calls can go on like this until {first}, when the first certificate ends"
     ));

@@ -126,7 +126,10 @@ fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {
             };
             let intention = intention_from_pair(&pair);
             if intention.is_none() {
-                tracing::error!(key = pair.key, "an intention is not readable and does not count");
+                tracing::error!(
+                    key = pair.key,
+                    "an intention is not readable and does not count"
+                );
             }
             intention
         })

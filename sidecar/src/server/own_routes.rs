@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::parse_duration,
     consul::stored::StoreError,
-    http::{Call, Reply, Remote, Routes, json as json_reply, text},
+    http::{Call, Remote, Reply, Routes, json as json_reply, text},
 };
 
 /// The longest a token is good for, and how often at the most.

@@ -124,12 +124,7 @@ impl Granted {
         format!("{}{key}", self.path)
     }
 
-    fn meta(
-        &self,
-        capability: Capability,
-        verb: &str,
-        key: &str,
-    ) -> Result<Meta, StoreError> {
+    fn meta(&self, capability: Capability, verb: &str, key: &str) -> Result<Meta, StoreError> {
         let path = self.of(key);
         let actor = self.asker.authorize(capability, &path)?;
         let operation = format!("{} {verb}", self.noun);

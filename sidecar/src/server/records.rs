@@ -258,7 +258,10 @@ pub fn system(operation: &str, key: &str) -> Meta {
         actor: "system: server".to_owned(),
         via: "internal".to_owned(),
         operation: operation.to_owned(),
-        keys: (!key.is_empty()).then(|| key.to_owned()).into_iter().collect(),
+        keys: (!key.is_empty())
+            .then(|| key.to_owned())
+            .into_iter()
+            .collect(),
         ..Meta::default()
     }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use http::StatusCode;
 use libmesh::{
-    identity::{PublishRights, SIGN_NODE_PATH, SIGN_SERVICE_PATH, SignRequest, SourceError, SpiffeId},
+    identity::{
+        PublishRights, SIGN_NODE_PATH, SIGN_SERVICE_PATH, SignRequest, SourceError, SpiffeId,
+    },
     join::{self, JoinReply, JoinRequest},
     mesh::Mesh,
     rpc::{Reply, Request, Router},
@@ -118,7 +120,10 @@ async fn admit(shared: &Shared, asked: &JoinRequest) -> Result<JoinReply, Refusa
         return Err(wrong());
     }
     if let Some(reason) = token.spent() {
-        return Err((StatusCode::GONE, format!("the join token is of no use: {reason}")));
+        return Err((
+            StatusCode::GONE,
+            format!("the join token is of no use: {reason}"),
+        ));
     }
     let rights = PublishRights::new(&token.publish)
         .map_err(|error| later(format!("the token's publish rights: {error}")))?;
@@ -146,13 +151,27 @@ async fn admit(shared: &Shared, asked: &JoinRequest) -> Result<JoinReply, Refusa
             ),
         )
     };
-    if records.node(&asked.node).map_err(failed)?.is_some_and(|known| known.id != node.id) {
+    if records
+        .node(&asked.node)
+        .map_err(failed)?
+        .is_some_and(|known| known.id != node.id)
+    {
         return Err(taken(()));
     }
-    if !records.use_token(&id, &token, modified, &asked.node).await.map_err(failed)? {
-        return Err(later("another node used the same token just now; try again".to_owned()));
+    if !records
+        .use_token(&id, &token, modified, &asked.node)
+        .await
+        .map_err(failed)?
+    {
+        return Err(later(
+            "another node used the same token just now; try again".to_owned(),
+        ));
     }
-    if !records.bind_node(&asked.node, &node).await.map_err(failed)? {
+    if !records
+        .bind_node(&asked.node, &node)
+        .await
+        .map_err(failed)?
+    {
         return Err(taken(()));
     }
     let keyring = records.keyring().await.map_err(failed)?;
@@ -192,14 +211,19 @@ struct Answers {
 impl Forwarded {
     async fn answer(&self, request: Request) -> Reply {
         let Ok(asked) = postcard::from_bytes::<ForwardRequest>(&request.body) else {
-            return Reply::error(StatusCode::BAD_REQUEST, "the forwarded request is malformed");
+            return Reply::error(
+                StatusCode::BAD_REQUEST,
+                "the forwarded request is malformed",
+            );
         };
         if matches!(asked.method.as_str(), "GET" | "HEAD" | "LIST") {
             return self.carry_out(&request, asked).await;
         }
         // A change is carried out once: the same id again joins it, or gets the answer it had.
         let cell = self.answers.lock().cell(asked.request_id);
-        cell.get_or_init(|| self.carry_out(&request, asked)).await.clone()
+        cell.get_or_init(|| self.carry_out(&request, asked))
+            .await
+            .clone()
     }
 
     async fn carry_out(&self, request: &Request, asked: ForwardRequest) -> Reply {
