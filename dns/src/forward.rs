@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns as HickoryEdns, Message, MessageType, OpCode, Query as HickoryQuery};
-use hickory_proto::rr::{Name, RecordType};
-use hickory_proto::serialize::binary::BinDecodable;
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinEncodable};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
@@ -33,6 +34,8 @@ use crate::wire::{CLASS_IN, EDE_NETWORK_ERROR, HEADER, UDP_WITHOUT_EDNS, rcode};
 
 /// Questions that may wait for upstreams at the same time; more get SERVFAIL at once.
 const UNDER_WAY: usize = 1024;
+/// Aliases that are gone after, one behind the other (Consul's limit).
+const ALIASES: usize = 3;
 /// Octets of a relayed UDP reply.
 const RELAY_BUFFER: usize = 4096;
 
@@ -107,9 +110,12 @@ impl Forwarder {
     pub(crate) async fn ask(&self, shared: &Shared, request: &[u8], via: Via) -> Vec<u8> {
         shared.stats().forwarded();
         let reply = match Request::parse(request) {
-            Request::Query(query) => match ordinary(&query) {
-                Some((name, rtype)) => self.resolve(shared, &query, name, rtype, via).await,
-                None => self.relay(request, via).await,
+            Request::Query(query) => match shared.answer(query.header, &query.question) {
+                Some(own) => self.follow(shared, &query, &own, via).await,
+                None => match ordinary(&query) {
+                    Some((name, rtype)) => self.resolve(shared, &query, name, rtype, via).await,
+                    None => self.relay(request, via).await,
+                },
             },
             _ => self.relay(request, via).await,
         };
@@ -139,22 +145,35 @@ impl Forwarder {
         reply.metadata.recursion_available = true;
         reply.add_query(HickoryQuery::query(name.clone(), rtype));
         self.resolve_into(&mut reply, &name, rtype).await?;
-        let limit = query.edns.map_or(UDP_WITHOUT_EDNS, |edns| {
-            usize::from(edns.payload.max(UDP_WITHOUT_EDNS as u16))
-        });
-        if query.edns.is_some() {
-            let mut edns = HickoryEdns::new();
-            edns.set_max_payload(shared.payload());
-            reply.set_edns(edns);
+        finish(shared, reply, query, via)
+    }
+
+    /// A name of ours that is an alias: the alias, then what it stands for, as far as that can be found out.
+    async fn follow(
+        &self,
+        shared: &Shared,
+        query: &Query<'_>,
+        own: &[u8],
+        via: Via,
+    ) -> Option<Vec<u8>> {
+        let mut reply = Message::from_vec(own).ok()?;
+        let rtype = RecordType::from(query.question.rtype);
+        for _ in 0..ALIASES {
+            let Some(RData::CNAME(CNAME(target))) = reply.answers.last().map(|record| &record.data)
+            else {
+                break;
+            };
+            let target = target.clone();
+            match own_records(shared, query.header, &target, rtype) {
+                Some(records) => reply.add_answers(records),
+                None => {
+                    // Without an upstream's word the alias alone has to do.
+                    self.resolve_into(&mut reply, &target, rtype).await;
+                    break;
+                }
+            };
         }
-        let octets = reply.to_vec().ok()?;
-        if via == Via::Tcp || octets.len() <= limit {
-            return Some(octets);
-        }
-        reply.metadata.truncation = true;
-        reply.answers.clear();
-        reply.authorities.clear();
-        reply.to_vec().ok()
+        finish(shared, reply, query, via)
     }
 
     /// Puts what the first upstream that answers says into `reply`; `None` when none does.
@@ -239,6 +258,40 @@ impl std::fmt::Debug for Forwarder {
             )
             .finish_non_exhaustive()
     }
+}
+
+/// Encodes a reply for its asker; one that is too large over UDP goes without records, with the TC bit.
+fn finish(shared: &Shared, mut reply: Message, query: &Query<'_>, via: Via) -> Option<Vec<u8>> {
+    let limit = query.edns.map_or(UDP_WITHOUT_EDNS, |edns| {
+        usize::from(edns.payload.max(UDP_WITHOUT_EDNS as u16))
+    });
+    if query.edns.is_some() {
+        let mut edns = HickoryEdns::new();
+        edns.set_max_payload(shared.payload());
+        reply.set_edns(edns);
+    }
+    let octets = reply.to_vec().ok()?;
+    if via == Via::Tcp || octets.len() <= limit {
+        return Some(octets);
+    }
+    reply.metadata.truncation = true;
+    reply.answers.clear();
+    reply.authorities.clear();
+    reply.to_vec().ok()
+}
+
+/// What we ourselves know about the target of an alias; `None` when it is not one of our names.
+fn own_records(
+    shared: &Shared,
+    header: Header,
+    target: &Name,
+    rtype: RecordType,
+) -> Option<Vec<Record>> {
+    let mut bytes = target.to_bytes().ok()?;
+    bytes.extend_from_slice(&u16::from(rtype).to_be_bytes());
+    bytes.extend_from_slice(&CLASS_IN.to_be_bytes());
+    let reply = shared.answer(header, &Question::parse(&bytes)?)?;
+    Some(Message::from_vec(&reply).ok()?.answers)
 }
 
 /// Name and type of a question that the resolver carries faithfully.

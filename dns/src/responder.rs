@@ -76,6 +76,27 @@ impl Shared {
         &self.readiness
     }
 
+    /// A whole reply about a name of ours, without EDNS and not cut; `None` for a foreign name.
+    pub(crate) fn answer(&self, header: Header, question: &Question<'_>) -> Option<Vec<u8>> {
+        let folded = Folded::new(question.name);
+        self.zone.domain_of(folded.as_bytes())?;
+        let answer = self.zone.answer(folded.as_bytes(), question.rtype)?;
+        let envelope = Envelope {
+            header,
+            question: question.bytes,
+            edns: None,
+            limit: TCP_MAX,
+            recursion: self.forwards,
+            max_answers: usize::MAX,
+            say_truncated: false,
+            serial: (self.zone.catalog().revision() / 1_000_000) as u32,
+        };
+        let mut reply = vec![0; TCP_MAX];
+        let len = envelope.fill(&answer.template, &mut Scratch::default(), &mut reply);
+        reply.truncate(len);
+        Some(reply)
+    }
+
     pub(crate) fn payload(&self) -> u16 {
         self.payload
     }
@@ -238,6 +259,10 @@ impl Responder {
                 }
             }
         };
+        if template.is_alias() && self.shared.forwards && is_address(question.rtype) {
+            // Stub resolvers do not go after an alias themselves.
+            return Outcome::Forward;
+        }
         let limit = match (via, edns) {
             (Via::Tcp, _) => TCP_MAX,
             (Via::Udp, None) => UDP_WITHOUT_EDNS,
@@ -326,6 +351,11 @@ impl Shared {
         };
         envelope.fill_error(code, out)
     }
+}
+
+/// Whether the type is that of an address.
+pub(crate) fn is_address(rtype: u16) -> bool {
+    matches!(rtype, rtype::A | rtype::AAAA)
 }
 
 /// Prepared answers by folded name and type.

@@ -263,8 +263,9 @@ impl Ask<'_> {
                 template.push_answer(rtype::CNAME, ttl, &wire);
             }
         }
-        // A name has one alias (RFC 1034 §3.6.2).
-        template.take(1);
+        if template.answers() > 0 {
+            template.mark_alias();
+        }
     }
 
     fn service_locations(&self, template: &mut Template, instances: &[&Arc<InstanceView>]) {

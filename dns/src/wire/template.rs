@@ -29,6 +29,7 @@ pub struct Template {
     stride: usize,
     /// Send no more answers than this, without calling the rest truncated.
     take: usize,
+    alias: bool,
     authority: Vec<u8>,
     authority_count: u16,
     /// Where in `authority` or `body` the SOA serial stands.
@@ -100,9 +101,16 @@ impl Template {
             + self.targets.len() * size_of::<Target>()
     }
 
-    /// Each reply shows `count` of the answers, in turn by chance (one CNAME of several).
-    pub fn take(&mut self, count: usize) {
-        self.take = count;
+    /// The answers are aliases (CNAME), of which a name can show only one (RFC 1034 §3.6.2): each reply takes one by
+    /// chance.
+    pub fn mark_alias(&mut self) {
+        self.take = 1;
+        self.alias = true;
+    }
+
+    /// Whether the answers are aliases.
+    pub fn is_alias(&self) -> bool {
+        self.alias
     }
 
     /// Adds an answer owned by the asked name. Silently full at [`Self::MAX_ANSWERS`]; `data` above 64 KiB − 1 is

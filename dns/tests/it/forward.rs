@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::support::{
-    Mesh, ask, ask_tcp, ask_with, data, instance, question, raw_udp, read_frame, with_edns,
+    Mesh, ask, ask_tcp, ask_with, at, data, instance, question, raw_udp, read_frame, with_edns,
     write_frame,
 };
 
@@ -163,6 +163,52 @@ async fn ordinary_questions_are_answered_and_remembered() {
     assert_eq!(server.counts().forwarded, 5);
     server.shutdown().await;
     upstream.stop().await;
+}
+
+#[tokio::test]
+async fn aliases_are_gone_after() {
+    let (mesh, upstream) = (Mesh::of(2), Upstream::start().await);
+    mesh.put(2, instance("db", 5432));
+    mesh.put(1, at("www.example.com", instance("outside", 80)));
+    mesh.put(1, at("db.service.mesh", instance("inside", 80)));
+    mesh.put(1, at("outside.service.mesh", instance("far", 80)));
+    mesh.put(1, at("nope.example.com", instance("nowhere", 80)));
+    mesh.put(1, at("loop.service.mesh", instance("loop", 80)));
+    let server = serve(&mesh, vec![upstream.addr]);
+    let answers = async |name: &str| {
+        let reply = ask(&server, name, A).await;
+        let data: Vec<_> = reply
+            .answers
+            .iter()
+            .map(|record| record.data.to_string())
+            .collect();
+        (reply.metadata.response_code, data.join(" "))
+    };
+    let found = |data: &str| (ResponseCode::NoError, data.to_owned());
+    assert_eq!(
+        answers("Outside.service.mesh.").await,
+        found("www.example.com. 192.0.2.80")
+    );
+    assert_eq!(
+        answers("inside.service.mesh.").await,
+        found("db.service.mesh. 10.0.0.2")
+    );
+    let far = "outside.service.mesh. www.example.com. 192.0.2.80";
+    assert_eq!(answers("far.service.mesh.").await, found(far));
+    // RFC 6604: the code is that of the last name.
+    let none = (ResponseCode::NXDomain, "nope.example.com.".to_owned());
+    assert_eq!(answers("nowhere.service.mesh.").await, none);
+    assert_eq!(
+        answers("loop.service.mesh.").await,
+        found(&["loop.service.mesh."; 4].join(" "))
+    );
+    upstream.stop().await;
+    mesh.put(1, at("late.example.com", instance("late", 80)));
+    assert_eq!(
+        answers("late.service.mesh.").await,
+        found("late.example.com.")
+    );
+    server.shutdown().await;
 }
 
 #[tokio::test]

@@ -63,11 +63,18 @@ impl Identity {
     ) {
         let mut failures = 0;
         let mut due = half_life(&self);
+        let mut trust = self.trust().watch();
         loop {
             let until_due = due.duration_since(SystemTime::now()).unwrap_or_default();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(until_due.min(NAP)) => {}
+                // A revoked certificate is replaced at once, if the authority gives another.
+                Ok(()) = trust.changed() => {
+                    if self.trust().revoked().covers(&self.leaf()) {
+                        due = due.min(SystemTime::now());
+                    }
+                }
             }
             if SystemTime::now() < due {
                 continue;
@@ -100,14 +107,12 @@ impl Identity {
     }
 }
 
-/// When to renew: at 45–55 % of the certificate's life.
+/// When to renew: after 45–55 % of what is left of the certificate's life. What was before counts for
+/// nothing, as authorities date certificates back against slow clocks.
 fn half_life(identity: &Identity) -> SystemTime {
-    let leaf = identity.leaf();
-    let life = leaf
-        .not_after
-        .duration_since(leaf.not_before)
-        .unwrap_or_default();
-    leaf.not_before + life.mul_f64(rand::random_range(0.45..0.55))
+    let now = SystemTime::now();
+    let left = identity.not_after().duration_since(now).unwrap_or_default();
+    now + left.mul_f64(rand::random_range(0.45..0.55)).max(RETRY_MIN)
 }
 
 /// Doubling with jitter, but at least eight attempts in what is left of the certificate's life.

@@ -40,6 +40,9 @@ pub enum MeshError {
         "node {0} has not joined a mesh yet: give it a join token (on a server: mesh join-token create)"
     )]
     NotJoined(NodeName),
+    /// A join whose result could not be kept.
+    #[error("node {0} needs a directory to keep its key and certificate in: set one")]
+    NoDirectory(NodeName),
     /// The credentials in the node directory are of another node.
     #[error(
         "the node directory belongs to node {kept}, not to {wanted}; use another directory or the name {kept}"

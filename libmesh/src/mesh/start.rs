@@ -207,7 +207,7 @@ async fn credentials(
         return Ok(NodeCredentials::clone(given));
     }
     let not_joined = || MeshError::NotJoined(config.node.clone());
-    let directory = directory.ok_or_else(not_joined)?;
+    let directory = directory.ok_or_else(|| MeshError::NoDirectory(config.node.clone()))?;
     if let Some(kept) = directory.load()? {
         if kept.name != config.node {
             return Err(MeshError::OtherNode {

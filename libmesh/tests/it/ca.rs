@@ -37,10 +37,16 @@ pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
     root: Vec<u8>,
     next_serial: AtomicU64,
+    backdated: Duration,
 }
 
 impl TestCa {
     pub fn new(domain: &str) -> Arc<Self> {
+        Self::backdating(domain, Duration::from_secs(1))
+    }
+
+    /// An authority whose certificates begin this long before they are made.
+    pub fn backdating(domain: &str, backdated: Duration) -> Arc<Self> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params
@@ -57,6 +63,7 @@ impl TestCa {
             issuer: Issuer::new(params, key),
             root,
             next_serial: AtomicU64::new(1000),
+            backdated,
         })
     }
 
@@ -83,7 +90,7 @@ impl TestCa {
         params.serial_number = Some(SerialNumber::from(
             self.next_serial.fetch_add(1, Ordering::Relaxed),
         ));
-        params.not_before = (now - Duration::from_secs(1)).into();
+        params.not_before = (now - self.backdated).into();
         params.not_after = (now + leaf.life).into();
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use libmesh::{
     identity::{
-        Identity, IdentityError, LeafError, NodeKey, PublishRights, RightsError, ServiceKey,
-        SigningKeyPair, SpiffeId, Subject, TrustError, verify_signature,
+        Identity, IdentityError, LeafError, NodeKey, PublishRights, Revoked, RightsError,
+        ServiceKey, SigningKeyPair, SpiffeId, Subject, TrustError, verify_signature,
     },
     model::ServiceName,
 };
@@ -201,6 +201,44 @@ async fn a_short_certificate_is_renewed_also_after_the_authority_was_away() {
         .unwrap();
     assert_ne!(identity.serial(), first);
     assert_eq!(*serials.borrow(), identity.serial());
+    stop.cancel();
+    renewal.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_replaced_at_once_and_a_backdated_one_not_again_and_again() {
+    // Backdated by an hour, as against slow clocks: half of its whole life is long over.
+    let ca = TestCa::backdating("ours.mesh", HOUR);
+    let web = ServiceName::parse("web").unwrap();
+    let source = ca.source("n1", PublishRights::all(), Duration::from_secs(60));
+    let trust = ca.trust();
+    let identity = Identity::obtain(trust.clone(), &*source, &web, None)
+        .await
+        .unwrap();
+    let first = identity.serial();
+    let stop = CancellationToken::new();
+    let subject = Subject::Service {
+        name: web,
+        ttl: None,
+    };
+    let renewal = tokio::spawn(identity.clone().keep_renewed(source, subject, stop.clone()));
+    let mut serials = identity.watch_serial();
+    assert!(
+        timeout(Duration::from_secs(1), serials.changed())
+            .await
+            .is_err(),
+        "renewed without need"
+    );
+
+    trust.set_revoked(Revoked {
+        serials: [first.clone()].into(),
+        ..Revoked::default()
+    });
+    timeout(Duration::from_secs(5), serials.changed())
+        .await
+        .expect("not replaced")
+        .unwrap();
+    assert_ne!(identity.serial(), first);
     stop.cancel();
     renewal.await.unwrap();
 }
