@@ -6,11 +6,17 @@
 # psql's password is fetched with `mesh secret get`, with the mesh identity of `app` and no token. A wire tap between
 # the sidecars keeps every byte that crosses; what it kept is then examined.
 #
-# Usage: examples/postgres/run.sh       MESH=path/to/mesh and TAP=path/to/tap save the build.
+# Usage: examples/postgres/run.sh       MESH=path/to/mesh and TAP=path/to/tap name the programs; without them those of
+# target/release, then target/debug, are used, and what is missing is built.
 # Exit codes: 0 everything held · 1 something did not · 77 skipped: PostgreSQL, psql or openssl is missing.
 set -euo pipefail
 umask 077
+for name in MESH TAP; do [ -z "${!name:-}" ] || declare "$name=$(realpath "${!name}")"; done
 cd "$(dirname "$0")/../.."
+# Nothing of the caller's own mesh or store: no address, and above all no token.
+for name in $(compgen -e | grep -E '^(MESH|VAULT|CONSUL|PG)_?[A-Z]' || true); do
+  case $name in MESH | PATH) ;; *) unset "$name" ;; esac
+done
 
 say()  { printf '\n== %s\n' "$*"; }
 fact() { printf '   %s\n' "$*"; }
@@ -23,21 +29,29 @@ pgbin=$(ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -V |
 [ -x "$pgbin/initdb" ] && [ -x "$pgbin/postgres" ] || skip "the PostgreSQL server is not installed"
 command -v psql >/dev/null || skip "psql is not installed"
 command -v openssl >/dev/null || skip "openssl is not installed"
-if [ -z "${MESH:-}" ]; then cargo build -q --release; MESH=${CARGO_TARGET_DIR:-target}/release/mesh; fi
-if [ -z "${TAP:-}" ]; then cargo build -q --release -p examples --bin tap; TAP=${CARGO_TARGET_DIR:-target}/release/tap; fi
-MESH=$(realpath "$MESH") TAP=$(realpath "$TAP")
-
-# --- what is started here ends here -----------------------------------------------------------------------------------
-dir=$(mktemp -d "${TMPDIR:-/tmp}/mesh-postgres.XXXXXX")
-pids=()
 as_postgres() { "$@"; }
 if [ "$(id -u)" = 0 ]; then
   id postgres >/dev/null 2>&1 || skip "PostgreSQL does not run as root, and there is no user postgres"
   as_postgres() { runuser -u postgres -- "$@"; }
 fi
+# What is built already is used: an optimised build before a debug build, else one is made now.
+built() { # built NAME CARGO-ARGUMENT...: the path of a program of this workspace
+  local name=$1 target=${CARGO_TARGET_DIR:-target} kind; shift
+  for kind in release debug; do
+    [ -x "$target/$kind/$name" ] && { printf '%s' "$target/$kind/$name"; return; }
+  done
+  cargo build -q "$@" >&2 && printf '%s' "$target/debug/$name"
+}
+MESH=${MESH:-$(built mesh -p sidecar --bin mesh)} TAP=${TAP:-$(built tap -p examples --bin tap)}
+MESH=$(realpath "$MESH") TAP=$(realpath "$TAP")
+
+# --- what is started here ends here -----------------------------------------------------------------------------------
+dir=${TMPDIR:-/tmp}/mesh-postgres.$$.$RANDOM
+pids=()
 cleanup() {
   local code=$?
-  trap - EXIT INT TERM
+  trap - EXIT
+  trap '' INT TERM HUP # it takes seconds; a second Ctrl-C must not leave half of it
   # Sidecars before agents, the server last.
   for ((i = ${#pids[@]} - 1; i >= 0; i--)); do kill -TERM "${pids[i]}" 2>/dev/null || true; done
   if [ -e "$dir/pg/data/postmaster.pid" ]; then as_postgres "$pgbin/pg_ctl" -D "$dir/pg/data" -m immediate -s stop || true; fi
@@ -56,6 +70,8 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+trap 'exit 129' HUP
+mkdir -m 711 "$dir"
 
 start() { # start NAME COMMAND...: in the background, its output in NAME.log
   local name=$1; shift
@@ -71,14 +87,15 @@ until_true() { # until_true SECONDS WHAT COMMAND...: again and again until it su
 }
 listening() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 taken=" "
-free_port() { # into $port; no two calls give the same
+free_port() { # into $port; no two calls give the same, none that anything uses for TCP or UDP, none the system hands out
   while :; do
-    port=$((RANDOM % 20000 + 20000))
+    port=$((RANDOM % 12000 + 20000))
     case $taken in *" $port "*) continue ;; esac
-    listening 127.0.0.1 $port || break
+    grep -qsi "^ *[0-9]*: [0-9A-F]*:$(printf '%04X' $port) " /proc/net/{tcp,tcp6,udp,udp6} || break
   done
   taken+="$port "
 }
+as_operator() { MESH_TOKEN_FILE=$dir/root.token "$@"; } # nothing else gets the root token
 random() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; }
 field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p"; } # the first string of that name in JSON
 
@@ -89,7 +106,6 @@ done
 # --- PostgreSQL, untouched --------------------------------------------------------------------------------------------
 say "PostgreSQL $("$pgbin/postgres" --version | sed 's/.* \([0-9.]*\).*/\1/'), as it comes, on loopback, passwords by SCRAM"
 random >"$dir/password"
-chmod 711 "$dir"
 mkdir -m 700 "$dir/pg"
 cp "$dir/password" "$dir/pg/password"
 [ "$(id -u)" != 0 ] || chown -R postgres "$dir/pg"
@@ -149,18 +165,16 @@ tr -d '\n' <"$dir/init.json" | sed -n 's/.*"keys": *\[ *"\([^"]*\)".*/\1/p' >"$d
 field root_token <"$dir/init.json" >"$dir/root.token"
 [ -s "$dir/share" ] && [ -s "$dir/root.token" ] || die "mesh operator init gave no share or no root token"
 "$MESH" operator unseal "@$dir/share" >/dev/null || die "mesh operator unseal"
-export MESH_TOKEN_FILE=$dir/root.token
-until_true 20 "join tokens can be made" "$MESH" join-token create --publish app --out "$dir/join.token"
+until_true 20 "join tokens can be made" as_operator "$MESH" join-token create --publish app --out "$dir/join.token"
 start agent "$MESH" agent --config "$dir/agent.toml"
 until_true 20 "the agent has joined" test -S "$dir/agent/mesh.sock"
 until_true 20 "the server has its socket" test -S "$dir/server/mesh.sock"
 "$MESH" members | sed 's/^/   /'
 
 say "The database's password becomes a secret that only \`app\` may read"
-"$MESH" secret put secret/app/postgres "password=@$dir/password" >/dev/null || die "mesh secret put"
-"$MESH" secret grant app secret/app >/dev/null || die "mesh secret grant"
+as_operator "$MESH" secret put secret/app/postgres "password=@$dir/password" >/dev/null || die "mesh secret put"
+as_operator "$MESH" secret grant app secret/app >/dev/null || die "mesh secret grant"
 fact "mesh secret put secret/app/postgres password=@FILE; mesh secret grant app secret/app"
-unset MESH_TOKEN_FILE
 
 say "A sidecar on each side, and the tap between them"
 mkfifo "$dir/alive"; exec 9<>"$dir/alive" # the tap ends when this closes
@@ -171,26 +185,25 @@ start postgres-sidecar "$MESH" sidecar --service postgres --agent "$dir/server/m
   --admin "127.0.0.1:$pg_admin_port"
 start app-sidecar "$MESH" sidecar --service app --agent "$dir/agent/mesh.sock" \
   --attach-token-file "$dir/app.token" --upstream "postgres=127.0.0.1:$upstream_port" --admin "127.0.0.1:$app_admin_port"
-http_get() { # http_get PORT PATH: the body, with nothing but the shell
-  local line body=
+http_get() ( # http_get PORT PATH: the body, with nothing but the shell; a subshell, because a failing `exec` ends it
   exec 4<>"/dev/tcp/127.0.0.1/$1"
   printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$2" >&4
-  IFS= read -r line <&4
-  body=$(cat <&4); exec 4>&-
-  printf '%s\n' "$body"
-  case $line in *" 200 "*) ;; *) return 1 ;; esac
-}
+  IFS= read -r status <&4
+  cat <&4
+  case $status in *" 200 "*) ;; *) exit 1 ;; esac
+)
 until_true 20 "the sidecar of postgres is ready" http_get "$pg_admin_port" /health/ready
 until_true 20 "the sidecar of app is ready" http_get "$app_admin_port" /health/ready
 
 # --- calls -----------------------------------------------------------------------------------------------------------
-query() { # query SQL: as app, over loopback; the password comes from the mesh and stands in no command line or file
+become_psql() { # become_psql SQL: as app, over loopback; the password comes from the mesh and stands in no command line or file
   local password
   password=$("$MESH" secret get secret/app/postgres --field password --socket "$dir/agent/mesh.sock" \
-    --attach-token-file "$dir/app.token") || return 1
-  PGPASSWORD=$password PGCONNECT_TIMEOUT=5 PGSSLMODE=disable \
-    psql -X -q -At -h 127.0.0.1 -p "$upstream_port" -U app -d postgres -c "$1"
+    --attach-token-file "$dir/app.token") || exit 1
+  export PGPASSWORD=$password PGCONNECT_TIMEOUT=5 PGSSLMODE=disable
+  exec psql -X -q -At -h 127.0.0.1 -p "$upstream_port" -U app -d postgres -c "$1"
 }
+query() { (become_psql "$1"); }
 refused() { ! query 'select 1'; }
 
 say "Denied by default: no intention, no connection"
@@ -199,9 +212,7 @@ http_get "$app_admin_port" /connections | grep -q '"refused":"intention"' || die
 fact "refused, and the reason stands in the sidecar's /connections"
 
 say "mesh intention allow app postgres"
-export MESH_TOKEN_FILE=$dir/root.token
-"$MESH" intention allow app postgres >/dev/null || die "mesh intention allow"
-unset MESH_TOKEN_FILE
+as_operator "$MESH" intention allow app postgres >/dev/null || die "mesh intention allow"
 until_true 20 "psql gets through" query 'select 1'
 marker="seen-only-by-psql-and-postgres-$RANDOM$RANDOM"
 answer=$(query "create table orders(what text); insert into orders values ('$marker'); select what from orders") || die "psql"
@@ -215,20 +226,28 @@ direct=$(PGPASSWORD=$(cat "$dir/password") PGSSLMODE=disable psql -X -q -At -h 1
 fact "psql wrote and read a row, and 5 MB through the mesh equal 5 MB read directly"
 
 say "Who talked to whom"
-line=$(http_get "$pg_admin_port" /connections | tr '{' '\n' | grep '"outcome":"closed"' | head -1) || die "no connection to be seen"
-local_id=$(printf '%s' "$line" | field local) peer_id=$(printf '%s' "$line" | field peer)
+pairs() { # pairs PORT: who the connections of a sidecar that carried something were between, each pair once: "own peer"
+  http_get "$1" /connections | tr '{' '\n' | grep '"outcome":"closed"' | while IFS= read -r line; do
+    printf '%s %s\n' "$(field local <<<"$line")" "$(field peer <<<"$line")"
+  done | sort -u
+}
+read -r local_id peer_id <<<"$(pairs "$pg_admin_port")"
 case $local_id in spiffe://*/svc/postgres) ;; *) die "the callee is '$local_id'" ;; esac
 case $peer_id in spiffe://*/svc/app) ;; *) die "the caller is '$peer_id'" ;; esac
+[ "$(pairs "$pg_admin_port")" = "$local_id $peer_id" ] || die "somebody else reached PostgreSQL, too"
+[ "$(pairs "$app_admin_port")" = "$peer_id $local_id" ] || die "the sidecar of app does not say the same as the one of postgres"
 fact "caller $peer_id"
 fact "callee $local_id"
 shown=$(openssl s_client -connect "127.0.0.1:$mesh_port" -tls1_3 -alpn mesh-tcp/1 -showcerts </dev/null 2>/dev/null || true)
 printf '%s\n' "$shown" | openssl x509 -noout -ext subjectAltName 2>/dev/null | grep -qF "URI:$local_id" \
   || die "openssl does not see $local_id in the certificate"
 fact "openssl s_client sees the same ID in the certificate, over TLS 1.3"
-if openssl s_client -connect "127.0.0.1:$mesh_port" -tls1_2 -alpn mesh-tcp/1 </dev/null >/dev/null 2>&1; then die "TLS 1.2 was taken"; fi
+older=$(openssl s_client -connect "127.0.0.1:$mesh_port" -tls1_2 -alpn mesh-tcp/1 </dev/null 2>&1 || true)
+grep -q 'alert protocol version' <<<"$older" || die "TLS 1.2 is not refused for being TLS 1.2: $older"
 fact "TLS 1.2 is refused"
 
 say "What crossed between the sidecars"
+[ "$(cat "$dir"/tap/*.down | wc -c)" -gt 5000000 ] || die "the 5 MB did not cross at the tap"
 { echo "$marker"; cat "$dir/password"; printf 'SCRAM-SHA-256\nselect\norders\nserver_version\n'; } >"$dir/forbidden"
 "$TAP" check "$dir/tap" "$dir/forbidden" | sed 's/^/   /' || die "what crossed is not what it should be"
 
@@ -239,13 +258,11 @@ code=0
 fact "mesh secret get as postgres: denied"
 
 say "Taking the intention away closes what is open"
-query 'select pg_sleep(60)' >"$dir/sleeping.log" 2>&1 &
+become_psql 'select pg_sleep(60)' >"$dir/sleeping.log" 2>&1 &
 sleeping=$!; pids+=($sleeping)
 carrying() { http_get "$app_admin_port" /connections | grep -q '"open":\[{'; }
 until_true 10 "a long query runs" carrying
-export MESH_TOKEN_FILE=$dir/root.token
-"$MESH" intention remove app postgres >/dev/null || die "mesh intention remove"
-unset MESH_TOKEN_FILE
+as_operator "$MESH" intention remove app postgres >/dev/null || die "mesh intention remove"
 began=$SECONDS
 wait "$sleeping" && die "the long query ended as if nothing had happened"
 [ $((SECONDS - began)) -lt 20 ] || die "the open connection was not closed"
