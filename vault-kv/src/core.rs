@@ -71,8 +71,6 @@ pub(crate) enum Op {
     },
     /// Takes a record away; nothing happens if it is not there.
     Delete { path: String },
-    /// Writes a record that must be readable while sealed: seal configuration and wrapped keys.
-    Control { name: &'static str, value: Vec<u8> },
 }
 
 /// Operations that become durable together.

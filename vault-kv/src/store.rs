@@ -10,9 +10,8 @@
 use std::{io, ops::ControlFlow, path::PathBuf};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
-pub(crate) use entry::{Entry, EntryOp, MAX_ENTRY, OpKind, Part, SALT, sha256};
+pub(crate) use entry::{Entry, EntryOp, MAX_ENTRY, OpKind, Part, SALT};
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -94,16 +93,14 @@ pub(crate) trait Store: Send + Sync {
         visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
 
-    /// Moves whenever the head does; for followers of a store that another process writes.
-    fn watch(&self) -> watch::Receiver<Head>;
-
     /// The whole fold at one head: every control and named record, none missing, none newer.
+    #[cfg(test)]
     fn snapshot(&self, visit: &mut dyn FnMut(SnapshotRecord)) -> Result<Head, StoreError>;
 }
 
 /// One record of a [`Store::snapshot`].
+#[cfg(test)]
 pub(crate) struct SnapshotRecord {
-    pub(crate) kind: OpKind,
     pub(crate) key: FoldKey,
     /// Sealed; empty for a control record.
     pub(crate) name: Bytes,

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Change, Error, META, Op, Shared, control_part, salted};
+use super::{Change, Error, META, Op, Shared, salted};
 use crate::{
     barrier::{
         Barrier,
@@ -59,7 +59,6 @@ fn size(change: &Change) -> usize {
         .map(|op| match op {
             Op::Put { value, .. } => value.len(),
             Op::Delete { .. } => 0,
-            Op::Control { value, .. } => value.len(),
         })
         .sum()
 }
@@ -178,11 +177,6 @@ impl Group<'_> {
                         None,
                     ));
                     stamps.push((path.clone(), None));
-                }
-                Op::Control { name, value } => {
-                    let key = FoldKey::control(name);
-                    let part = control_part(value);
-                    ops.push(EntryOp::new(OpKind::Control, key, index, 0, Some(part)));
                 }
             }
         }

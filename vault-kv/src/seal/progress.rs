@@ -1,5 +1,6 @@
 //! Shares gathered so far towards an unseal.
 
+use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
 /// The shares of one attempt.
@@ -15,10 +16,10 @@ impl Progress {
         if self.shares.is_empty() {
             self.nonce = uuid::Uuid::new_v4().to_string();
         }
-        let known = self
-            .shares
-            .iter()
-            .any(|known| ring::constant_time::verify_slices_are_equal(known, &share).is_ok());
+        // Compared by their hashes: how long that takes says nothing about a share.
+        let hash = |share: &[u8]| digest(&SHA256, share);
+        let wanted = hash(&share);
+        let known = (self.shares.iter()).any(|known| hash(known).as_ref() == wanted.as_ref());
         if !known {
             self.shares.push(share);
         }

@@ -51,11 +51,6 @@ impl Part {
             commitment: [0; 32],
         }
     }
-
-    /// What follows the salt.
-    pub(crate) fn content(&self) -> Bytes {
-        self.bytes.slice(SALT.min(self.bytes.len())..)
-    }
 }
 
 /// One operation of an entry.

@@ -30,10 +30,7 @@ use self::{
     overlay::{FoldId, Folded, Overlay, Value},
     segment::Chain,
 };
-use super::{
-    Entry, FoldKey, Head, MAX_ENTRY, OpKind, Record, SALT, SealedName, SnapshotRecord, Store,
-    StoreError,
-};
+use super::{Entry, FoldKey, Head, MAX_ENTRY, OpKind, Record, SALT, SealedName, Store, StoreError};
 
 pub(crate) use verify::verify_dir;
 
@@ -183,17 +180,13 @@ impl Store for LocalStore {
         torn.map_or(Ok(()), |torn| Err(torn.corrupt()))
     }
 
-    fn watch(&self) -> watch::Receiver<Head> {
-        self.shared.head.subscribe()
-    }
-
     /// The fold does not move while this runs; commits go on until the overlay is full.
-    fn snapshot(&self, visit: &mut dyn FnMut(SnapshotRecord)) -> Result<Head, StoreError> {
+    #[cfg(test)]
+    fn snapshot(&self, visit: &mut dyn FnMut(super::SnapshotRecord)) -> Result<Head, StoreError> {
         self.shared.each(|id, folded| {
             let name = folded.name.clone();
             let record = self.shared.resolve(folded)?;
-            visit(SnapshotRecord {
-                kind: id.kind(),
+            visit(super::SnapshotRecord {
                 key: id.key(),
                 name,
                 record,

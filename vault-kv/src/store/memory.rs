@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{Entry, FoldKey, Head, OpKind, Record, SealedName, SnapshotRecord, Store, StoreError};
+use super::{Entry, FoldKey, Head, OpKind, Record, SealedName, Store, StoreError};
 
 /// Entries and fold in memory. As sealed as on disk.
 pub(crate) struct MemoryStore {
@@ -124,23 +124,18 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn watch(&self) -> watch::Receiver<Head> {
-        self.head.subscribe()
-    }
-
-    fn snapshot(&self, visit: &mut dyn FnMut(SnapshotRecord)) -> Result<Head, StoreError> {
+    #[cfg(test)]
+    fn snapshot(&self, visit: &mut dyn FnMut(super::SnapshotRecord)) -> Result<Head, StoreError> {
         let state = self.state.read();
         for (key, record) in &state.control {
-            visit(SnapshotRecord {
-                kind: OpKind::Control,
+            visit(super::SnapshotRecord {
                 key: *key,
                 name: Bytes::new(),
                 record: record.clone(),
             });
         }
         for (key, (name, record)) in &state.named {
-            visit(SnapshotRecord {
-                kind: OpKind::Put,
+            visit(super::SnapshotRecord {
                 key: *key,
                 name: name.clone(),
                 record: record.clone(),
