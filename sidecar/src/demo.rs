@@ -11,6 +11,8 @@ mod process;
 mod screen;
 mod steps;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,9 +30,17 @@ pub(crate) async fn run(once: bool) -> anyhow::Result<()> {
         .tempdir()
         .context("cannot create a temporary directory")?;
     let mut cluster = Cluster::new(dir.path())?;
+    let held = AtomicBool::new(false);
     let outcome = tokio::select! {
-        outcome = steps::walk(&mut cluster, once) => outcome,
-        signal = interrupted() => signal.map(|name| println!("\n{name}: stopping everything")),
+        outcome = steps::walk(&mut cluster, once, &held) => outcome,
+        signal = interrupted() => match signal {
+            Ok(name) if held.load(Ordering::Relaxed) => {
+                println!("\n{name}: stopping everything");
+                Ok(())
+            }
+            Ok(name) => Err(anyhow::anyhow!("{name} before the last step")),
+            Err(error) => Err(error),
+        },
     };
     cluster.stop_all().await;
     dir.close()

@@ -1,7 +1,10 @@
 //! The steps of the demo, in order. Each asks the running mesh and fails when the answer is not what
 //! it promises.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
@@ -35,8 +38,12 @@ struct Connection {
     peer: Option<String>,
 }
 
-/// Walks through all steps; without `once` it then stays until it is dropped.
-pub(super) async fn walk(cluster: &mut Cluster, once: bool) -> anyhow::Result<()> {
+/// Walks through all steps and then sets `held`; without `once` it stays until it is dropped.
+pub(super) async fn walk(
+    cluster: &mut Cluster,
+    once: bool,
+    held: &AtomicBool,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     println!(
         "Mesh: three nodes, a sealed store, two versions of a service and a consumer, all on this machine."
@@ -48,6 +55,7 @@ pub(super) async fn walk(cluster: &mut Cluster, once: bool) -> anyhow::Result<()
         cluster.check_running()?;
         return Err(error);
     }
+    held.store(true, Ordering::Relaxed);
     println!("\nEvery step held ({}).", seconds(Instant::now() - started));
     if once {
         return Ok(());

@@ -7,7 +7,7 @@ use std::{
 
 use http::StatusCode;
 use libmesh::{
-    identity::{CertificateSource, PublishRights},
+    identity::PublishRights,
     join::JoinToken,
 };
 use serde::Deserialize;
