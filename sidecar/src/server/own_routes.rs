@@ -6,10 +6,7 @@ use std::{
 };
 
 use http::StatusCode;
-use libmesh::{
-    identity::PublishRights,
-    join::JoinToken,
-};
+use libmesh::{identity::PublishRights, join::JoinToken};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vault_kv::Capability;
