@@ -2,11 +2,21 @@
 # Drives a running `mesh dev` with the Python clients of Vault (hvac) and Consul (py-consul), and with
 # curl. MESH names the binary. Exits 0 only if all held; 69 when the clients cannot be installed.
 set -euo pipefail
+mesh=$(realpath -e "${MESH:?MESH must name the mesh binary}")
 cd "$(dirname "$0")"
-mesh=${MESH:?MESH must name the mesh binary}
 
 scratch=$(mktemp -d)
-trap '[ -n "${dev:-}" ] && kill "$dev" 2>/dev/null && wait "$dev" 2>/dev/null; rm -rf "$scratch"' EXIT
+dev=
+cleanup() {
+  if [ -n "$dev" ]; then
+    kill "$dev" 2>/dev/null || true
+    wait "$dev" || true
+  fi
+  rm -rf "$scratch"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 python3 -m venv "$scratch/venv" >/dev/null 2>&1 &&
   "$scratch/venv/bin/pip" install -q --disable-pip-version-check hvac py-consul >/dev/null 2>&1 || exit 69
