@@ -1,6 +1,6 @@
 //! The mesh's certificate authority, in terms of nodes and services.
 //!
-//! What may be signed for whom is decided by the callers ([`rpc`](super::rpc) for other nodes); here names
+//! What may be signed for whom is decided by the callers (the RPC routes for other nodes); here names
 //! become profiles. Issuance is logged with serial and lifetime.
 
 use std::time::Duration;
