@@ -7,6 +7,8 @@ mod clock;
 mod core;
 mod db;
 mod engine;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod kv;
 mod ledger;
