@@ -72,6 +72,9 @@ mod tests {
                 feed(&inverted);
             }
         }
-        assert!(policies >= 2 && requests >= 3, "{policies} policies, {requests} requests");
+        assert!(
+            policies >= 2 && requests >= 3,
+            "{policies} policies, {requests} requests"
+        );
     }
 }
