@@ -61,7 +61,7 @@ cleanup() {
     kill -KILL "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
   done
-  if [ "$code" != 0 ] && [ "$code" != 77 ]; then
+  if [ "$code" = 1 ]; then
     for log in "$dir"/*.log; do [ -s "$log" ] && { echo "--- $(basename "$log")"; tail -n 15 "$log"; }; done >&2
   fi
   rm -rf "$dir"
@@ -82,6 +82,7 @@ until_true() { # until_true SECONDS WHAT COMMAND...: again and again until it su
   local end=$((SECONDS + $1)) what=$2; shift 2
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $end ] || die "$what: not within the time given"
+    for pid in "${pids[@]}"; do kill -0 "$pid" 2>/dev/null || die "$what: a process that is needed has ended"; done
     sleep 0.1
   done
 }
