@@ -1,15 +1,20 @@
 //! A program that is a node of the mesh: it joins, offers the service `hello`, waits for another service,
-//! and calls it over mutual TLS.
+//! and calls it over mutual TLS, once a second until Ctrl-C.
 //!
-//! With a mesh running (`mesh dev`, or a server) and a token from `mesh join-token create` in the
-//! environment, `embed <node name> <address of a node> <service to call>`:
+//! With a mesh running (`mesh dev`, or a server) and a token in the environment,
+//! `embed <node name> <address of a node> <service to call>`:
 //!
 //! ```text
-//! MESH_JOIN_TOKEN=mjt1.… cargo run -p examples --bin embed -- node-a 127.0.0.1:8301 hello
+//! mesh join-token create --publish hello --uses 2 --out join.token
+//! export MESH_JOIN_TOKEN=$(cat join.token)
+//! cargo run -p examples --bin embed -- node-a 127.0.0.1:8301 hello
 //! ```
 //!
-//! calls itself; another one under another name is called in turn. `mesh intention allow hello hello`
-//! lets them (in `mesh dev` everything is allowed).
+//! calls itself; as soon as another one runs as `node-b`, both call each other and themselves in turn.
+//! `mesh intention allow hello hello` lets them (in `mesh dev` everything is allowed).
+//! What a node keeps is in `mesh-embed-<node name>` in the temporary directory; remove it to join another mesh.
+
+use std::time::Duration;
 
 use anyhow::Context;
 use libmesh::{
@@ -20,21 +25,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let usage = "usage: MESH_JOIN_TOKEN=… embed <node name> <address of a node> <service to call>";
+    let usage =
+        "usage: [MESH_JOIN_TOKEN=…] embed <node name> <address of a node> <service to call>";
     let mut arguments = std::env::args().skip(1);
     let (node, seed, target) = (
         arguments.next().context(usage)?,
         arguments.next().context(usage)?,
         arguments.next().context(usage)?,
     );
-    let token = std::env::var("MESH_JOIN_TOKEN").context(usage)?.parse()?;
-
     // Join. The directory keeps who we are: the next start needs no token.
+    let credentials = match std::env::var("MESH_JOIN_TOKEN") {
+        Ok(token) => Credentials::Join(token.parse()?),
+        Err(_) => Credentials::Kept,
+    };
     let mesh = Mesh::start(Config {
         bind: "127.0.0.1:0".parse()?,
         directory: Some(std::env::temp_dir().join(format!("mesh-embed-{node}"))),
         seeds: vec![seed.parse()?],
-        ..Config::new(node.parse()?, Credentials::Join(token))
+        ..Config::new(node.parse()?, credentials)
     })
     .await?;
 
@@ -46,9 +54,10 @@ async fn main() -> anyhow::Result<()> {
         mesh_port: Some(port),
         ..Instance::new(hello.clone(), port)?
     })?;
+    let here = node.clone();
     tokio::spawn(async move {
         while let Some(mut call) = listener.accept().await {
-            let greeting = format!("hello, {}\n", call.peer());
+            let greeting = format!("hello from {here}, {}\n", call.peer());
             tokio::spawn(async move {
                 call.write_all(greeting.as_bytes()).await?;
                 call.shutdown().await
@@ -56,16 +65,35 @@ async fn main() -> anyhow::Result<()> {
         }
     });
 
-    // Watch another service until it is there, and call it.
     let target: ServiceName = target.parse()?;
-    let changes = mesh.watch(&target);
-    while mesh.resolve(&target).is_empty() {
-        changes.changed_after(changes.revision()).await;
+    tokio::select! {
+        () = call_on_and_on(&mesh, &hello, &target) => {}
+        end = tokio::signal::ctrl_c() => end?,
     }
-    let mut call = mesh.connect(&hello, &target).await?;
-    let mut answer = String::new();
-    call.read_to_string(&mut answer).await?;
-    println!("{} answers: {}", call.peer(), answer.trim_end());
+    // Say goodbye, so that nobody has to find out.
     mesh.leave().await;
     Ok(())
+}
+
+/// Waits until somebody offers `target`, and calls it once a second.
+async fn call_on_and_on(mesh: &Mesh, own: &ServiceName, target: &ServiceName) {
+    let changes = mesh.watch(target);
+    loop {
+        while mesh.resolve(target).is_empty() {
+            changes.changed_after(changes.revision()).await;
+        }
+        match call(mesh, own, target).await {
+            Ok(answer) => println!("{answer}"),
+            // Not allowed (yet), or the other one has just gone: the next call may succeed.
+            Err(error) => eprintln!("{target} was not reached: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn call(mesh: &Mesh, own: &ServiceName, target: &ServiceName) -> anyhow::Result<String> {
+    let mut call = mesh.connect(own, target).await?;
+    let mut answer = String::new();
+    call.read_to_string(&mut answer).await?;
+    Ok(format!("{} answers: {}", call.peer(), answer.trim_end()))
 }
