@@ -11,6 +11,8 @@ mod engine;
 pub mod fuzz;
 mod http;
 mod kv;
+#[cfg(test)]
+mod leaks;
 mod ledger;
 mod mount;
 mod policy;
