@@ -15,9 +15,11 @@ use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::engine::{cubbyhole::Cubbyhole, kv1::Kv1, kv2::Kv2};
 use crate::http::ApiError;
-use crate::token::{MAX_TTL, base62};
+use crate::token::MAX_TTL;
 
 const PREFIX: &str = "mount/";
+/// The version of every engine: they are all part of this crate.
+const BUILTIN_VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"), "+builtin.mesh");
 /// Records deleted with one ledger entry when a mount goes.
 const CHUNK: usize = 256;
 
@@ -76,7 +78,7 @@ impl Mount {
             path: path.into(),
             kind,
             description: description.into(),
-            accessor: format!("{prefix}{}_{}", kind.as_str(), base62(8).to_lowercase()),
+            accessor: format!("{prefix}{}_{:08x}", kind.as_str(), rand::random::<u32>()),
             uuid: id.to_string(),
         }
     }
@@ -97,12 +99,19 @@ impl Mount {
             Kind::Kv1 => json!({"version": "1"}),
             _ => Value::Null,
         };
-        json!({
+        let mut out = json!({
             "type": self.kind.as_str(), "description": self.description, "accessor": self.accessor, "uuid": self.uuid,
-            "local": false, "seal_wrap": false, "external_entropy_access": false, "options": options,
-            "plugin_version": "", "running_plugin_version": "", "running_sha256": "", "deprecation_status": "supported",
+            "local": matches!(self.kind, Kind::Cubbyhole), "seal_wrap": false, "external_entropy_access": false, "options": options,
+            "plugin_version": "", "running_plugin_version": BUILTIN_VERSION, "running_sha256": "",
             "config": {"default_lease_ttl": 0, "max_lease_ttl": 0, "force_no_cache": false},
-        })
+        });
+        if matches!(self.kind, Kind::Kv | Kind::Kv1) {
+            out["deprecation_status"] = "supported".into();
+        }
+        if self.path.starts_with("auth/") {
+            out["config"]["token_type"] = "default-service".into();
+        }
+        out
     }
 
     /// The form `sys/mounts/:path/tune` shows.
@@ -227,7 +236,7 @@ impl Mounts {
         kind: Kind,
         description: &str,
     ) -> Result<(), ApiError> {
-        let path = normal(path)?;
+        let path = normal(path, "mount")?;
         let _order = self.db.lock(PREFIX).await;
         let taken = self
             .table
@@ -249,7 +258,7 @@ impl Mounts {
 
     /// Remove a mount and everything in it. A path without a mount is fine.
     pub async fn remove(&self, by: &By, path: &str) -> Result<(), ApiError> {
-        let path = normal(path)?;
+        let path = normal(path, "unmount")?;
         let _order = self.db.lock(PREFIX).await;
         // First no request finds it any more; if deleting fails it is back, and can be deleted again.
         let Some(served) = self.table.write().remove(&path) else {
@@ -294,16 +303,14 @@ impl Served {
 }
 
 /// A mount path with its slash at the end, fit for a new mount.
-fn normal(path: &str) -> Result<String, ApiError> {
+fn normal(path: &str, verb: &str) -> Result<String, ApiError> {
     let path = format!("{}/", path.trim_end_matches('/'));
     let first = path.split('/').next().unwrap_or_default();
     if matches!(
         first,
         "sys" | "auth" | "cubbyhole" | "identity" | "audit" | "mesh" | "consul"
     ) {
-        return Err(ApiError::Forbidden(format!(
-            "the path {first}/ is reserved"
-        )));
+        return Err(ApiError::bad(format!("cannot {verb} \"{first}/\"")));
     }
     if path == "/" || path.contains(['*', '+', '{', '}']) {
         return Err(ApiError::bad(

@@ -372,7 +372,8 @@ fn health_of(inner: &Inner, instance: &Instance) -> (Health, Value) {
     let worst = worst.unwrap_or(Health::Passing);
     let rendered = own.iter().map(|check| {
         let instance = check.service.is_some().then_some(instance);
-        render::agent_check(node, check, instance, inner.checks.output(&check.id))
+        let output = inner.checks.output(&check.id);
+        render::health_check(&render::agent_check(node, check, instance, output))
     });
     let value = json!({
         "AggregatedStatus": worst.as_str(),

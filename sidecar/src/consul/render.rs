@@ -39,7 +39,8 @@ pub struct Service<'a> {
     address: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     tagged_addresses: Option<Value>,
-    meta: &'a Meta,
+    /// Consul says `null` here for none, and `{}` in `/v1/catalog/service`.
+    meta: Option<&'a Meta>,
     port: u16,
     weights: Weights,
     enable_tag_override: bool,
@@ -224,7 +225,7 @@ pub fn service(instance: &Instance) -> Service<'_> {
         tags: &instance.tags,
         address: own_address(instance),
         tagged_addresses: tagged_addresses(instance),
-        meta: &instance.meta,
+        meta: (!instance.meta.is_empty()).then_some(&instance.meta),
         port: instance.port,
         weights: weights(instance),
         enable_tag_override: instance.enable_tag_override,
@@ -324,6 +325,32 @@ pub fn agent_check<'a>(
         modify_index: 0,
         ..own_check(node, record, instance, output)
     }
+}
+
+/// A check as `/v1/agent/health/service` shows it: no type, and a definition in which every field is at
+/// its zero value, as recorded from Consul.
+pub fn health_check(check: &Check<'_>) -> Value {
+    json!({
+        "Node": check.node,
+        "CheckID": check.check_id,
+        "Name": check.name,
+        "Status": check.status,
+        "Notes": check.notes,
+        "Output": check.output,
+        "ServiceID": check.service_id,
+        "ServiceName": check.service_name,
+        "ServiceTags": check.service_tags,
+        "Type": "",
+        "ExposedPort": 0,
+        "Definition": {
+            "Interval": "0s", "Timeout": "0s", "DeregisterCriticalServiceAfter": "0s",
+            "HTTP": "", "Header": null, "Method": "", "Body": "", "TLSServerName": "",
+            "TLSSkipVerify": false, "TCP": "", "TCPUseTLS": false, "UDP": "", "GRPC": "",
+            "OSService": "", "GRPCUseTLS": false,
+        },
+        "CreateIndex": 0,
+        "ModifyIndex": 0,
+    })
 }
 
 fn own_check<'a>(

@@ -499,7 +499,7 @@ async fn a_mount_deleted_and_made_again_is_empty() {
             )
             .await
             .0,
-        403
+        400
     );
     let info = server
         .root("GET", "sys/internal/ui/mounts/team/data/x", Value::Null)
