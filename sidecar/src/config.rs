@@ -79,6 +79,8 @@ pub struct JoinConfig {
     pub seeds: Vec<String>,
     /// File with a join token, for the first start.
     pub token_file: Option<PathBuf>,
+    /// How long a first start waits for a mesh that does not answer or cannot admit nodes. Default 1 min.
+    pub patience: Duration,
 }
 
 /// `[ports]`: 0 = any free one, `None` (written `false`) = not served.
@@ -270,6 +272,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("node", "advertise"),
     ("join", "seeds"),
     ("join", "token_file"),
+    ("join", "patience"),
     ("ports", "gossip"),
     ("ports", "http"),
     ("ports", "https"),
@@ -478,6 +481,9 @@ fn read_join(mut reader: Reader<'_>) -> JoinConfig {
     let join = JoinConfig {
         seeds: seeds.unwrap_or_default(),
         token_file: reader.path("token_file"),
+        patience: reader
+            .duration("patience")
+            .unwrap_or(Duration::from_secs(60)),
     };
     reader.finish();
     join

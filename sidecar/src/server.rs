@@ -507,6 +507,7 @@ async fn listen(
         .await
         .map_err(ServerError::Listen)?;
     let addr = tcp.local_addr().map_err(ServerError::Listen)?;
+    tracing::info!(%addr, "the Vault port is open");
     let listener = match tls {
         Some(tls) => Listener::Tls(tcp, tls),
         None => Listener::Tcp(tcp),

@@ -130,17 +130,7 @@ pub struct Agent {
 impl Agent {
     pub fn start(config: &Path) -> Agent {
         let mut child = command(config).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (lines, log) = mpsc::channel();
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                if lines.send(line).is_err() {
-                    // Nobody listens any more; the pipe still has to be emptied.
-                    continue;
-                }
-            }
-        });
+        let log = log_lines(&mut child);
         let started = next_log(&log, "agent started");
         let addr = |field: &str| -> SocketAddr {
             let text = started[field]
@@ -239,6 +229,22 @@ pub fn command(config: &Path) -> Command {
         .env_clear()
         .stdin(Stdio::null());
     command
+}
+
+/// The log of a process, line by line; what is no JSON comes as a string.
+pub fn log_lines(child: &mut Child) -> mpsc::Receiver<Value> {
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let (lines, log) = mpsc::channel();
+    thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+            if lines.send(line).is_err() {
+                // Nobody listens any more; the pipe still has to be emptied.
+                continue;
+            }
+        }
+    });
+    log
 }
 
 /// Waits for the log line with this message.

@@ -1,0 +1,423 @@
+//! `mesh server` with key shares, as an operator lives with it: made, unsealed, restarted, joined.
+
+use std::{
+    fs,
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Method, Request};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use sidecar::http::client::Target;
+
+use crate::node::{PATIENCE, command, log_lines, next_log};
+
+/// A process that does not outlive the test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Gone already, mostly.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running server.
+struct Server {
+    child: Guard,
+    log: mpsc::Receiver<Value>,
+    vault: String,
+}
+
+/// How a command ended.
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Server {
+    fn start(dir: &Path) -> Server {
+        let file = dir.join("server.toml");
+        let text = format!(
+            "node = {{ name = \"s1\", data_dir = {:?}, bind = \"127.0.0.1\" }}\n\
+             ports = {{ gossip = 0, http = 0, dns = 0, vault = 0 }}\n",
+            dir.join("s1")
+        );
+        fs::write(&file, text).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mesh"))
+            .args(["server", "--config"])
+            .arg(&file)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = log_lines(&mut child);
+        let child = Guard(child);
+        let opened = next_log(&log, "the Vault port is open");
+        let addr = opened["addr"].as_str().unwrap();
+        Server {
+            vault: format!("http://{addr}"),
+            child,
+            log,
+        }
+    }
+
+    /// Waits until it is a node; its gossip and HTTP addresses.
+    fn node(&self) -> (SocketAddr, String) {
+        let started = next_log(&self.log, "agent started");
+        let text = |field: &str| started[field].as_str().unwrap().to_owned();
+        (
+            text("gossip").parse().unwrap(),
+            format!("http://{}", text("http")),
+        )
+    }
+
+    async fn vault(&self, method: Method, path: &str, token: &str, body: Value) -> (u16, Value) {
+        let (status, body) = ask(&self.vault, method, path, token, body.to_string()).await;
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// Makes the store; the shares in hex and the root token.
+    async fn init(&self, shares: u8, threshold: u8) -> (Vec<String>, String) {
+        let body = json!({"secret_shares": shares, "secret_threshold": threshold});
+        let (status, made) = self.vault(Method::PUT, "/v1/sys/init", "", body).await;
+        assert_eq!(status, 200, "{made}");
+        let keys = serde_json::from_value(made["keys"].clone()).unwrap();
+        (keys, made["root_token"].as_str().unwrap().to_owned())
+    }
+
+    async fn seal_status(&self) -> Value {
+        let path = "/v1/sys/seal-status";
+        self.vault(Method::GET, path, "", Value::Null).await.1
+    }
+
+    /// `mesh operator ...` against it, with `input` on stdin.
+    fn operator(&self, args: &[&str], token: &str, input: &str) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
+        command
+            .arg("operator")
+            .args(args)
+            .env_clear()
+            .env("MESH_VAULT_ADDR", &self.vault)
+            .env("MESH_TOKEN", token);
+        run(&mut command, input)
+    }
+
+    fn stop(mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.0.id()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.0.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(0));
+                return;
+            }
+            assert!(Instant::now() < deadline, "the server does not end");
+            // The next log line, or the end of the log, is what may have changed.
+            let _ = self.log.recv_timeout(Duration::from_millis(50));
+        }
+    }
+}
+
+fn run(command: &mut Command, input: &str) -> Ran {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that takes no input may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+async fn ask(
+    base: &str,
+    method: Method,
+    path: &str,
+    token: &str,
+    body: impl Into<Bytes>,
+) -> (u16, String) {
+    let mut request = Request::builder().method(method).uri(path);
+    if !token.is_empty() {
+        request = request
+            .header("x-vault-token", token)
+            .header("x-consul-token", token);
+    }
+    let request = request.body(body.into()).unwrap();
+    let target = Target::parse(base, 0, None).unwrap();
+    let answer = target.send(request, PATIENCE).await.unwrap();
+    let (head, body) = answer.into_parts();
+    (
+        head.status.as_u16(),
+        String::from_utf8(body.to_vec()).unwrap(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_is_sealed_until_its_share_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let status = server.operator(&["status"], "", "");
+    assert_eq!(status.code, Some(2), "{}", status.err);
+    assert!(status.err.contains("not initialised"), "{}", status.err);
+
+    let (keys, root) = server.init(1, 1).await;
+    let again = json!({"secret_shares": 1, "secret_threshold": 1});
+    let (status, refused) = server.vault(Method::PUT, "/v1/sys/init", "", again).await;
+    assert_eq!(status, 400);
+    assert!(refused["errors"][0].as_str().unwrap().contains("already"));
+    let unsealed = server.operator(&["unseal", "-"], "", &keys[0]);
+    assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
+    let (_, http) = server.node();
+
+    let path = "/v1/secret/data/app";
+    let secret = json!({"data": {"password": "kept"}});
+    let (status, written) = server.vault(Method::POST, path, &root, secret).await;
+    assert_eq!(status, 200, "{written}");
+    let (status, answer) = ask(&http, Method::PUT, "/v1/kv/limit", &root, "10").await;
+    assert_eq!((status, &*answer), (200, "true"));
+    server.stop();
+
+    // It is a node again with the certificate it kept; what needs the store says that it is sealed.
+    let server = Server::start(dir.path());
+    let (_, http) = server.node();
+    let status = server.operator(&["status"], "", "");
+    assert_eq!(status.code, Some(2), "{}", status.err);
+    assert!(
+        status.err.contains("mesh operator unseal"),
+        "{}",
+        status.err
+    );
+    let (status, refused) = server.vault(Method::GET, path, &root, Value::Null).await;
+    assert_eq!(
+        (status, refused),
+        (503, json!({"errors": ["Vault is sealed"]}))
+    );
+    let (status, answer) = ask(&http, Method::GET, "/v1/kv/limit?raw", &root, "").await;
+    assert!(
+        status == 503 && answer.contains("sealed"),
+        "{status} {answer}"
+    );
+    let (status, _) = ask(&http, Method::GET, "/v1/catalog/nodes", "", "").await;
+    assert_eq!(status, 200);
+
+    let unsealed = server.operator(&["unseal", "-"], "", &keys[0]);
+    assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
+    let status = server.operator(&["status"], "", "");
+    assert_eq!(status.code, Some(0), "{}", status.err);
+    let (status, read) = server.vault(Method::GET, path, &root, Value::Null).await;
+    assert_eq!(
+        (status, &read["data"]["data"]["password"]),
+        (200, &json!("kept"))
+    );
+    let (status, answer) = ask(&http, Method::GET, "/v1/kv/limit?raw", &root, "").await;
+    assert_eq!((status, &*answer), (200, "10"));
+    server.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_three_shares_open_the_store_and_a_wrong_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (keys, root) = server.init(3, 2).await;
+    let give = |share: &str| server.operator(&["unseal", "-"], "", share);
+
+    let malformed = give("nonsense!");
+    assert_eq!(malformed.code, Some(2));
+    assert!(malformed.err.contains("hex or base64"), "{}", malformed.err);
+    let short = give("00112233");
+    assert!(short.err.contains("33 bytes"), "{}", short.err);
+
+    // A share of nothing: refused when it would have completed the key, and nothing given counts any more.
+    assert_eq!(give(&keys[0]).code, Some(0));
+    let status = server.seal_status().await;
+    assert_eq!(
+        (&status["sealed"], &status["progress"]),
+        (&json!(true), &json!(1))
+    );
+    let wrong = give(&format!("{}7f", "5a".repeat(32)));
+    assert_eq!(wrong.code, Some(2));
+    assert!(
+        wrong.err.contains("the unseal key is wrong"),
+        "{}",
+        wrong.err
+    );
+    let status = server.seal_status().await;
+    assert_eq!(
+        (&status["sealed"], &status["progress"]),
+        (&json!(true), &json!(0))
+    );
+
+    // The same share twice is one share.
+    assert_eq!(give(&keys[0]).code, Some(0));
+    assert_eq!(give(&keys[0]).code, Some(0));
+    assert_eq!(server.seal_status().await["progress"], 1);
+    assert_eq!(give(&keys[2]).code, Some(0));
+    assert_eq!(server.seal_status().await["sealed"], false);
+    server.node();
+
+    let sealed = server.operator(&["seal"], &root, "");
+    assert_eq!(sealed.code, Some(0), "{}", sealed.err);
+    assert_eq!(server.operator(&["status"], "", "").code, Some(2));
+    assert_eq!(give(&keys[2]).code, Some(0));
+    assert_eq!(give(&keys[1]).code, Some(0));
+    assert_eq!(server.operator(&["status"], "", "").code, Some(0));
+    server.stop();
+}
+
+/// A server that agents join.
+struct Host<'a> {
+    dir: &'a Path,
+    gossip: SocketAddr,
+    http: String,
+    root: String,
+}
+
+impl Host<'_> {
+    fn join_token(&self, args: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
+        command
+            .arg("join-token")
+            .args(args)
+            .env_clear()
+            .env("MESH_HTTP_ADDR", &self.http)
+            .env("MESH_TOKEN", &self.root);
+        run(&mut command, "")
+    }
+
+    fn new_token(&self, name: &str, ttl: &str) -> PathBuf {
+        let file = self.dir.join(name);
+        let out = file.to_str().unwrap();
+        let made = self.join_token(&["create", "--ttl", ttl, "--publish", "web", "--out", out]);
+        assert_eq!(made.code, Some(0), "{}", made.err);
+        file
+    }
+
+    fn listed(&self) -> Vec<Value> {
+        let list = self.join_token(&["list", "--output", "json"]);
+        assert_eq!(list.code, Some(0), "{}", list.err);
+        serde_json::from_str(&list.out).unwrap()
+    }
+
+    fn agent(&self, name: &str, token: &Path) -> Command {
+        let file = self.dir.join(format!("{name}.toml"));
+        let text = format!(
+            "node = {{ name = {name:?}, data_dir = {:?}, bind = \"127.0.0.1\" }}\n\
+             ports = {{ gossip = 0, http = 0, dns = 0 }}\n\
+             join = {{ seeds = [\"{}\"], token_file = {token:?}, patience = \"1s\" }}\n",
+            self.dir.join(name),
+            self.gossip,
+        );
+        fs::write(&file, text).unwrap();
+        command(&file)
+    }
+
+    /// Starts an agent that is let in, and waits until it runs.
+    fn admitted(&self, name: &str, token: &Path) -> Guard {
+        let mut command = self.agent(name, token);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = log_lines(&mut child);
+        let child = Guard(child);
+        next_log(&log, "agent started");
+        child
+    }
+
+    /// Runs an agent that is not let in: its exit code, and what it says.
+    fn refused(&self, name: &str, token: &Path) -> (Option<i32>, String) {
+        let ran = run(&mut self.agent(name, token), "");
+        (ran.code, ran.err)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_bad_join_token_says_why_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (keys, root) = server.init(1, 1).await;
+    assert_eq!(
+        server.operator(&["unseal", "-"], "", &keys[0]).code,
+        Some(0)
+    );
+    let (gossip, http) = server.node();
+    let dir = dir.path();
+    let host = Host {
+        dir,
+        gossip,
+        http,
+        root,
+    };
+
+    // Good once, and once only.
+    let once = host.new_token("once", "1h");
+    let first = host.admitted("n1", &once);
+    let (code, said) = host.refused("n2", &once);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("used as often") && said.contains("mesh join-token create"),
+        "{said}"
+    );
+    drop(first);
+
+    let revoked = host.new_token("revoked", "1h");
+    for token in host.listed() {
+        let id = token["id"].as_str().unwrap();
+        assert_eq!(host.join_token(&["revoke", id]).code, Some(0));
+    }
+    let (code, said) = host.refused("n3", &revoked);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("token is not known"), "{said}");
+
+    let brief = host.new_token("brief", "1s");
+    let deadline = Instant::now() + PATIENCE;
+    while !host.listed().is_empty() {
+        assert!(Instant::now() < deadline, "the token does not expire");
+    }
+    let (code, said) = host.refused("n4", &brief);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("expired"), "{said}");
+
+    let nonsense = dir.join("nonsense");
+    let mut options = fs::File::options();
+    let mut file = options
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&nonsense)
+        .unwrap();
+    file.write_all(b"not a token").unwrap();
+    let (code, said) = host.refused("n5", &nonsense);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("this is no join token"), "{said}");
+
+    // Sealed: the token is good, the time is not.
+    let later = host.new_token("later", "1h");
+    assert_eq!(server.operator(&["seal"], &host.root, "").code, Some(0));
+    let (code, said) = host.refused("n6", &later);
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("sealed"), "{said}");
+    assert_eq!(
+        server.operator(&["unseal", "-"], "", &keys[0]).code,
+        Some(0)
+    );
+    drop(host.admitted("n6", &later));
+    server.stop();
+}
