@@ -191,7 +191,12 @@ impl Agent {
         let bound = listen::open(&config, &api, &attach.routes(), &stop, &tasks).await?;
         (addresses.http, addresses.https) = bound;
         tasks.spawn(attach.expire_leases(stop.clone()));
-        let becoming = become_ready(mesh.clone(), readiness, Arc::clone(&ready), stop.clone());
+        let fill = if first(&config, extras.server) {
+            Duration::ZERO
+        } else {
+            FILL
+        };
+        let becoming = become_ready(mesh.clone(), readiness, Arc::clone(&ready), fill, stop.clone());
         tasks.spawn(becoming);
         unless_done.disarm();
         Ok(Agent {
@@ -362,12 +367,27 @@ async fn settle(mesh: Mesh, stop: CancellationToken) {
     }
 }
 
+/// Whether this is a server that knows of nobody: there is nothing to wait for.
+fn first(config: &Config, server: bool) -> bool {
+    server
+        && config.join.seeds.is_empty()
+        && NodeDirectory::open(&config.node.data_dir.join("node"))
+            .and_then(|directory| directory.candidates())
+            .is_ok_and(|kept| libmesh::member::decode_candidates(&kept).is_empty())
+}
+
 /// Ready when another node was heard of; a first or lonely node after a while.
-async fn become_ready(mesh: Mesh, dns: Readiness, ready: Arc<AtomicBool>, stop: CancellationToken) {
+async fn become_ready(
+    mesh: Mesh,
+    dns: Readiness,
+    ready: Arc<AtomicBool>,
+    fill: Duration,
+    stop: CancellationToken,
+) {
     let mut changes = mesh.catalog().watch_all();
     let heard = changes.wait_for(|_| mesh.catalog().nodes().len() > 1);
     let alone = tokio::select! {
-        heard = timeout(FILL, heard) => heard.is_err(),
+        heard = timeout(fill, heard) => heard.is_err(),
         () = stop.cancelled() => return,
     };
     if alone {

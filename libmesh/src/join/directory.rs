@@ -146,7 +146,7 @@ impl NodeDirectory {
     }
 
     /// The members to announce to after a restart.
-    pub(crate) fn candidates(&self) -> Result<Vec<u8>, DirectoryError> {
+    pub fn candidates(&self) -> Result<Vec<u8>, DirectoryError> {
         Ok(self
             .read("candidates")?
             .map(|bytes| bytes.to_vec())

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,7 +18,9 @@ use crate::{
 
 /// How long after a change the own log is written: what comes meanwhile costs no further write.
 const LOG: Duration = Duration::from_secs(5);
-/// How often the member candidates are written, if they changed.
+/// How long after a change of members the candidates are written: what comes meanwhile is one write.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How often they are written at the least, if they changed.
 const CANDIDATES: Duration = Duration::from_secs(10);
 
 /// Publishes each new certificate of the node, and keeps it with the roots in the directory.
@@ -85,11 +90,21 @@ pub(super) async fn follow_members(
 ) {
     let mut tick = interval(CANDIDATES);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut events = membership.events();
     let mut kept = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
+            // A node that ends soon after it has joined must find the others again. Events that were
+            // missed are one more reason to look.
+            event = events.recv() => {
+                if event == Err(RecvError::Closed) {
+                    return;
+                }
+                sleep(SETTLE).await;
+                events = events.resubscribe();
+            }
         }
         let Ok(candidates) = membership.candidates().await else {
             return;
