@@ -196,7 +196,13 @@ impl Agent {
         } else {
             FILL
         };
-        let becoming = become_ready(mesh.clone(), readiness, Arc::clone(&ready), fill, stop.clone());
+        let becoming = become_ready(
+            mesh.clone(),
+            readiness,
+            Arc::clone(&ready),
+            fill,
+            stop.clone(),
+        );
         tasks.spawn(becoming);
         unless_done.disarm();
         Ok(Agent {
