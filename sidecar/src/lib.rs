@@ -12,6 +12,7 @@ pub mod consul;
 mod demo;
 pub mod forward;
 pub mod http;
+mod ports;
 pub mod proxy;
 pub mod server;
 pub mod sidecar_role;

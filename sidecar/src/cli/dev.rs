@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    net::TcpListener,
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     agent::logging,
     config::{Config, Sources},
+    ports,
     server::{Openness, RunningServer, Server},
 };
 
@@ -107,11 +108,8 @@ impl Command {
             write_private(&key_file, &key)?;
         }
         let ports = if self.free_ports {
-            let mut ports = [0; 4];
-            for port in &mut ports {
-                *port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-            }
-            let [gossip, http, dns, vault] = ports;
+            let ports: [SocketAddr; 4] = ports::free()?;
+            let [gossip, http, dns, vault] = ports.map(|addr| addr.port());
             format!("[ports]\ngossip = {gossip}\nhttp = {http}\ndns = {dns}\nvault = {vault}\n")
         } else {
             String::new()
@@ -130,9 +128,8 @@ impl Command {
 
     fn tell(&self, running: &RunningServer, dir: &Path, token: &str) -> Result<(), Failure> {
         let agent = running.agent();
-        let shown = |addr: Option<std::net::SocketAddr>| {
-            addr.map(|addr| addr.to_string()).unwrap_or_default()
-        };
+        let shown =
+            |addr: Option<SocketAddr>| addr.map(|addr| addr.to_string()).unwrap_or_default();
         let http = shown(agent.addresses().http);
         let dns = shown(agent.addresses().dns);
         let vault = shown(running.vault_addr());

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Stdio,
@@ -20,7 +20,7 @@ use super::{
     process::Process,
     screen::command,
 };
-use crate::http::client::Target;
+use crate::{http::client::Target, ports};
 
 /// How long a process may take to stop after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
@@ -38,26 +38,14 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    fn free() -> anyhow::Result<Self> {
-        Ok(Self {
-            gossip: free_port()?,
-            http: free_port()?,
-            dns: free_port()?,
-            vault: free_port()?,
-        })
-    }
-}
-
-/// A loopback address whose port is free for TCP and UDP.
-pub(super) fn free_port() -> anyhow::Result<SocketAddr> {
-    for _ in 0..64 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let addr = listener.local_addr()?;
-        if UdpSocket::bind(addr).is_ok() {
-            return Ok(addr);
+    fn of([gossip, http, dns, vault]: [SocketAddr; 4]) -> Self {
+        Self {
+            gossip,
+            http,
+            dns,
+            vault,
         }
     }
-    bail!("no port is free for both TCP and UDP on 127.0.0.1")
 }
 
 /// What a command printed.
@@ -81,22 +69,28 @@ pub(super) struct Cluster {
     pub(super) shop_admin: SocketAddr,
     pub(super) web_v1_admin: SocketAddr,
     pub(super) web_v2_admin: SocketAddr,
+    /// Where the sidecars of both versions take calls.
+    inbound: [SocketAddr; 2],
 }
 
 impl Cluster {
     pub(super) fn new(dir: &Path) -> anyhow::Result<Self> {
+        // All at once, so that they differ.
+        let ports: [SocketAddr; 20] = ports::free()?;
+        let node = |n: usize| Ports::of([ports[n], ports[n + 1], ports[n + 2], ports[n + 3]]);
         Ok(Self {
             dir: dir.to_owned(),
             processes: Vec::new(),
-            node1: Ports::free()?,
-            node2: Ports::free()?,
-            node3: Ports::free()?,
-            web_v1: free_port()?,
-            web_v2: free_port()?,
-            upstream: free_port()?,
-            shop_admin: free_port()?,
-            web_v1_admin: free_port()?,
-            web_v2_admin: free_port()?,
+            node1: node(0),
+            node2: node(4),
+            node3: node(8),
+            web_v1: ports[12],
+            web_v2: ports[13],
+            upstream: ports[14],
+            shop_admin: ports[15],
+            web_v1_admin: ports[16],
+            web_v2_admin: ports[17],
+            inbound: [ports[18], ports[19]],
         })
     }
 
@@ -271,7 +265,7 @@ impl Cluster {
                 "--tag",
                 "v1",
                 "--inbound",
-                &free_port()?.to_string(),
+                &self.inbound[0].to_string(),
                 "--check-http",
                 "/health",
                 "--check-interval",
@@ -294,7 +288,7 @@ impl Cluster {
                 "--tag",
                 "v2",
                 "--inbound",
-                &free_port()?.to_string(),
+                &self.inbound[1].to_string(),
                 "--check-http",
                 "/health",
                 "--check-interval",
