@@ -339,7 +339,7 @@ pub fn health_check(check: &Check<'_>) -> Value {
         "Output": check.output,
         "ServiceID": check.service_id,
         "ServiceName": check.service_name,
-        "ServiceTags": check.service_tags,
+        "ServiceTags": (!check.service_tags.is_empty()).then_some(check.service_tags),
         "Type": "",
         "ExposedPort": 0,
         "Definition": {
