@@ -18,6 +18,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    error::Blame,
     identity::{
         KeyError, SigningKeyPair, SpiffeId, Trust, TrustDomain, TrustError, verify_signature,
     },
@@ -83,6 +84,7 @@ pub struct SignedBundle {
 
 /// Why a bundle is not taken.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BundleError {
     /// It does not decode, or is of a later format.
     #[error("the config bundle is malformed or of a later version")]
@@ -129,6 +131,21 @@ pub enum BundleError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl BundleError {
+    /// Whom to blame. Trying again with the same bundle does not help.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Malformed | Self::Signer(_) | Self::NotASigner(_) | Self::Signature => {
+                Blame::Peer
+            }
+            Self::TooLarge(_) | Self::Elsewhere(_) | Self::Older { .. } | Self::Forked(_) => {
+                Blame::Authority
+            }
+            Self::Key(_) | Self::Cache { .. } => Blame::Environment,
+        }
+    }
 }
 
 impl SignedBundle {

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch as tokio_watch;
 
+use crate::error::{Blame, Retry};
 use crate::model::{InstanceId, InvalidField, Liveness, NodeId, ServiceName};
 
 mod apply;
@@ -114,6 +115,7 @@ impl Default for Options {
 
 /// Why a write to the own log was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LocalError {
     /// A field is not well formed.
     #[error(transparent)]
@@ -141,6 +143,23 @@ pub enum LocalError {
         /// Id of this node.
         own: NodeId,
     },
+}
+
+impl LocalError {
+    /// Whom to blame: for what the certificate does not allow the configuration (the join token says it), for the rest
+    /// the caller.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::NotPermitted { .. } => Blame::Configuration,
+            Self::Certificate(_) => Blame::Authority,
+            _ => Blame::Caller,
+        }
+    }
+
+    /// Whether trying again helps.
+    pub fn retry(&self) -> Retry {
+        Retry::No
+    }
 }
 
 impl Catalog {

@@ -1,8 +1,13 @@
 //! What a [`Mesh`](crate::mesh::Mesh) needs to start.
+//!
+//! [`Builder`] reads texts as they stand in a configuration file or an environment, parses each once, and reports all
+//! that cannot be used at once, by field. [`Config`] is what comes out: typed, and free to be changed before the start.
+
+mod builder;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -12,7 +17,7 @@ use crate::{
     identity::CertificateSource,
     join::{JoinToken, NodeCredentials, Seed},
     member::Preset,
-    model::{NodeName, Roles},
+    model::{Datacenter, NodeName, Roles},
     rpc, sync,
 };
 
@@ -27,15 +32,21 @@ pub enum Credentials {
     Given(Box<NodeCredentials>),
 }
 
+pub use builder::{Builder, ConfigError};
+
 /// Configuration of a node. [`Config::new`] has the defaults; fields may be changed freely before the start.
+/// [`Config::builder`] parses texts.
 #[derive(Clone)]
 pub struct Config {
     /// The node's name, unique in the mesh. Bound to its key when it joins.
     pub node: NodeName,
     /// Where to listen, UDP and TCP on the same port. Default `0.0.0.0:8301`; port 0 takes a free one.
     pub bind: SocketAddr,
-    /// Where others reach the node. Default: `bind`, which must then be a real address.
+    /// Where others reach the node; port 0 means that of `bind`. Default: `bind`, and where that is no real address
+    /// (`0.0.0.0`), the address of this machine from which the first seed is reached.
     pub advertise: Option<SocketAddr>,
+    /// The datacenter that the credentials must be for. Default: whichever they are for.
+    pub datacenter: Option<Datacenter>,
     /// The node directory (mode 0700): key, certificate, keyring, caches. `None`: nothing is kept, which
     /// needs [`Credentials::Given`].
     pub directory: Option<PathBuf>,
@@ -51,7 +62,7 @@ pub struct Config {
     pub join_patience: Duration,
     /// What the node says it does. A claim only: rights are in its certificate.
     pub roles: Roles,
-    /// What the node says of itself; `zone` is its failure domain.
+    /// What the node says of itself; `zone` is its failure domain, `region` what is near beyond it.
     pub meta: BTreeMap<Arc<str>, Arc<str>>,
     /// The version of the embedding program. Default: this crate's.
     pub version: Arc<str>,
@@ -70,12 +81,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// A configuration from texts, for a node called `node`; without more it is one that has joined before.
+    pub fn builder(node: impl AsRef<str>) -> Builder {
+        Builder::new(node.as_ref())
+    }
+
     /// The defaults for a node called `node`.
     pub fn new(node: NodeName, credentials: Credentials) -> Self {
         Self {
             node,
             bind: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8301)),
             advertise: None,
+            datacenter: None,
             directory: None,
             resume: false,
             credentials,
@@ -91,5 +108,21 @@ impl Config {
             certificates: None,
             service_ttl: None,
         }
+    }
+}
+
+/// Why nobody else can reach `ip`, if that shows on it.
+pub(crate) fn unreachable(ip: IpAddr) -> Option<&'static str> {
+    let link_local = |ip: std::net::Ipv6Addr| (ip.segments()[0] & 0xffc0) == 0xfe80;
+    match ip {
+        _ if ip.is_unspecified() => {
+            Some("that is every address of this machine, and none of others")
+        }
+        _ if ip.is_multicast() => Some("that is a multicast address"),
+        IpAddr::V4(ip) if ip.is_broadcast() => Some("that is the broadcast address"),
+        IpAddr::V6(ip) if link_local(ip) => {
+            Some("a link-local address means another machine on every interface")
+        }
+        _ => None,
     }
 }

@@ -21,7 +21,7 @@ mod spiffe;
 mod tls;
 mod trust;
 
-pub use key::{KeyError, NodeKey, ServiceKey, SigningKeyPair};
+pub use key::{KeyError, NodeKey, ServiceKey, SigningKeyPair, TlsKey};
 pub use leaf::{Leaf, LeafError, verify_signature};
 pub use live::{Identity, IdentityError};
 pub use renew::Subject;

@@ -8,6 +8,7 @@
 
 mod directory;
 mod joiner;
+mod lock;
 mod relay;
 mod seeds;
 mod token;
@@ -29,6 +30,7 @@ pub use joiner::{JoinError, join};
 pub use seeds::{Seed, SeedError};
 pub use token::{JoinToken, TokenError};
 
+pub(crate) use lock::DirectoryLock;
 pub(crate) use relay::route;
 
 /// The largest join request, in bytes.

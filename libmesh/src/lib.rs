@@ -40,6 +40,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod config;
 pub mod connect;
+pub mod error;
 pub mod files;
 pub mod health;
 pub mod identity;

@@ -1,5 +1,6 @@
 //! A node of the mesh in one handle: start, register, resolve, watch, connect, accept, leave.
 
+mod advertise;
 mod authority;
 mod error;
 mod listener;
@@ -24,13 +25,13 @@ use crate::{
     connect::{Acceptor, Connector, MeshStream},
     health::Scheduler,
     identity::{CertificateSource, Identity, Subject, Trust},
-    join::NodeDirectory,
+    join::{DirectoryLock, NodeDirectory},
     member::Membership,
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName, ServiceName},
     rpc,
 };
 
-pub use crate::config::{Config, Credentials};
+pub use crate::config::{Builder, Config, ConfigError, Credentials};
 pub use error::MeshError;
 pub use listener::Listener;
 
@@ -56,6 +57,8 @@ struct Inner {
     identity: Identity,
     catalog: Catalog,
     directory: Option<NodeDirectory>,
+    /// Until the node has ended: then another process may have the directory.
+    lock: Mutex<Option<DirectoryLock>>,
     membership: Membership,
     bundles: BundleStore,
     client: rpc::Client,
@@ -71,6 +74,11 @@ struct Inner {
 }
 
 impl Mesh {
+    /// A node called `name`, to be configured by texts and started with [`Builder::start`].
+    pub fn builder(name: impl AsRef<str>) -> Builder {
+        Config::builder(name)
+    }
+
     /// Starts a node: listens, joins if it must, announces itself, and follows the mesh from then on.
     ///
     /// Returns when the node answers others and has its credentials; the catalog of a node that has just
@@ -289,6 +297,7 @@ impl Mesh {
             // Nothing is told to others any more: the next start goes on exactly here.
             upkeep::save_log(&self.inner.catalog, directory, true).await;
         }
+        drop(self.inner.lock.lock().take());
     }
 }
 

@@ -15,6 +15,7 @@ mod node;
 
 pub use check::{CheckRecord, Health};
 pub use error::InvalidField;
+pub(crate) use instance::check_meta;
 pub use instance::{Host, Instance, Weights};
 pub use meta::Meta;
 pub use names::{Datacenter, InstanceId, NodeName, ServiceName};

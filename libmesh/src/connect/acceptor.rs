@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     bundle::BundleStore,
+    error::Blame,
     identity::{Identity, Leaf, SpiffeId, explain},
     model::ServiceName,
 };
@@ -21,6 +22,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Why a caller was not let in.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AcceptError {
     /// It did not finish the handshake in time.
     #[error("the caller did not finish the TLS handshake within {HANDSHAKE:?}")]
@@ -42,6 +44,17 @@ pub enum AcceptError {
     /// The connection broke.
     #[error("the connection broke during the handshake")]
     Io(#[from] io::Error),
+}
+
+impl AcceptError {
+    /// Whom to blame: the mesh's authority where an intention decided, else the caller. It may call again; there is
+    /// nothing that this end can repeat.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Denied { .. } => Blame::Authority,
+            _ => Blame::Peer,
+        }
+    }
 }
 
 /// Takes calls for one service. Cheap to clone.

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     bundle::BundleStore,
+    error::{Blame, Retry},
     identity::{Identity, Leaf, explain},
     model::ServiceName,
 };
@@ -28,6 +29,7 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// The service has no instance that takes mesh connections.
     #[error("service {0} has no instance that takes mesh connections; see: mesh services")]
@@ -43,6 +45,21 @@ pub enum ConnectError {
         /// What was tried, and what came of it.
         attempts: String,
     },
+}
+
+impl ConnectError {
+    /// Whom to blame: an intention is the authority's, everything else lies with the service called.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Denied(_) => Blame::Authority,
+            Self::NoEndpoint(_) | Self::Failed { .. } => Blame::Peer,
+        }
+    }
+
+    /// Whether trying again helps: an instance may come at any time, an intention only when somebody allows it.
+    pub fn retry(&self) -> Retry {
+        Retry::later_if(!matches!(self, Self::Denied(_)))
+    }
 }
 
 /// Dials one service with one identity. Cheap to clone.

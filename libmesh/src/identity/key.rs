@@ -20,8 +20,9 @@ use zeroize::Zeroizing;
 
 use crate::{files, model::NodeId};
 
-/// Why a key could not be made, read or used.
+/// Why a key could not be made, read or used. Blames this machine; trying again does not help.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeyError {
     /// The system gave no random bytes, or the key bytes are no key.
     #[error("the {0} key cannot be used: {1}")]
@@ -36,12 +37,22 @@ pub enum KeyError {
     },
 }
 
+/// A private key as TLS signs with it; what is inside belongs to this crate.
+#[derive(Clone)]
+pub struct TlsKey(pub(super) Arc<dyn SigningKey>);
+
+impl fmt::Debug for TlsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsKey")
+    }
+}
+
 /// A private key of this process: what [`super::Identity`] needs of it.
 pub trait SigningKeyPair {
     /// A PKCS#10 request for this key (DER). It names nobody: the authority decides who may have what.
     fn csr_der(&self) -> Result<Vec<u8>, KeyError>;
-    /// The key as rustls signs with it.
-    fn tls_key(&self) -> Result<Arc<dyn SigningKey>, KeyError>;
+    /// The key for TLS.
+    fn tls_key(&self) -> Result<TlsKey, KeyError>;
     /// Signs `message`: Ed25519, or ECDSA P-256 with SHA-256 in ASN.1 form.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
 }
@@ -111,7 +122,7 @@ impl SigningKeyPair for NodeKey {
         csr(&self.pkcs8, "node")
     }
 
-    fn tls_key(&self) -> Result<Arc<dyn SigningKey>, KeyError> {
+    fn tls_key(&self) -> Result<TlsKey, KeyError> {
         tls_key(&self.pkcs8, "node")
     }
 
@@ -158,7 +169,7 @@ impl SigningKeyPair for ServiceKey {
         csr(&self.pkcs8, "service")
     }
 
-    fn tls_key(&self) -> Result<Arc<dyn SigningKey>, KeyError> {
+    fn tls_key(&self) -> Result<TlsKey, KeyError> {
         tls_key(&self.pkcs8, "service")
     }
 
@@ -193,9 +204,10 @@ fn csr(pkcs8: &[u8], what: &'static str) -> Result<Vec<u8>, KeyError> {
     Ok(request.der().to_vec())
 }
 
-fn tls_key(pkcs8: &[u8], what: &'static str) -> Result<Arc<dyn SigningKey>, KeyError> {
+fn tls_key(pkcs8: &[u8], what: &'static str) -> Result<TlsKey, KeyError> {
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
-    any_supported_type(&der).map_err(|e| unusable(what, e))
+    let key = any_supported_type(&der).map_err(|e| unusable(what, e))?;
+    Ok(TlsKey(key))
 }
 
 /// `cause` describes the kind of failure, never key bytes: ring and rustls keep them out of their errors.

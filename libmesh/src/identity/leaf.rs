@@ -17,6 +17,7 @@ use crate::model::NodeId;
 
 /// Why a certificate gives no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LeafError {
     /// The bytes are no X.509 certificate.
     #[error("the certificate is malformed")]

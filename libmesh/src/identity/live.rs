@@ -15,10 +15,14 @@ use super::{
     TrustError,
     tls::{self, Newest},
 };
-use crate::model::ServiceName;
+use crate::{
+    error::{Blame, Retry},
+    model::ServiceName,
+};
 
 /// Why a certificate cannot be used as ours.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum IdentityError {
     /// No random bytes, or a broken key.
     #[error(transparent)]
@@ -40,6 +44,27 @@ pub enum IdentityError {
         /// Whom it should name.
         wanted: String,
     },
+}
+
+impl IdentityError {
+    /// Whom to blame.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Key(_) => Blame::Environment,
+            Self::Source(_)
+            | Self::Trust(_)
+            | Self::KeyMismatch(_)
+            | Self::WrongIdentity { .. } => Blame::Authority,
+        }
+    }
+
+    /// Whether trying again helps.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Source(error) => error.retry(),
+            _ => Retry::No,
+        }
+    }
 }
 
 /// A certificate with its key, renewed in place. Cheap to clone; all clones present the newest one.
@@ -155,7 +180,7 @@ impl Identity {
     }
 
     /// TLS 1.3 with client certificates required and judged by our trust, for one ALPN protocol.
-    pub fn server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
+    pub(crate) fn server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
         tls::server_config(&self.inner.trust, self.clone(), alpn)
     }
 
@@ -166,7 +191,7 @@ impl Identity {
 
     /// TLS 1.3 with our certificate. The server must be of our mesh; *which* of its identities it must
     /// have is for the caller to check on [`Leaf::spiffe`] before it sends anything.
-    pub fn client_config(&self, alpn: &[u8]) -> Arc<ClientConfig> {
+    pub(crate) fn client_config(&self, alpn: &[u8]) -> Arc<ClientConfig> {
         tls::client_config(&self.inner.trust, self.clone(), alpn)
     }
 }
@@ -199,7 +224,7 @@ impl Current {
     ) -> Result<Self, IdentityError> {
         let leaf = trust.verify(&chain, SystemTime::now())?;
         let certificates = chain.iter().cloned().map(CertificateDer::from).collect();
-        let certified = CertifiedKey::new(certificates, key.tls_key()?);
+        let certified = CertifiedKey::new(certificates, key.tls_key()?.0);
         if certified.keys_match().is_err() {
             return Err(IdentityError::KeyMismatch(leaf.spiffe));
         }

@@ -19,6 +19,7 @@ const MAX_PATTERNS: usize = 256;
 
 /// A pattern that is neither a service name, a prefix with `*`, nor `*`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RightsError {
     /// The pattern has a character that service names do not have, or `*` before its end.
     #[error(

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Leaf, TrustBundle};
-use crate::model::ServiceName;
+use crate::{error::Retry, model::ServiceName};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -38,7 +38,8 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// Why no certificate was issued.
+/// Why no certificate was issued. Blames the authority. There are just these two, so that every [`CertificateSource`]
+/// says whether asking again helps.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// The authority cannot answer now: sealed, restarting, unreachable. Trying later is right.
@@ -47,6 +48,13 @@ pub enum SourceError {
     /// The authority refused; asking the same again will not help.
     #[error("the certificate authority refused: {0}")]
     Refused(String),
+}
+
+impl SourceError {
+    /// Whether trying again helps.
+    pub fn retry(&self) -> Retry {
+        Retry::later_if(matches!(self, Self::Unavailable(_)))
+    }
 }
 
 /// Signs certificate requests: the mesh authority itself (in a server) or a call to it (in an agent).

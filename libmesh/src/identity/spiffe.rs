@@ -11,6 +11,7 @@ const MAX_LEN: usize = 2048;
 
 /// Why a text is no SPIFFE ID of this mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SpiffeError {
     /// The trust domain is empty, too long or has a character other than `a-z 0-9 . - _`.
     #[error(

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Leaf, LeafError, TrustDomain};
+use crate::error::Blame;
 
 /// The root certificates (DER) of a mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -54,6 +55,7 @@ impl Revoked {
 
 /// Why a chain is not believed.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum TrustError {
     /// There is no certificate, or the leaf gives no identity.
     #[error("the peer's certificate gives no identity")]
@@ -64,7 +66,7 @@ pub enum TrustError {
         /// Who the certificate says it is.
         spiffe: String,
         /// What webpki found.
-        reason: rustls::Error,
+        reason: String,
     },
     /// The identity is of another mesh.
     #[error("{0} is not of the trust domain {1}")]
@@ -88,6 +90,17 @@ pub enum TrustError {
     /// A trust bundle without a usable root.
     #[error("the trust bundle holds no usable root certificate")]
     NoRoots,
+}
+
+impl TrustError {
+    /// Whom to blame: for the roots the authority, for everything else whoever showed the chain. Trying again does not
+    /// help.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::NoRoots => Blame::Authority,
+            _ => Blame::Peer,
+        }
+    }
 }
 
 /// The trust of a process. Cheap to clone; all clones change together.
@@ -216,7 +229,7 @@ impl Trust {
         let spiffe = || leaf.spiffe.to_string();
         path.map_err(|reason| TrustError::Path {
             spiffe: spiffe(),
-            reason,
+            reason: reason.to_string(),
         })?;
         if leaf.spiffe.trust_domain() != self.domain() {
             return Err(TrustError::Domain(spiffe(), self.domain().clone()));

@@ -2,13 +2,19 @@
 
 use std::{
     io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
-use super::NodeCredentials;
+use super::{
+    NodeCredentials,
+    lock::{DirectoryLock, Taken},
+};
 use crate::{
     files,
     identity::{KeyError, NodeKey, TrustBundle, TrustDomain},
@@ -18,21 +24,48 @@ use crate::{
 
 /// Version of the certificate file's layout.
 const FORMAT: u8 = 1;
+/// How long a node of this process that was dropped may take to let go of its directory.
+const ENDING: Duration = Duration::from_secs(2);
 
-/// Why the node directory cannot be used.
+/// Why the node directory cannot be used. Blames this machine; trying again does not help.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DirectoryError {
     /// A file cannot be read or written.
-    #[error("cannot use {path}")]
+    #[error("node directory: cannot use {}; {}", path.display(), remedy(source))]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
+    /// Others may enter it: whoever reads the node key is this node.
+    #[error(
+        "node directory: {} has mode {mode:04o}, so that others may enter it; run: chmod 700 {}",
+        path.display(), path.display()
+    )]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Another process uses it.
+    #[error(
+        "node directory: {} is in use by {}; stop that one, or give this one a directory of its own",
+        path.display(), pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other process.
+        pid: Option<u32>,
+    },
     /// A file is damaged.
     #[error(
-        "{path} is damaged ({reason}); remove the node directory and join again with a new token"
+        "node directory: {} is damaged ({reason}); remove the node directory and join again with a new token (on a \
+         server: mesh join-token create)",
+        path.display()
     )]
     Damaged {
         /// The file.
@@ -43,6 +76,17 @@ pub enum DirectoryError {
     /// The node key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+}
+
+/// What to do about what the system said.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk is full: free some space there, then start again"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "use a directory on a disk that can be written",
+        _ => "let the user of this process own the directory and write there, or use another one",
+    }
 }
 
 /// A directory with the node's key, certificate, gossip keyring, member candidates, own log and config bundle:
@@ -63,19 +107,67 @@ struct Certificate {
 
 impl NodeDirectory {
     /// The directory at `path`, made if it is not there.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Exposed`] when others may enter it.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
-        files::create_private_dir(path).map_err(|source| DirectoryError::File {
+        let file = |source| DirectoryError::File {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        files::create_private_dir(path).map_err(file)?;
+        let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(DirectoryError::Exposed {
+                path: path.to_owned(),
+                mode,
+            });
+        }
         Ok(Self {
             path: path.to_owned(),
         })
     }
 
+    /// Takes the directory for this process, until the lock is dropped.
+    ///
+    /// # Errors
+    /// [`DirectoryError::InUse`] at once where another process has it. A node of this very process that was dropped and
+    /// is still ending is waited for, two seconds at most.
+    pub(crate) async fn lock(&self) -> Result<DirectoryLock, DirectoryError> {
+        let path = self.path.join("lock");
+        let until = Instant::now() + ENDING;
+        loop {
+            match DirectoryLock::take(&path) {
+                Ok(lock) => return Ok(lock),
+                Err(Taken::By(pid))
+                    if pid == Some(std::process::id()) && Instant::now() < until =>
+                {
+                    sleep(ENDING / 100).await;
+                }
+                Err(Taken::By(pid)) => {
+                    return Err(DirectoryError::InUse {
+                        path: self.path.clone(),
+                        pid,
+                    });
+                }
+                Err(Taken::Unusable(source)) => return Err(DirectoryError::File { path, source }),
+            }
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file of the node key.
+    pub fn key_path(&self) -> PathBuf {
+        self.path.join("key.p8")
+    }
+
     /// The node key, made at the first call.
     pub fn key(&self) -> Result<NodeKey, DirectoryError> {
-        Ok(NodeKey::load_or_create(&self.path.join("key.p8"))?)
+        Ok(NodeKey::load_or_create(&self.key_path())?)
     }
 
     /// What was kept; `None` before the first join.
@@ -175,6 +267,16 @@ impl NodeDirectory {
 
     pub(crate) fn save_log(&self, bytes: &[u8]) -> Result<(), DirectoryError> {
         self.write("log", bytes)
+    }
+
+    /// SHA-256 of the root that the join token pinned; `None` before the first join with a token.
+    pub(crate) fn pin(&self) -> Result<Option<[u8; 32]>, DirectoryError> {
+        let bytes = self.read("pin")?;
+        Ok(bytes.and_then(|bytes| bytes.as_slice().try_into().ok()))
+    }
+
+    pub(crate) fn save_pin(&self, ca_hash: &[u8; 32]) -> Result<(), DirectoryError> {
+        self.write("pin", ca_hash)
     }
 
     /// Where the config bundle is cached.

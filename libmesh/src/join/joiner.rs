@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{JoinReply, JoinRequest, JoinToken, NodeCredentials, Seed};
 use crate::{
+    error::{Blame, Retry},
     identity::{KeyError, Leaf, NodeKey, SigningKeyPair, Trust, TrustBundle, sha256},
     member::Keyring,
     model::NodeName,
@@ -26,6 +27,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 
 /// Why the node is not in the mesh.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum JoinError {
     /// The mesh does not know the token.
     #[error(
@@ -38,7 +40,9 @@ pub enum JoinError {
     )]
     Expired(String),
     /// The node name belongs to another key.
-    #[error("the node name {name} cannot be had: {message}")]
+    #[error(
+        "the node name {name} cannot be had: {message}; choose another name, or see who has it with: mesh members"
+    )]
     Name {
         /// The name.
         name: NodeName,
@@ -46,7 +50,10 @@ pub enum JoinError {
         message: String,
     },
     /// Who answers is of another mesh than the token.
-    #[error("{addr} is not of the mesh that the join token is for: {reason}")]
+    #[error(
+        "{addr} is not of the mesh that the join token is for: {reason}; take a seed of that mesh, or make a token in \
+         this one with: mesh join-token create"
+    )]
     OtherMesh {
         /// Who answered.
         addr: SocketAddr,
@@ -57,10 +64,12 @@ pub enum JoinError {
     #[error("the mesh cannot admit nodes now: {0}; try later")]
     Later(String),
     /// Nobody answered.
-    #[error("no mesh node answers: {0}")]
+    #[error(
+        "no mesh node answers: {0}; check the seeds, and that port 8301 (UDP and TCP) is open between the nodes"
+    )]
     Unreachable(String),
     /// No seeds were given.
-    #[error("no address of a mesh node is given to join with")]
+    #[error("no address of a mesh node is given to join with: set a seed, like 10.0.0.1:8301")]
     NoSeeds,
     /// The answer does not hold what it should.
     #[error("the answer of {addr} cannot be used: {reason}")]
@@ -76,9 +85,23 @@ pub enum JoinError {
 }
 
 impl JoinError {
+    /// Whom to blame.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Refused(_)
+            | Self::Expired(_)
+            | Self::Name { .. }
+            | Self::OtherMesh { .. }
+            | Self::NoSeeds => Blame::Configuration,
+            Self::Later(_) => Blame::Authority,
+            Self::Unreachable(_) | Self::Answer { .. } => Blame::Peer,
+            Self::Key(_) => Blame::Environment,
+        }
+    }
+
     /// Whether the same join may succeed later without anybody changing anything.
-    pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Later(_) | Self::Unreachable(_))
+    pub fn retry(&self) -> Retry {
+        Retry::later_if(matches!(self, Self::Later(_) | Self::Unreachable(_)))
     }
 }
 
@@ -107,7 +130,7 @@ pub async fn join(
     let mut pause = PAUSE.0;
     loop {
         let failure = match round(token, seeds, node, key, &body).await {
-            Err(error) if error.is_temporary() => error,
+            Err(error) if error.retry().is_worthwhile() => error,
             ended => return ended,
         };
         let wait = pause.mul_f64(rand::random_range(0.5..1.0));

@@ -11,6 +11,7 @@ const LEN: usize = 8 + 32 + 32;
 
 /// Why a text is no join token. Never quotes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TokenError {
     /// It does not start like one.
     #[error(

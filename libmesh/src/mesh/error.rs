@@ -1,21 +1,30 @@
 //! What can go wrong with a node.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
     bundle::BundleError,
     catalog::LocalError,
+    config::ConfigError,
     connect::ConnectError,
+    error::{Blame, Retry},
     identity::{IdentityError, TrustError},
     join::{DirectoryError, JoinError},
-    model::NodeName,
+    model::{Datacenter, NodeName},
 };
 
 /// Why a node cannot start or do what it was asked for.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MeshError {
+    /// Settings that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Another process has the port.
-    #[error("{what} port {} of {} is in use by another process; stop it or choose another port", addr.port(), addr.ip())]
+    #[error(
+        "{what} port {port} of {} is in use by another process; stop it or choose another port (who it is: ss -ltunp 'sport = :{port}')",
+        addr.ip(), port = addr.port()
+    )]
     PortInUse {
         /// `UDP`, `TCP` or what listens.
         what: &'static str,
@@ -23,7 +32,7 @@ pub enum MeshError {
         addr: SocketAddr,
     },
     /// The address cannot be listened at.
-    #[error("cannot listen at {what} {addr}")]
+    #[error("cannot listen at {what} {addr}; is it an address of this machine? (see: ip addr)")]
     Listen {
         /// `UDP`, `TCP` or what listens.
         what: &'static str,
@@ -33,8 +42,15 @@ pub enum MeshError {
         source: io::Error,
     },
     /// The configuration lacks an address that others can reach.
-    #[error("others cannot reach a node at {0}; set an advertise address")]
-    Advertise(SocketAddr),
+    #[error(
+        "others cannot reach a node at {addr}: {reason}; set an advertise address that they can reach"
+    )]
+    Advertise {
+        /// The address that others would be told.
+        addr: SocketAddr,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// There are no credentials, and no token to get them with.
     #[error(
         "node {0} has not joined a mesh yet: give it a join token (on a server: mesh join-token create)"
@@ -52,6 +68,41 @@ pub enum MeshError {
         kept: NodeName,
         /// Whose they should be.
         wanted: NodeName,
+    },
+    /// The credentials are for another datacenter than the configuration says.
+    #[error(
+        "the node's credentials are for datacenter {kept}, not for {wanted}; use a token of {wanted} with an empty \
+         directory, or set the datacenter to {kept}"
+    )]
+    OtherDatacenter {
+        /// What they are for.
+        kept: Datacenter,
+        /// What the configuration says.
+        wanted: Datacenter,
+    },
+    /// The join token is of another mesh than the one that the node directory belongs to.
+    #[error(
+        "the join token is for another mesh than {domain}, which the node directory {} belongs to; use another \
+         directory, or leave the token away to go on as that node",
+        directory.display()
+    )]
+    OtherMesh {
+        /// The directory.
+        directory: PathBuf,
+        /// The trust domain of the mesh that it belongs to.
+        domain: String,
+    },
+    /// The key in the node directory is not the one that the certificate was made for.
+    #[error(
+        "the node key {} is not the one that the certificate of node {node} was made for; put that key back, or empty \
+         the directory and join again with a new token (on a server: mesh join-token create)",
+        path.display()
+    )]
+    OtherKey {
+        /// The key's file, or what holds it.
+        path: PathBuf,
+        /// The node.
+        node: NodeName,
     },
     /// The kept certificate is no longer valid.
     #[error(
@@ -98,15 +149,42 @@ impl MeshError {
         }
     }
 
-    /// Whether the same may succeed later without anybody changing anything.
-    pub fn is_temporary(&self) -> bool {
+    /// Whom to blame.
+    pub fn blame(&self) -> Blame {
         match self {
-            Self::Join(error) => error.is_temporary(),
-            Self::Identity(IdentityError::Source(crate::identity::SourceError::Unavailable(_))) => {
-                true
+            Self::Config(_)
+            | Self::Advertise { .. }
+            | Self::NotJoined(_)
+            | Self::NoDirectory(_)
+            | Self::OtherNode { .. }
+            | Self::OtherDatacenter { .. }
+            | Self::OtherMesh { .. }
+            | Self::OtherKey { .. }
+            | Self::Certificate { .. } => Blame::Configuration,
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
+                Blame::Configuration
             }
-            Self::Connect(ConnectError::Failed { .. }) => true,
-            _ => false,
+            Self::PortInUse { .. } | Self::Listen { .. } | Self::Membership(_) => {
+                Blame::Environment
+            }
+            Self::Join(error) => error.blame(),
+            Self::Directory(_) => Blame::Environment,
+            Self::Identity(error) => error.blame(),
+            Self::Trust(error) => error.blame(),
+            Self::Bundle(error) => error.blame(),
+            Self::Local(error) => error.blame(),
+            Self::Connect(error) => error.blame(),
+        }
+    }
+
+    /// Whether the same may succeed later without anybody changing anything.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Join(error) => error.retry(),
+            Self::Identity(error) => error.retry(),
+            Self::Local(error) => error.retry(),
+            Self::Connect(error) => error.retry(),
+            _ => Retry::No,
         }
     }
 }

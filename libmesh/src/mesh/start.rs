@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Config, Credentials, Inner, Mesh, MeshError,
+    Config, Credentials, Inner, Mesh, MeshError, advertise,
     authority::{NodeSigner, NodeVerifier, RemoteSource, Servers},
     outbound::Outbound,
     sockets,
@@ -23,7 +23,7 @@ use crate::{
     catalog::{Catalog, Options},
     health::Scheduler,
     identity::{CertificateSource, Identity, IdentityError, Subject, Trust},
-    join::{self, NodeCredentials, NodeDirectory},
+    join::{self, JoinToken, NodeCredentials, NodeDirectory},
     member::{self, Driver, decode_candidates},
     model::NodeRecord,
     rpc::{Client, Server},
@@ -36,15 +36,27 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         .as_deref()
         .map(NodeDirectory::open)
         .transpose()?;
+    let lock = match &directory {
+        Some(directory) => Some(directory.lock().await?),
+        None => None,
+    };
     let (udp, tcp, bound) = sockets::bind(config.bind).await?;
-    let advertise = advertised(&config, bound)?;
+    let advertise = advertise::choose(&config, bound).await?;
     let credentials = credentials(&config, directory.as_ref(), advertise).await?;
+    if let Some(wanted) = &config.datacenter
+        && *wanted != credentials.datacenter
+    {
+        return Err(MeshError::OtherDatacenter {
+            kept: credentials.datacenter,
+            wanted: wanted.clone(),
+        });
+    }
     if let Some(directory) = &directory {
         directory.save(&credentials)?;
     }
 
     let trust = Trust::new(credentials.trust_domain.clone(), credentials.bundle.clone())?;
-    let identity = own_identity(&trust, &credentials)?;
+    let identity = own_identity(&trust, &credentials, directory.as_ref())?;
     let cache = directory.as_ref().map(NodeDirectory::bundle_path);
     let bundles = BundleStore::open(trust.clone(), credentials.datacenter.clone(), cache)?;
     if let Some(newest) = credentials.config.clone() {
@@ -169,6 +181,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         outbound: Outbound::new(catalog.clone(), bundles.clone(), stop.clone()),
         catalog,
         directory,
+        lock: Mutex::new(lock),
         membership,
         bundles,
         client,
@@ -183,19 +196,6 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
     Ok(Mesh {
         inner: Arc::new(inner),
     })
-}
-
-fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, MeshError> {
-    let addr = match config.advertise {
-        Some(addr) if addr.port() == 0 => SocketAddr::new(addr.ip(), bound.port()),
-        Some(addr) => addr,
-        None => bound,
-    };
-    if addr.ip().is_unspecified() {
-        Err(MeshError::Advertise(addr))
-    } else {
-        Ok(addr)
-    }
 }
 
 async fn credentials(
@@ -217,6 +217,9 @@ async fn credentials(
         }
         let expired = Trust::new(kept.trust_domain.clone(), kept.bundle.clone())
             .is_ok_and(|trust| trust.verify(&kept.chain, SystemTime::now()).is_err());
+        if let Credentials::Join(token) = &config.credentials {
+            same_mesh(directory, &kept, token)?;
+        }
         // A token given with the start mends what a long absence has let expire.
         if !(expired && matches!(config.credentials, Credentials::Join(_))) {
             return Ok(kept);
@@ -226,7 +229,7 @@ async fn credentials(
         return Err(not_joined());
     };
     let key = directory.key()?;
-    Ok(join::join(
+    let joined = join::join(
         token,
         &config.seeds,
         &config.node,
@@ -234,15 +237,44 @@ async fn credentials(
         advertise,
         config.join_patience,
     )
-    .await?)
+    .await?;
+    directory.save_pin(&token.ca_hash())?;
+    Ok(joined)
 }
 
-fn own_identity(trust: &Trust, credentials: &NodeCredentials) -> Result<Identity, MeshError> {
+/// A token that stays in the configuration after its join is fine, also when the roots were changed since; one of
+/// another mesh is a mistake that would otherwise go unnoticed until this node looks for the others.
+fn same_mesh(
+    directory: &NodeDirectory,
+    kept: &NodeCredentials,
+    token: &JoinToken,
+) -> Result<(), MeshError> {
+    let pinned = directory.pin()?;
+    let known = kept.bundle.hashes().any(|hash| hash == token.ca_hash())
+        || pinned.is_none_or(|hash| hash == token.ca_hash());
+    if known {
+        return Ok(());
+    }
+    Err(MeshError::OtherMesh {
+        directory: directory.path().to_owned(),
+        domain: kept.trust_domain.to_string(),
+    })
+}
+
+fn own_identity(
+    trust: &Trust,
+    credentials: &NodeCredentials,
+    directory: Option<&NodeDirectory>,
+) -> Result<Identity, MeshError> {
     Identity::new(trust.clone(), credentials.chain.clone(), &credentials.key).map_err(|error| {
         match error {
             IdentityError::Trust(reason) => MeshError::Certificate {
                 node: credentials.name.clone(),
                 reason: reason.to_string(),
+            },
+            IdentityError::KeyMismatch(_) => MeshError::OtherKey {
+                path: directory.map_or_else(|| "given".into(), NodeDirectory::key_path),
+                node: credentials.name.clone(),
             },
             other => other.into(),
         }

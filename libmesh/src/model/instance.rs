@@ -192,7 +192,7 @@ impl Instance {
     }
 }
 
-pub(super) fn check_meta<'a>(
+pub(crate) fn check_meta<'a>(
     meta: impl ExactSizeIterator<Item = (&'a Arc<str>, &'a Arc<str>)>,
 ) -> Result<(), InvalidField> {
     if meta.len() > META_MAX {

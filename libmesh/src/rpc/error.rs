@@ -4,8 +4,11 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
 
+use crate::error::{Blame, Retry};
+
 /// Why a call gave no answer.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RpcError {
     /// The host answered that nobody listens there (RST): the process is not running.
     #[error("{addr} refused the connection: no mesh node listens there")]
@@ -74,6 +77,28 @@ pub enum RpcError {
 }
 
 impl RpcError {
+    /// Whom to blame.
+    pub fn blame(&self) -> Blame {
+        match self.status() {
+            Some(status) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+                Blame::Caller
+            }
+            _ => Blame::Peer,
+        }
+    }
+
+    /// Whether trying again helps. After [`TimedOut`](Self::TimedOut) and [`Closed`](Self::Closed) the call may have
+    /// been carried out already.
+    pub fn retry(&self) -> Retry {
+        Retry::later_if(match self {
+            Self::Handshake { .. } | Self::WrongPeer { .. } => false,
+            Self::Status { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            _ => true,
+        })
+    }
+
     /// Whether nothing was carried out and another node may well answer.
     pub fn is_unreachable(&self) -> bool {
         matches!(

@@ -113,7 +113,7 @@ pub enum AgentError {
 impl AgentError {
     /// Whether the same may succeed later without anybody changing anything.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, AgentError::Mesh(error) if error.is_temporary())
+        matches!(self, AgentError::Mesh(error) if error.retry().is_worthwhile())
     }
 
     pub(super) fn mesh(error: MeshError, config: &Config) -> AgentError {

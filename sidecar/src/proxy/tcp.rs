@@ -192,9 +192,7 @@ impl Proxy {
                 let (reason, peer) = match &error {
                     AcceptError::Denied { peer, .. } => (Refusal::Intention, Some(End::of(peer))),
                     AcceptError::NotAService(_) => (Refusal::Identity, None),
-                    AcceptError::TimedOut | AcceptError::Handshake(_) | AcceptError::Io(_) => {
-                        (Refusal::Handshake, None)
-                    }
+                    _ => (Refusal::Handshake, None),
                 };
                 return refuse(reason, peer, &error.to_string());
             }
@@ -283,7 +281,7 @@ impl Proxy {
                 let reason = match &error {
                     ConnectError::NoEndpoint(_) => Refusal::NoInstance,
                     ConnectError::Denied(_) => Refusal::Intention,
-                    ConnectError::Failed { .. } => Refusal::Unreachable,
+                    _ => Refusal::Unreachable,
                 };
                 refuse(reason, &error.to_string());
             }
