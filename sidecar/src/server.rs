@@ -326,7 +326,7 @@ impl RunningServer {
     pub async fn run(self, reload: impl FnMut() -> Option<Config>) -> Result<Ended, ServerError> {
         let ended = self.agent.run(reload).await?;
         self.stop.cancel();
-        self.shared.vault.seal();
+        self.shared.vault.close().await;
         Ok(ended)
     }
 }

@@ -17,11 +17,13 @@ use crate::http::ApiError;
 use crate::http::reply::{Answer, render};
 use crate::mount::{Engine, Mounts, Served};
 use crate::policy::{Capability, Decision, Policies};
-use crate::request::{ClientToken, Operation, Request};
+use crate::request::{ClientToken, Data, Operation, Request};
+use crate::rotation::{Rotation, start_upkeep};
 use crate::token::{MAX_TTL, NewToken, Tokens, purge_expired};
 
 mod auth;
 mod caller;
+mod keys;
 mod ledger;
 mod spiffe;
 mod sys;
@@ -39,6 +41,7 @@ pub(crate) struct Api {
     policies: Policies,
     mounts: Mounts,
     roles: Roles,
+    rotation: Arc<Rotation>,
     audit: Arc<Audit>,
     hasher: Hasher,
     /// Behind `sys/mesh/ledger/*`.
@@ -46,29 +49,16 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Fill a new store: keys, the `default` policy, the first mounts and the root token, which is returned.
-    pub async fn initialise(core: &Core) -> Result<Zeroizing<String>, ApiError> {
-        let db = Db::new(core.clone());
-        let by = By::system("init");
-        let mut batch = Batch::new(&by, "init");
-        Tokens::initialise(&mut batch)?;
-        Policies::initialise(&mut batch)?;
-        Mounts::initialise(&mut batch)?;
-        batch.put_bytes(
-            AUDIT_KEY,
-            Zeroizing::new(rand::random::<[u8; 32]>().to_vec()),
-        );
-        db.commit(batch).await?;
-        let root = NewToken {
-            policies: vec!["root".into()],
-            path: "auth/token/root".into(),
-            display_name: "root".into(),
-            ..NewToken::default()
-        };
-        let (secret, _) = Tokens::load(db, Clock::default())?
-            .create(&by, root)
-            .await?;
-        Ok(Zeroizing::new(secret.expose().to_string()))
+    /// What a new store begins with: keys, the `default` policy, the first mounts and the root token, which is
+    /// returned.
+    pub fn initialise(batch: &mut Batch) -> Result<Zeroizing<String>, ApiError> {
+        let root = Tokens::initialise(batch)?;
+        Policies::initialise(batch)?;
+        Mounts::initialise(batch)?;
+        Rotation::initialise(batch)?;
+        let key = Zeroizing::new(rand::random::<[u8; 32]>());
+        batch.put_bytes(AUDIT_KEY, Zeroizing::new(key.to_vec()));
+        Ok(root.into_text())
     }
 
     /// Read what an initialised store holds and start removing expired tokens. Needs a Tokio runtime.
@@ -76,7 +66,7 @@ impl Api {
         core: Core,
         audit: Arc<Audit>,
         ledger: Arc<dyn LedgerRead>,
-    ) -> Result<Self, ApiError> {
+    ) -> Result<(Self, Arc<Rotation>), ApiError> {
         Self::load_at(core, audit, ledger, Clock::default())
     }
 
@@ -85,12 +75,14 @@ impl Api {
         audit: Arc<Audit>,
         ledger: Arc<dyn LedgerRead>,
         clock: Clock,
-    ) -> Result<Self, ApiError> {
+    ) -> Result<(Self, Arc<Rotation>), ApiError> {
         let db = Db::new(core);
         let key = db.bytes(AUDIT_KEY)?.ok_or_else(|| {
             ApiError::Internal("the store has no audit key; it is not initialised".into())
         })?;
+        let rotation = Arc::new(Rotation::load(db.clone(), clock.clone())?);
         let api = Self {
+            rotation: Arc::clone(&rotation),
             tokens: Arc::new(Tokens::load(db.clone(), clock.clone())?),
             policies: Policies::load(db.clone())?,
             mounts: Mounts::load(db.clone(), clock.clone())?,
@@ -101,7 +93,8 @@ impl Api {
             ledger,
         };
         tokio::spawn(purge_expired(Arc::downgrade(&api.tokens)));
-        Ok(api)
+        start_upkeep(&rotation);
+        Ok((api, rotation))
     }
 
     /// Answer a request.
@@ -111,6 +104,22 @@ impl Api {
     }
 
     async fn answer(&self, request: &mut Request) -> Result<Answer, ApiError> {
+        let begun = self.begin(request, false).await?;
+        let result = match &begun.caller {
+            Some(caller) => {
+                self.dispatch(caller, &begun.by, request, begun.served.as_deref())
+                    .await
+            }
+            None => Err(ApiError::Unauthenticated),
+        };
+        self.end(begun, request, result).await
+    }
+
+    /// Who calls and whether they may: on record before anything happens. With `sudo` it takes that right, too.
+    ///
+    /// # Errors
+    /// 403, or no sink takes the line. Then the request is over; else [`Api::end`] must follow.
+    pub async fn begin(&self, request: &mut Request, sudo: bool) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
         let caller =
             match self.authenticate(request.token.as_ref(), request.caller.spiffe.as_deref()) {
@@ -126,7 +135,7 @@ impl Api {
             via: request.caller.via.as_str(),
         };
         let record = caller.record();
-        let (decision, refused) = match self.permit(&caller, request, served.as_deref()) {
+        let (decision, refused) = match self.permit(&caller, request, served.as_deref(), sudo) {
             Ok((decision, None)) => (Some(decision), None),
             Ok((decision, refused)) => (Some(decision), refused),
             Err(error) => (None, Some(error)),
@@ -140,20 +149,69 @@ impl Api {
             caller.finish(&self.tokens, &by).await?;
             return Err(error);
         }
-        // The response line shows the request's data again, so the engine gets a copy when there is a log.
-        let data = (!self.audit.is_off()).then(|| request.data.clone());
-        let result = self
-            .dispatch(&caller, &by, request, served.as_deref())
-            .await;
-        if let Some(data) = data {
+        Ok(Begun {
+            data: self.kept_for_the_log(request),
+            caller: Some(caller),
+            record: Some(record),
+            by,
+            decision,
+            served,
+        })
+    }
+
+    /// The same for what needs no right: on record, with nobody's name.
+    pub async fn begin_open(&self, request: &Request) -> Result<Begun, ApiError> {
+        let served = self.mounts.find(request.path.as_str());
+        let line = self
+            .exchange(request, None, None, served.as_deref())
+            .request_line(None);
+        self.audit.write(&line).await?;
+        Ok(Begun {
+            data: self.kept_for_the_log(request),
+            caller: None,
+            record: None,
+            by: By {
+                actor: "anonymous".into(),
+                via: request.caller.via.as_str(),
+            },
+            decision: None,
+            served,
+        })
+    }
+
+    /// The response line shows the request's data again, so the engine gets a copy when there is a log.
+    fn kept_for_the_log(&self, request: &Request) -> Option<Data> {
+        (!self.audit.is_off()).then(|| request.data.clone())
+    }
+
+    /// What came of it: on record before the client hears of it.
+    ///
+    /// # Errors
+    /// `result`'s, or no sink takes the line.
+    pub async fn end(
+        &self,
+        begun: Begun,
+        request: &mut Request,
+        result: Result<Answer, ApiError>,
+    ) -> Result<Answer, ApiError> {
+        if let Some(data) = begun.data {
             request.data = data;
         }
-        caller.finish(&self.tokens, &by).await?;
+        if let Some(caller) = &begun.caller {
+            caller.finish(&self.tokens, &begun.by).await?;
+        }
+        let (record, decision) = (begun.record.as_ref(), begun.decision.as_ref());
         let line = self
-            .exchange(request, Some(&record), decision.as_ref(), served.as_deref())
+            .exchange(request, record, decision, begun.served.as_deref())
             .response_line(&result);
         self.audit.write(&line).await?;
         result
+    }
+
+    /// A new token, for share holders.
+    pub async fn new_token(&self, by: &By, new: NewToken) -> Result<ClientToken, ApiError> {
+        let (token, _) = self.tokens.create(by, new).await?;
+        Ok(token)
     }
 
     fn exchange<'a>(
@@ -178,6 +236,7 @@ impl Api {
         caller: &Authenticated,
         request: &Request,
         served: Option<&Served>,
+        sudo: bool,
     ) -> Result<(Decision, Option<ApiError>), ApiError> {
         let path = request.path.as_str();
         let capability = match request.operation {
@@ -190,7 +249,7 @@ impl Api {
         };
         let decision = caller.acl.decide(path, capability, Some(&request.data));
         let mut allowed = decision.allowed;
-        if allowed && needs_sudo(path) {
+        if allowed && (sudo || needs_sudo(path)) {
             allowed = caller.acl.decide(path, Capability::Sudo, None).allowed;
         }
         // Everybody may ask which mount a path is on; the answer itself depends on the caller's rights.
@@ -289,6 +348,18 @@ impl Api {
             Err(ApiError::Denied)
         }
     }
+}
+
+/// A request on record, whose outcome must follow.
+pub(crate) struct Begun {
+    caller: Option<Authenticated>,
+    record: Option<AuthRecord>,
+    /// Whom the ledger names.
+    pub by: By,
+    decision: Option<Decision>,
+    served: Option<Arc<Served>>,
+    /// The request's data, when there is a log that shows it again.
+    data: Option<Data>,
 }
 
 /// Paths that ask for `sudo` besides the right itself.

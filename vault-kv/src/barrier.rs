@@ -8,17 +8,24 @@
 //! data is the storage path, so a record moved to another path does not open. Names are hidden as
 //! well: storage sees `HMAC-SHA256(name key, path)`.
 //!
-//! Keys live in locked, zeroized memory ([`sys`](crate::sys)). Dropping the barrier drops them.
+//! Keys live in locked, zeroized memory ([`sys`](crate::sys)). Dropping the barrier drops them. While a
+//! key is made or opened, copies of it pass over the stack: [`without_traces`] overwrites them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    digest::{SHA256, digest},
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::{store::FoldKey, sys::Locked};
+use crate::{
+    store::FoldKey,
+    sys::{Locked, without_traces},
+};
 
 pub(crate) mod names;
 
@@ -40,7 +47,7 @@ pub(crate) struct SecretKey(Locked<[u8; 32]>);
 
 impl SecretKey {
     pub(crate) fn random() -> Self {
-        Self::new(random())
+        without_traces(|| Self::new(random()))
     }
 
     pub(crate) fn new(mut bytes: [u8; 32]) -> Self {
@@ -53,17 +60,25 @@ impl SecretKey {
         &self.0
     }
 
+    /// Whether the two are the same; how long that takes says nothing about them.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let hash = |key: &Self| digest(&SHA256, key.bytes());
+        hash(self).as_ref() == hash(other).as_ref()
+    }
+
     /// Wraps the root key under this unseal key.
     pub(crate) fn wrap_root(&self, root: &Self) -> Vec<u8> {
-        seal_with(&aead_key(self.bytes()), WRAPPED, ROOT, root.bytes())
+        without_traces(|| seal_with(&aead_key(self.bytes()), WRAPPED, ROOT, root.bytes()))
     }
 
     /// The root key, if this is the right unseal key.
     pub(crate) fn unwrap_root(&self, wrapped: &[u8]) -> Result<Self, Unopenable> {
-        let plain = open_with(&aead_key(self.bytes()), WRAPPED, ROOT, wrapped.to_vec())?;
-        Ok(Self::new(
-            plain.as_slice().try_into().map_err(|_| Unopenable)?,
-        ))
+        without_traces(|| {
+            let plain = open_with(&aead_key(self.bytes()), WRAPPED, ROOT, wrapped.to_vec())?;
+            Ok(Self::new(
+                plain.as_slice().try_into().map_err(|_| Unopenable)?,
+            ))
+        })
     }
 }
 
@@ -90,29 +105,63 @@ pub(crate) struct Barrier {
     names: Locked<hmac::Key>,
     /// Ascending; the last one seals.
     terms: Vec<Term>,
+    /// Records sealed with the newest term since this keyring was opened or made.
+    sealed: AtomicU64,
 }
 
 impl Barrier {
     /// A new keyring with one term; returns it with its wrapped form for storage.
     pub(crate) fn create(root: SecretKey) -> (Self, Vec<u8>) {
-        let keyring = Keyring {
-            names: random(),
-            terms: vec![KeyringTerm {
-                term: 1,
-                key: random(),
-            }],
-        };
-        let wrapped = wrap(&root, &keyring);
-        (Self::from_keyring(root, &keyring), wrapped)
+        without_traces(|| {
+            let keyring = Keyring {
+                names: random(),
+                terms: vec![KeyringTerm {
+                    term: 1,
+                    key: random(),
+                }],
+            };
+            let wrapped = wrap(&root, &keyring);
+            (Self::from_keyring(root, &keyring), wrapped)
+        })
     }
 
     /// Opens a stored keyring.
     pub(crate) fn open_keyring(root: SecretKey, wrapped: &[u8]) -> Result<Self, Unopenable> {
-        let keyring = unwrap(&root, wrapped)?;
-        if keyring.terms.is_empty() {
-            return Err(Unopenable);
-        }
-        Ok(Self::from_keyring(root, &keyring))
+        without_traces(|| {
+            let keyring = unwrap(&root, wrapped)?;
+            Ok(Self::from_keyring(root, &keyring))
+        })
+    }
+
+    /// This keyring, stored as `wrapped`, with one term more; returns it with its wrapped form.
+    pub(crate) fn rotated(&self, wrapped: &[u8]) -> Result<(Self, Vec<u8>), Unopenable> {
+        without_traces(|| {
+            let mut keyring = unwrap(&self.root, wrapped)?;
+            let term = self.term().checked_add(1).ok_or(Unopenable)?;
+            keyring.terms.push(KeyringTerm {
+                term,
+                key: random(),
+            });
+            let root = SecretKey::new(*self.root.bytes());
+            let wrapped = wrap(&root, &keyring);
+            Ok((Self::from_keyring(root, &keyring), wrapped))
+        })
+    }
+
+    /// This keyring, stored as `wrapped`, under another root key; returns it with its wrapped form.
+    pub(crate) fn rerooted(
+        &self,
+        root: SecretKey,
+        wrapped: &[u8],
+    ) -> Result<(Self, Vec<u8>), Unopenable> {
+        without_traces(|| {
+            let keyring = unwrap(&self.root, wrapped)?;
+            let wrapped = wrap(&root, &keyring);
+            let rerooted = Self::from_keyring(root, &keyring);
+            let sealed = self.sealed.load(Ordering::Relaxed);
+            rerooted.sealed.store(sealed, Ordering::Relaxed);
+            Ok((rerooted, wrapped))
+        })
     }
 
     fn from_keyring(root: SecretKey, keyring: &Keyring) -> Self {
@@ -127,12 +176,30 @@ impl Barrier {
                     key: Locked::new(aead_key(&entry.key)),
                 })
                 .collect(),
+            sealed: AtomicU64::new(0),
         }
     }
 
     /// The root key wrapped under another unseal key.
     pub(crate) fn rewrap_root(&self, unseal: &SecretKey) -> Vec<u8> {
         unseal.wrap_root(&self.root)
+    }
+
+    /// The term that seals.
+    pub(crate) fn term(&self) -> u32 {
+        self.newest().term
+    }
+
+    /// Records sealed with that term since this keyring was opened or made.
+    pub(crate) fn sealed(&self) -> u64 {
+        self.sealed.load(Ordering::Relaxed)
+    }
+
+    fn newest(&self) -> &Term {
+        let Some(newest) = self.terms.last() else {
+            unreachable!("a barrier is only built with at least one term")
+        };
+        newest
     }
 
     /// The storage key of a logical path.
@@ -144,9 +211,8 @@ impl Barrier {
 
     /// Seals `plain` for `path` and appends the record to `out`.
     pub(crate) fn seal(&self, path: &[u8], plain: &[u8], out: &mut Vec<u8>) {
-        let Some(newest) = self.terms.last() else {
-            unreachable!("a barrier is only built with at least one term")
-        };
+        let newest = self.newest();
+        self.sealed.fetch_add(1, Ordering::Relaxed);
         seal_into(&newest.key, newest.term, path, plain, out);
     }
 
@@ -177,7 +243,19 @@ fn wrap(root: &SecretKey, keyring: &Keyring) -> Vec<u8> {
 
 fn unwrap(root: &SecretKey, wrapped: &[u8]) -> Result<Keyring, Unopenable> {
     let plain = open_with(&aead_key(root.bytes()), WRAPPED, KEYRING, wrapped.to_vec())?;
-    postcard::from_bytes(&plain).map_err(|_| Unopenable)
+    decode(&plain)
+}
+
+/// A keyring has at least one term, and its terms ascend.
+fn decode(plain: &[u8]) -> Result<Keyring, Unopenable> {
+    let (keyring, rest): (Keyring, _) = postcard::take_from_bytes(plain).map_err(|_| Unopenable)?;
+    let ascending = keyring.terms.is_sorted_by(|a, b| a.term < b.term);
+    let usable = !keyring.terms.is_empty() && keyring.terms[0].term > WRAPPED;
+    if rest.is_empty() && ascending && usable {
+        Ok(keyring)
+    } else {
+        Err(Unopenable)
+    }
 }
 
 fn aead_key(bytes: &[u8; 32]) -> LessSafeKey {
@@ -292,17 +370,47 @@ mod tests {
     fn a_keyring_with_a_newer_term_opens_old_records_and_names() {
         let (old, wrapped) = barrier();
         let record = sealed(&old, "p", b"v");
-        let mut keyring = unwrap(&old.root, &wrapped).unwrap();
-        keyring.terms.push(KeyringTerm {
-            term: 2,
-            key: random(),
-        });
-        let wrapped = wrap(&old.root, &keyring);
+        let (rotated, wrapped) = old.rotated(&wrapped).unwrap();
+        assert_eq!((rotated.term(), rotated.sealed()), (2, 0));
         let root = SecretKey::new(*old.root.bytes());
         let new = Barrier::open_keyring(root, &wrapped).unwrap();
         assert_eq!(&new.open(b"p", record).unwrap()[..], b"v");
         assert_eq!(new.fold_key("p"), old.fold_key("p"));
         assert!(old.open(b"p", sealed(&new, "p", b"v")).is_err());
+    }
+
+    #[test]
+    fn under_another_root_key_the_same_terms_open() {
+        let (old, wrapped) = barrier();
+        let record = sealed(&old, "p", b"v");
+        let (new, rewrapped) = old.rerooted(SecretKey::random(), &wrapped).unwrap();
+        assert_eq!(&new.open(b"p", record).unwrap()[..], b"v");
+        assert_eq!((new.term(), new.sealed()), (1, 1));
+        let old_root = SecretKey::new(*old.root.bytes());
+        assert!(Barrier::open_keyring(old_root, &rewrapped).is_err());
+    }
+
+    #[test]
+    fn a_keyring_without_ascending_terms_is_refused() {
+        let keyring = |terms: &[u32]| {
+            let term = |term: &u32| KeyringTerm {
+                term: *term,
+                key: [1; 32],
+            };
+            let terms = terms.iter().map(term).collect();
+            postcard::to_stdvec(&Keyring {
+                names: [2; 32],
+                terms,
+            })
+            .unwrap()
+        };
+        assert!(decode(&keyring(&[1, 2, 7])).is_ok());
+        for wrong in [&[][..], &[0], &[2, 1], &[1, 1]] {
+            assert!(decode(&keyring(wrong)).is_err(), "{wrong:?}");
+        }
+        let mut longer = keyring(&[1]);
+        longer.push(0);
+        assert!(decode(&longer).is_err());
     }
 
     #[test]

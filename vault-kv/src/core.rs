@@ -17,7 +17,6 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -38,7 +37,7 @@ mod writer;
 
 use waiters::Waiters;
 use writer::Job;
-pub(crate) use writer::meta_part;
+pub(crate) use writer::first_entry;
 
 /// The path that a meta is sealed for; no record has it.
 pub(crate) const META: &[u8] = b"\0ledger/meta";
@@ -71,6 +70,8 @@ pub(crate) enum Op {
     },
     /// Takes a record away; nothing happens if it is not there.
     Delete { path: String },
+    /// Writes a record that is readable while sealed: seal configuration, wrapped keys.
+    Control { name: &'static str, value: Vec<u8> },
 }
 
 /// Operations that become durable together.
@@ -311,6 +312,13 @@ impl Core {
         Ok(Arc::clone(&unsealed.barrier))
     }
 
+    /// Seals with these keys from here on. The ledger has them already.
+    pub(crate) fn replace_barrier(&self, barrier: Barrier) {
+        if let Some(unsealed) = self.shared.state.write().as_mut() {
+            unsealed.barrier = Arc::new(barrier);
+        }
+    }
+
     fn with_names<T>(&self, read: impl FnOnce(&NameIndex) -> T) -> Result<T, Error> {
         let state = self.shared.state.read();
         let unsealed = state.as_ref().ok_or(Error::Sealed)?;
@@ -331,11 +339,4 @@ fn salted(capacity: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(crate::store::SALT + capacity);
     out.extend_from_slice(&crate::barrier::random::<{ crate::store::SALT }>());
     out
-}
-
-/// A part with these bytes behind fresh salt.
-pub(crate) fn control_part(bytes: &[u8]) -> crate::store::Part {
-    let mut out = salted(bytes.len());
-    out.extend_from_slice(bytes);
-    crate::store::Part::new(Bytes::from(out))
 }

@@ -78,6 +78,23 @@ impl Batch {
         self
     }
 
+    /// Write a record that is readable while sealed.
+    pub fn control(&mut self, name: &'static str, value: Vec<u8>) -> &mut Self {
+        self.ops.push(Op::Control { name, value });
+        self
+    }
+
+    /// The change that this batch is.
+    pub fn into_change(mut self) -> Change {
+        self.meta.keys.sort();
+        self.meta.keys.dedup();
+        Change {
+            meta: self.meta,
+            ops: self.ops,
+            expect: self.expect,
+        }
+    }
+
     /// Only if this record is still the one seen (`None`: still absent).
     pub fn expect(&mut self, path: &str, index: Option<u64>) -> &mut Self {
         self.expect.push((path.into(), index));
@@ -118,6 +135,11 @@ impl Db {
         Ok(Some((value, index)))
     }
 
+    /// What the records are in.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
     pub fn bytes(&self, path: &str) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
         self.core.get(path).map_err(failure)
     }
@@ -156,21 +178,11 @@ impl Db {
     }
 
     /// The same; `false` when something it expects has changed meanwhile.
-    pub async fn try_commit(&self, mut batch: Batch) -> Result<bool, ApiError> {
+    pub async fn try_commit(&self, batch: Batch) -> Result<bool, ApiError> {
         if batch.ops.is_empty() {
             return Ok(true);
         }
-        batch.meta.keys.sort();
-        batch.meta.keys.dedup();
-        match self
-            .core
-            .commit(Change {
-                meta: batch.meta,
-                ops: batch.ops,
-                expect: batch.expect,
-            })
-            .await
-        {
+        match self.core.commit(batch.into_change()).await {
             Ok(_) => Ok(true),
             Err(Error::CasMismatch) => Ok(false),
             Err(error) => Err(failure(error)),
@@ -186,7 +198,7 @@ impl Db {
     }
 }
 
-fn failure(error: Error) -> ApiError {
+pub(crate) fn failure(error: Error) -> ApiError {
     match error {
         Error::Sealed => ApiError::Sealed,
         other => ApiError::Internal(format!("the store failed: {other}")),

@@ -1,8 +1,10 @@
 //! The Vault-compatible HTTP API.
 
+mod ceremony;
 pub(crate) mod error;
 pub(crate) mod reply;
 mod route;
 
 pub(crate) use error::ApiError;
 pub use route::AuthorizeError;
+pub(crate) use route::failure;

@@ -17,6 +17,7 @@ mod ledger;
 mod mount;
 mod policy;
 mod request;
+mod rotation;
 mod seal;
 mod store;
 mod sys;

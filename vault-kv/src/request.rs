@@ -145,6 +145,19 @@ impl ClientToken {
         Self(Zeroizing::new(text.into()))
     }
 
+    /// `hvs.` and 24 letters and digits: 142 random bits.
+    pub fn random() -> Self {
+        let mut text = Zeroizing::new(String::with_capacity(4 + 24));
+        text.push_str("hvs.");
+        crate::token::push_base62(&mut text, 24);
+        Self(text)
+    }
+
+    /// The text itself, for whoever hands it out.
+    pub fn into_text(self) -> Zeroizing<String> {
+        self.0
+    }
+
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -216,6 +229,10 @@ impl Request {
             Operation::List => {
                 path.make_folder();
                 query
+            }
+            // Not Vault's way, but shares must not stand in a query, and cancelling a rekey may take some.
+            Operation::Delete if !request.body().is_empty() => {
+                body::parse(request.body(), header(headers, "content-type"))?
             }
             Operation::Read | Operation::Delete => query,
         };

@@ -8,13 +8,14 @@
 //! and [`KEYRING`]. The latter two are ciphertext.
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use crate::{
     barrier::{Barrier, SecretKey},
     store::{FoldKey, Store, StoreError},
+    sys::without_traces,
 };
 
+pub(crate) mod attempts;
 pub(crate) mod progress;
 pub(crate) mod shares;
 pub(crate) mod static_key;
@@ -60,6 +61,11 @@ impl SealConfig {
             })
     }
 
+    /// Bytes of one share.
+    pub(crate) fn share_length(&self) -> usize {
+        if self.shares == 1 { 32 } else { shares::SHARE }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("plain data always encodes")
     }
@@ -86,6 +92,5 @@ pub(crate) fn open_barrier(
 
 /// An unseal key from 32 bytes; `None` for any other length.
 pub(crate) fn unseal_key(bytes: &[u8]) -> Option<SecretKey> {
-    let bytes: Zeroizing<[u8; 32]> = Zeroizing::new(bytes.try_into().ok()?);
-    Some(SecretKey::new(*bytes))
+    without_traces(|| Some(SecretKey::new(bytes.try_into().ok()?)))
 }

@@ -2,7 +2,8 @@
 //!
 //! A [`Locked`] value lives in pages of its own that are locked into RAM (never swapped), left out of
 //! core dumps, and overwritten with zeros when dropped. *ring* does not zeroize its keys, so its key
-//! objects live in here too. What stays outside our reach: copies on the stack while a key is built.
+//! objects live in here too. Copies that pass over the stack while a key is built are overwritten by
+//! [`without_traces`].
 #![allow(
     unsafe_code,
     reason = "mmap, mlock and moving a value into those pages cannot be done without it"
@@ -27,6 +28,22 @@ pub fn harden_process() -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_dumpable(false)?;
     Ok(())
+}
+
+/// Bytes of stack that are overwritten behind work on keys.
+const STACK: usize = 64 << 10;
+
+/// Does `work`, which has keys on its stack, and overwrites the stack that it used.
+pub(crate) fn without_traces<T>(work: impl FnOnce() -> T) -> T {
+    let done = apart(work);
+    zeroize::zeroize_stack::<STACK>();
+    done
+}
+
+/// In a frame of its own, below the caller's.
+#[inline(never)]
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
 }
 
 /// A value in locked, undumpable memory; its bytes are overwritten on drop.

@@ -94,6 +94,18 @@ pub(crate) struct NewToken {
     pub parent: Option<TokenId>,
 }
 
+impl NewToken {
+    /// A token that may do everything and never expires.
+    pub fn root() -> Self {
+        Self {
+            policies: vec!["root".into()],
+            path: "auth/token/root".into(),
+            display_name: "root".into(),
+            ..Self::default()
+        }
+    }
+}
+
 /// The token store of an unsealed server.
 pub(crate) struct Tokens {
     db: Db,
@@ -104,10 +116,14 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Make the hashing key of a new store.
-    pub fn initialise(batch: &mut Batch) -> Result<(), ApiError> {
-        batch.put_bytes(KEY, Zeroizing::new(rand::random::<[u8; 32]>().to_vec()));
-        Ok(())
+    /// Make the hashing key of a new store and its root token, which is returned.
+    pub fn initialise(batch: &mut Batch) -> Result<ClientToken, ApiError> {
+        let bytes = Zeroizing::new(rand::random::<[u8; 32]>());
+        batch.put_bytes(KEY, Zeroizing::new(bytes.to_vec()));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes[..]);
+        let now = Clock::default().unix();
+        let (secret, _, _) = prepare(batch, &key, now, NewToken::root())?;
+        Ok(secret)
     }
 
     /// Read the key and the expiry of every token.
@@ -136,16 +152,7 @@ impl Tokens {
     }
 
     pub fn id_of(&self, token: &ClientToken) -> TokenId {
-        use std::fmt::Write as _;
-        let tag = hmac::sign(&self.key, token.expose().as_bytes());
-        let hex = tag
-            .as_ref()
-            .iter()
-            .fold(String::with_capacity(64), |mut out, byte| {
-                let _ = write!(out, "{byte:02x}");
-                out
-            });
-        TokenId(hex.into())
+        id_of(&self.key, token)
     }
 
     /// The token behind what a client sent; `None` when unknown, expired or used up.
@@ -199,33 +206,7 @@ impl Tokens {
         batch: &mut Batch,
         new: NewToken,
     ) -> Result<(ClientToken, TokenId, Token), ApiError> {
-        let secret = ClientToken::new(format!("hvs.{}", base62(24)));
-        let id = self.id_of(&secret);
-        let now = self.clock.unix();
-        let token = Token {
-            accessor: base62(24),
-            policies: new.policies,
-            path: new.path,
-            meta: new.meta,
-            display_name: new.display_name,
-            created: now,
-            creation_ttl: new.ttl,
-            expires: (new.ttl > 0).then(|| now + i64::try_from(new.ttl).unwrap_or(i64::MAX / 2)),
-            last_renewal: None,
-            explicit_max_ttl: new.explicit_max_ttl,
-            period: new.period,
-            num_uses: new.num_uses,
-            renewable: new.renewable,
-            orphan: new.parent.is_none(),
-            parent: new.parent,
-        };
-        batch.put(&id.path(), &token)?;
-        batch.put(&accessor_path(&token.accessor), &id)?;
-        if let Some(parent) = &token.parent {
-            batch.put(&child_path(parent, &id), &())?;
-        }
-        batch.key(format!("accessor {}", token.accessor));
-        Ok((secret, id, token))
+        prepare(batch, &self.key, self.clock.unix(), new)
     }
 
     /// Count one use of a use-limited token, durably. `Err` when another request took the last one.
@@ -424,6 +405,54 @@ impl Tokens {
     }
 }
 
+/// Puts a new token into a batch; `now` in unix seconds.
+fn prepare(
+    batch: &mut Batch,
+    key: &hmac::Key,
+    now: i64,
+    new: NewToken,
+) -> Result<(ClientToken, TokenId, Token), ApiError> {
+    let secret = ClientToken::random();
+    let id = id_of(key, &secret);
+    let token = Token {
+        accessor: base62(24),
+        policies: new.policies,
+        path: new.path,
+        meta: new.meta,
+        display_name: new.display_name,
+        created: now,
+        creation_ttl: new.ttl,
+        expires: (new.ttl > 0).then(|| now + i64::try_from(new.ttl).unwrap_or(i64::MAX / 2)),
+        last_renewal: None,
+        explicit_max_ttl: new.explicit_max_ttl,
+        period: new.period,
+        num_uses: new.num_uses,
+        renewable: new.renewable,
+        orphan: new.parent.is_none(),
+        parent: new.parent,
+    };
+    batch.put(&id.path(), &token)?;
+    batch.put(&accessor_path(&token.accessor), &id)?;
+    if let Some(parent) = &token.parent {
+        batch.put(&child_path(parent, &id), &())?;
+    }
+    batch.key(format!("accessor {}", token.accessor));
+    Ok((secret, id, token))
+}
+
+fn id_of(key: &hmac::Key, token: &ClientToken) -> TokenId {
+    use std::fmt::Write as _;
+    let tag = hmac::sign(key, token.expose().as_bytes());
+    let hex = tag
+        .as_ref()
+        .iter()
+        .fold(String::with_capacity(64), |mut out, byte| {
+            let _ = write!(out, "{byte:02x}");
+            out
+        });
+    TokenId(hex.into())
+}
+
 fn accessor_path(accessor: &str) -> String {
     format!("token/accessor/{accessor}")
 }
@@ -434,9 +463,16 @@ fn child_path(parent: &TokenId, child: &TokenId) -> String {
 
 /// Random letters and digits from the system's generator.
 pub(crate) fn base62(length: usize) -> String {
+    let mut text = String::with_capacity(length);
+    push_base62(&mut text, length);
+    text
+}
+
+/// The same, into a text that has room for them: nothing is copied.
+pub(crate) fn push_base62(text: &mut String, length: usize) {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
-    (0..length)
-        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
-        .collect()
+    for _ in 0..length {
+        text.push(char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));
+    }
 }

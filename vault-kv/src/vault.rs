@@ -14,17 +14,19 @@ use crate::{
     audit::{Audit, AuditSink},
     barrier::{Barrier, SecretKey},
     ca::Signer,
-    core::{Core, Error, Meta, control_part, meta_part, now_micros},
+    core::{Core, Error, first_entry, now_micros},
+    db::{Batch, By},
     http::ApiError,
     kv::Kv,
     ledger::Ledger,
-    seal::{self, SealConfig, SealKind, progress::Progress, shares, static_key},
-    store::{
-        Entry, EntryOp, FoldKey, Head, OpKind, Store, StoreError, local::LocalStore,
-        memory::MemoryStore,
+    rotation::Rotation,
+    seal::{
+        self, SealConfig, SealKind, attempts::Attempts, progress::Progress, shares, static_key,
     },
+    store::{Head, Store, StoreError, local::LocalStore, memory::MemoryStore},
 };
 
+pub(crate) mod ceremony;
 #[cfg(test)]
 mod tests;
 
@@ -175,6 +177,10 @@ pub(crate) struct Open {
     pub(crate) api: Api,
     /// The certificate authority, read at its first use.
     pub(crate) signer: OnceLock<Arc<Signer>>,
+    /// Keys that change while the store is open.
+    pub(crate) rotation: Arc<Rotation>,
+    /// What share holders are doing together.
+    pub(crate) attempts: Mutex<Attempts>,
 }
 
 impl Drop for Open {
@@ -233,38 +239,33 @@ impl Vault {
             threshold: one(options.threshold),
             cluster_id: uuid::Uuid::new_v4().to_string(),
         };
-        self.write_first_entry(&config, &unseal)?;
-        let core = self.start(unseal).await?;
-        let root_token = Api::initialise(&core).await.map_err(interface)?;
-        let open = Open::load(core, self)?;
+        let root_token = self.write_first_entry(&config, &unseal)?;
         if kind == SealKind::Static {
-            self.publish(open);
+            let core = self.start(unseal).await?;
+            self.publish(Open::load(core, self)?);
         }
         Ok(InitOutcome { keys, root_token })
     }
 
-    /// The entry that makes a ledger of nothing: seal configuration and wrapped keys, in one.
-    fn write_first_entry(&self, config: &SealConfig, unseal: &SecretKey) -> Result<(), VaultError> {
+    /// The entry that makes a ledger of nothing: seal configuration, wrapped keys, and all that the interface
+    /// begins with, in one. A crash leaves all of it or a store that is as new as before.
+    fn write_first_entry(
+        &self,
+        config: &SealConfig,
+        unseal: &SecretKey,
+    ) -> Result<Zeroizing<String>, VaultError> {
         let (barrier, keyring) = Barrier::create(SecretKey::random());
-        let control = |name, value: &[u8]| {
-            let part = control_part(value);
-            EntryOp::new(OpKind::Control, FoldKey::control(name), 1, 0, Some(part))
-        };
-        let ops = vec![
-            control(seal::CONFIG, &config.encode()),
-            control(seal::ROOT, &barrier.rewrap_root(unseal)),
-            control(seal::KEYRING, &keyring),
-        ];
-        let meta = Meta {
-            time: now_micros(),
-            actor: "system: init".to_owned(),
-            via: "internal".to_owned(),
-            operation: "init".to_owned(),
-            ..Meta::default()
-        };
-        let first = Entry::new(1, 1, [0; 32], meta_part(&barrier, &meta), ops);
-        self.inner.store.commit(&Head::default(), &[first])?;
-        Ok(())
+        let mut batch = Batch::new(&By::system("init"), "init");
+        batch
+            .control(seal::CONFIG, config.encode())
+            .control(seal::ROOT, barrier.rewrap_root(unseal))
+            .control(seal::KEYRING, keyring);
+        let root_token = Api::initialise(&mut batch).map_err(interface)?;
+        let mut first = batch.into_change();
+        first.meta.time = now_micros();
+        let entry = first_entry(&*self.inner.store, &barrier, &first)?;
+        self.inner.store.commit(&Head::default(), &[entry])?;
+        Ok(root_token)
     }
 
     /// Adds one share. The store is unsealed when the threshold is reached.
@@ -278,12 +279,7 @@ impl Vault {
         if !self.is_sealed() {
             return self.seal_status();
         }
-        let length = if config.shares == 1 {
-            32
-        } else {
-            shares::SHARE
-        };
-        if share.len() != length {
+        if share.len() != config.share_length() {
             return Err(VaultError::ShareLength(share.len()));
         }
         let complete = {
@@ -323,12 +319,24 @@ impl Vault {
         Ok(())
     }
 
+    /// Seals after saving what is only counted in memory. Better than [`Vault::seal`] where waiting for the disk
+    /// is possible.
+    pub async fn close(&self) {
+        if let Ok(open) = self.unsealed()
+            && let Err(error) = open.rotation.close().await
+        {
+            tracing::warn!(%error, "the use of the newest key term is not saved; it is counted from the last time");
+        }
+        self.seal();
+    }
+
     /// Drops the keys and everything that was read with them. Nothing happens when sealed already.
     pub fn seal(&self) {
         let open = self.inner.open.write().take();
         if let Some(open) = open {
             // Requests under way may hold on to it; the core refuses them from here on.
             open.core.seal();
+            *open.attempts.lock() = Attempts::default();
         }
         self.inner.progress.lock().reset();
         self.inner.sealed.send_replace(true);
@@ -435,11 +443,13 @@ impl Open {
     fn load(core: Core, vault: &Vault) -> Result<Self, VaultError> {
         let audit = Arc::clone(&vault.inner.audit);
         let ledger = Arc::new(LedgerOf::new(vault));
-        let api = Api::load(core.clone(), audit, ledger).map_err(interface)?;
+        let (api, rotation) = Api::load(core.clone(), audit, ledger).map_err(interface)?;
         Ok(Self {
             core,
             api,
             signer: OnceLock::new(),
+            rotation,
+            attempts: Mutex::default(),
         })
     }
 }

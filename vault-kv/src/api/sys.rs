@@ -42,6 +42,9 @@ impl Api {
                 _ => Err(ApiError::UnsupportedOperation),
             };
         }
+        if let Some(answer) = self.keys(by, operation, path, data).await {
+            return answer;
+        }
         match (path, operation) {
             ("policy" | "policies/acl", Read) => Ok(self.policy_names()),
             ("capabilities-self", Write) => {

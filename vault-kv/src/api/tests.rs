@@ -37,9 +37,12 @@ impl LedgerRead for NoLedger {
 
 impl Server {
     async fn start() -> Self {
-        let (barrier, _) = Barrier::create(SecretKey::random());
+        let (barrier, keyring) = Barrier::create(SecretKey::random());
         let core = Core::start(Arc::new(MemoryStore::new()), barrier, 1).unwrap();
-        let root = Api::initialise(&core).await.unwrap().to_string();
+        let mut batch = Batch::new(&By::system("init"), "init");
+        batch.control(crate::seal::KEYRING, keyring);
+        let root = Api::initialise(&mut batch).unwrap().to_string();
+        Db::new(core.clone()).commit(batch).await.unwrap();
         let audit = tempfile::tempdir().unwrap();
         let sink = AuditSink {
             name: "file".into(),
@@ -47,7 +50,7 @@ impl Server {
         };
         let clock = Clock::default();
         let log = Arc::new(Audit::open(&[sink]).unwrap());
-        let api = Api::load_at(core.clone(), log, Arc::new(NoLedger), clock.clone()).unwrap();
+        let (api, _) = Api::load_at(core.clone(), log, Arc::new(NoLedger), clock.clone()).unwrap();
         Self {
             api,
             core,
@@ -360,7 +363,7 @@ async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
     assert_eq!(status, 400);
 
     // The same after a restart.
-    let again = Api::load(
+    let (again, _) = Api::load(
         server.core.clone(),
         Arc::new(Audit::open(&[]).unwrap()),
         Arc::new(NoLedger),

@@ -17,7 +17,7 @@ use crate::{
         names::{NameIndex, Stamp},
         sealed_length,
     },
-    store::{Entry, EntryOp, FoldKey, Head, MAX_ENTRY, OpKind, Part},
+    store::{Entry, EntryOp, FoldKey, Head, MAX_ENTRY, OpKind, Part, Store},
 };
 
 /// Changes in one group at most; so many that the disk, not this number, limits.
@@ -58,13 +58,38 @@ fn size(change: &Change) -> usize {
         .iter()
         .map(|op| match op {
             Op::Put { value, .. } => value.len(),
+            Op::Control { value, .. } => value.len(),
             Op::Delete { .. } => 0,
         })
         .sum()
 }
 
+/// The entry that makes a ledger of nothing, all or none of it.
+///
+/// # Errors
+/// It is too large, or storage fails.
+pub(crate) fn first_entry(
+    store: &dyn Store,
+    barrier: &Barrier,
+    change: &Change,
+) -> Result<Entry, Error> {
+    let mut group = Group {
+        store,
+        names: &NameIndex::new(0),
+        barrier,
+        epoch: 1,
+        head: Head::default(),
+        entries: Vec::new(),
+        stamps: HashMap::new(),
+    };
+    group.add(change)?;
+    let first = group.entries.pop();
+    Ok(first.expect("a change with operations makes an entry"))
+}
+
 /// What a group has done so far; later changes of the group build on it.
 struct Group<'a> {
+    store: &'a dyn Store,
     names: &'a NameIndex,
     barrier: &'a Barrier,
     epoch: u64,
@@ -85,6 +110,7 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) {
             return;
         };
         let mut group = Group {
+            store: &*shared.store,
             names: &unsealed.names,
             barrier: &unsealed.barrier,
             epoch,
@@ -178,6 +204,14 @@ impl Group<'_> {
                     ));
                     stamps.push((path.clone(), None));
                 }
+                Op::Control { name, value } => {
+                    let key = FoldKey::control(name);
+                    let before = self.store.control(&key)?;
+                    let created = before.as_ref().map_or(index, |record| record.created);
+                    let previous = before.map_or(0, |record| record.modified);
+                    let part = Some(control_part(value));
+                    ops.push(EntryOp::new(OpKind::Control, key, created, previous, part));
+                }
             }
         }
         if ops.is_empty() {
@@ -218,8 +252,15 @@ fn named_part(barrier: &Barrier, key: &FoldKey, name: &str, value: &[u8]) -> Par
     Part::new(Bytes::from(out))
 }
 
+/// A control record's bytes behind fresh salt.
+fn control_part(bytes: &[u8]) -> Part {
+    let mut out = salted(bytes.len());
+    out.extend_from_slice(bytes);
+    Part::new(Bytes::from(out))
+}
+
 /// The sealed meta of an entry.
-pub(crate) fn meta_part(barrier: &Barrier, meta: &super::Meta) -> Part {
+fn meta_part(barrier: &Barrier, meta: &super::Meta) -> Part {
     let plain = postcard::to_stdvec(meta).expect("plain data always encodes");
     let mut out = salted(sealed_length(plain.len()));
     barrier.seal(META, &plain, &mut out);

@@ -6,6 +6,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::ApiError;
+use super::ceremony::refuse_pgp;
 use super::reply::{Answer, redirect, render};
 use crate::clock::Clock;
 use crate::core::Error;
@@ -50,11 +51,15 @@ impl Vault {
         let Ok(open) = self.unsealed() else {
             return render(&Err(ApiError::Sealed), &request.id, request.head);
         };
+        let request = match self.ceremony(&open, request).await {
+            Ok(response) => return response,
+            Err(request) => request,
+        };
         let sealing = request.path.as_str() == "sys/seal" && request.operation == Operation::Write;
         let response = open.api.handle(request).await;
         // The interface has checked and recorded that the caller may; the keys are ours to drop.
         if sealing && response.status() == StatusCode::NO_CONTENT {
-            self.seal();
+            self.close().await;
         }
         response
     }
@@ -185,21 +190,10 @@ impl Vault {
     }
 
     async fn init_answer(&self, data: &Data) -> Result<Answer, ApiError> {
-        for field in ["pgp_keys", "recovery_pgp_keys"] {
-            if data.list(field)?.is_some_and(|keys| !keys.is_empty()) {
-                return Err(ApiError::bad(format!(
-                    "{field} is not available on this server"
-                )));
-            }
-        }
-        if data
-            .text("root_token_pgp_key")?
-            .is_some_and(|key| !key.is_empty())
-        {
-            return Err(ApiError::bad(
-                "root_token_pgp_key is not available on this server",
-            ));
-        }
+        refuse_pgp(
+            data,
+            &["pgp_keys", "recovery_pgp_keys", "root_token_pgp_key"],
+        )?;
         for field in ["recovery_shares", "recovery_threshold"] {
             if data.int(field)?.unwrap_or(0) != 0 {
                 return Err(ApiError::bad(format!(
@@ -207,13 +201,9 @@ impl Vault {
                 )));
             }
         }
-        let count = |name: &str| {
-            u8::try_from(data.int(name)?.unwrap_or(0))
-                .map_err(|_| ApiError::bad(format!("{name} must be between 1 and 255")))
-        };
         let options = InitOptions {
-            shares: count("secret_shares")?,
-            threshold: count("secret_threshold")?,
+            shares: count(data, "secret_shares")?,
+            threshold: count(data, "secret_threshold")?,
         };
         let outcome = self.init(options).await.map_err(failure)?;
         let base64 = |key: &Zeroizing<Vec<u8>>| {
@@ -254,8 +244,14 @@ impl Vault {
     }
 }
 
+/// A number of shares.
+pub(super) fn count(data: &Data, name: &str) -> Result<u8, ApiError> {
+    u8::try_from(data.int(name)?.unwrap_or(0))
+        .map_err(|_| ApiError::bad(format!("{name} must be between 1 and 255")))
+}
+
 /// A share in hex if that gives the length of one, else in base64.
-fn share(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn share(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     use base64::Engine as _;
     let text = text.trim();
     let pairs = || {
@@ -271,7 +267,7 @@ fn share(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     decoded.map(Zeroizing::new)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes
         .iter()
@@ -281,7 +277,7 @@ fn hex(bytes: &[u8]) -> String {
         })
 }
 
-fn failure(error: VaultError) -> ApiError {
+pub(crate) fn failure(error: VaultError) -> ApiError {
     match error {
         VaultError::Store(Error::Sealed) => ApiError::Sealed,
         VaultError::AlreadyInitialized
@@ -295,4 +291,4 @@ fn failure(error: VaultError) -> ApiError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

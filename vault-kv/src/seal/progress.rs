@@ -11,8 +11,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Adds a share, unless it is there already. The first one starts an attempt with a new nonce.
-    pub(crate) fn add(&mut self, share: Zeroizing<Vec<u8>>) {
+    /// Adds a share; `false`: it is there already. The first one starts an attempt with a new nonce.
+    pub(crate) fn add(&mut self, share: Zeroizing<Vec<u8>>) -> bool {
         if self.shares.is_empty() {
             self.nonce = uuid::Uuid::new_v4().to_string();
         }
@@ -23,6 +23,7 @@ impl Progress {
         if !known {
             self.shares.push(share);
         }
+        !known
     }
 
     /// The shares of a complete attempt; the next one starts from nothing.
@@ -58,9 +59,9 @@ mod tests {
     fn the_same_share_twice_is_no_progress() {
         let mut progress = Progress::default();
         let share = |byte| Zeroizing::new(vec![byte; 33]);
-        progress.add(share(1));
+        assert!(progress.add(share(1)));
         let nonce = progress.nonce().to_owned();
-        progress.add(share(1));
+        assert!(!progress.add(share(1)));
         assert_eq!((progress.count(), progress.nonce()), (1, nonce.as_str()));
         assert!(progress.take(2).is_none());
         progress.add(share(2));

@@ -4,7 +4,7 @@
 use vsss_rs::Gf256;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::barrier::SecretKey;
+use crate::{barrier::SecretKey, sys::without_traces};
 
 /// Bytes of one share of several.
 pub(crate) const SHARE: usize = 33;
@@ -16,20 +16,22 @@ pub(crate) fn split(key: &SecretKey, shares: u8, threshold: u8) -> Vec<Zeroizing
     if shares == 1 {
         return vec![Zeroizing::new(key.bytes().to_vec())];
     }
-    let split = Gf256::split_array(
-        usize::from(threshold),
-        usize::from(shares),
-        key.bytes(),
-        rand::rng(),
-    );
-    split
-        .expect("the numbers of shares were checked")
-        .into_iter()
-        .map(|mut share| {
-            share.rotate_left(1);
-            Zeroizing::new(share)
-        })
-        .collect()
+    without_traces(|| {
+        let split = Gf256::split_array(
+            usize::from(threshold),
+            usize::from(shares),
+            key.bytes(),
+            rand::rng(),
+        );
+        split
+            .expect("the numbers of shares were checked")
+            .into_iter()
+            .map(|mut share| {
+                share.rotate_left(1);
+                Zeroizing::new(share)
+            })
+            .collect()
+    })
 }
 
 /// The key behind `shares`. Wrong shares give a wrong key: only opening something with it tells.
@@ -37,17 +39,19 @@ pub(crate) fn combine(shares: &[Zeroizing<Vec<u8>>]) -> Option<SecretKey> {
     if let [only] = shares {
         return super::unseal_key(only);
     }
-    let mut turned: Vec<Vec<u8>> = shares
-        .iter()
-        .map(|share| {
-            let mut share = share.to_vec();
-            share.rotate_right(1);
-            share
-        })
-        .collect();
-    let key = Gf256::combine_array(&turned).ok().map(Zeroizing::new);
-    turned.zeroize();
-    super::unseal_key(&key?)
+    without_traces(|| {
+        let mut turned: Vec<Vec<u8>> = shares
+            .iter()
+            .map(|share| {
+                let mut share = share.to_vec();
+                share.rotate_right(1);
+                share
+            })
+            .collect();
+        let key = Gf256::combine_array(&turned).ok().map(Zeroizing::new);
+        turned.zeroize();
+        super::unseal_key(&key?)
+    })
 }
 
 #[cfg(test)]

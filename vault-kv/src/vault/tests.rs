@@ -150,3 +150,94 @@ async fn history_tells_who_did_what_and_the_chain_verifies() {
     assert_eq!(ledger.verify().unwrap(), verified, "no key is needed");
     assert!(matches!(ledger.history(1, None), Err(Error::Sealed)));
 }
+
+fn dir_vault(dir: &std::path::Path) -> Vault {
+    let store = StoreConfig::Dir(dir.join("store"));
+    Vault::open(VaultConfig::new(store)).unwrap()
+}
+
+/// Once a crash in the middle left a store with keys and without a root token.
+#[tokio::test]
+async fn a_power_cut_at_any_byte_of_init_leaves_all_of_it_or_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = dir_vault(dir.path());
+    let made = vault.init(OPTIONS).await.unwrap();
+    assert_eq!(vault.ledger().head().index, 1, "init is one entry");
+    drop(vault);
+    let log = std::fs::read_dir(dir.path().join("store/log")).unwrap();
+    let log = log.map(|item| item.unwrap().path());
+    let log = log.filter(|path| path.extension().is_some_and(|e| e == "log"));
+    let segment = log.last().unwrap();
+    let whole = std::fs::read(&segment).unwrap();
+    let (mut none, mut all) = (0, 0);
+    let lengths = (0..whole.len())
+        .step_by(61)
+        .chain([whole.len() - 1, whole.len()]);
+    for length in lengths {
+        let cut = tempfile::tempdir().unwrap();
+        let folder = cut.path().join("store/log");
+        std::fs::create_dir_all(&folder).unwrap();
+        let name = segment.file_name().unwrap();
+        std::fs::write(folder.join(name), &whole[..length]).unwrap();
+        let vault = dir_vault(cut.path());
+        if vault.seal_status().unwrap().initialized {
+            for key in &made.keys[..3] {
+                vault.submit_share(key.clone()).await.unwrap();
+            }
+            let may = vault.authorize(
+                Some(&made.root_token),
+                None,
+                crate::Capability::Sudo,
+                "sys/rotate",
+            );
+            assert!(may.is_ok(), "cut at {length}: {may:?}");
+            all += 1;
+        } else {
+            assert!(vault.init(OPTIONS).await.is_ok(), "cut at {length}");
+            none += 1;
+        }
+    }
+    assert!(none > 5 && all == 1, "{none} without, {all} with");
+}
+
+#[tokio::test]
+async fn closing_saves_what_sealing_alone_would_forget() {
+    let (vault, keys) = unsealed().await;
+    let kv = vault.kv("test");
+    for n in 0..10u8 {
+        let value = Zeroizing::new(vec![n]);
+        kv.put(Meta::default(), "k", value, 0, None).await.unwrap();
+    }
+    let used = async || {
+        let open = vault.unsealed().unwrap();
+        open.rotation.status().await.unwrap().encryptions
+    };
+    let before = used().await;
+    assert!(before >= 30, "{before}");
+    vault.close().await;
+    assert!(vault.is_sealed());
+    for key in &keys[..3] {
+        vault.submit_share(key.clone()).await.unwrap();
+    }
+    assert!(used().await >= before);
+}
+
+#[tokio::test]
+async fn a_key_file_makes_root_tokens_and_cannot_be_split_anew() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    std::fs::write(&path, [5; 32]).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut config = VaultConfig::new(StoreConfig::Memory);
+    config.static_key = Some(path);
+    let vault = Vault::open(config).unwrap();
+    vault.init(OPTIONS).await.unwrap();
+    let open = vault.unsealed().unwrap();
+    assert!(vault.rekey_start(&open, OPTIONS, false).is_err());
+    vault.root_start(&open, None).unwrap();
+    let nonce = open.attempts.lock().root.as_ref().unwrap().nonce.clone();
+    let key = Zeroizing::new(vec![5; 32]);
+    let token = vault.root_share(&open, &nonce, key).await.unwrap();
+    assert!(token.is_some());
+}

@@ -6,11 +6,11 @@ use super::*;
 use crate::request::{Remote, Via};
 use crate::vault::{StoreConfig, VaultConfig};
 
-fn vault() -> Vault {
+pub(in crate::http) fn vault() -> Vault {
     Vault::open(VaultConfig::new(StoreConfig::Memory)).unwrap()
 }
 
-async fn from(
+pub(in crate::http) async fn from(
     vault: &Vault,
     remote: Remote,
     method: &str,
@@ -39,12 +39,18 @@ async fn from(
     (response.status().as_u16(), body)
 }
 
-async fn send(vault: &Vault, method: &str, path: &str, token: &str, body: Value) -> (u16, Value) {
+pub(in crate::http) async fn send(
+    vault: &Vault,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: Value,
+) -> (u16, Value) {
     from(vault, Remote::Unix, method, path, token, body).await
 }
 
 /// Initialise with 3 shares, 2 of them needed: the shares (in hex) and the root token.
-async fn initialised(vault: &Vault) -> (Vec<String>, String) {
+pub(in crate::http) async fn initialised(vault: &Vault) -> (Vec<String>, String) {
     let (status, answer) = send(
         vault,
         "PUT",
