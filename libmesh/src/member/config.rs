@@ -14,6 +14,12 @@ pub struct Preset {
     pub suspect_to_down: Duration,
     /// How long the last question over the stream may take before Down; part of `suspect_to_down`.
     pub confirm_timeout: Duration,
+    /// How long a member must have been suspected before it is shown as suspect: a restart that is back within a second
+    /// is never seen.
+    pub suspect_shown_after: Duration,
+    /// How long after a member whose port is refused was first found silent it is looked at again, by this node and by
+    /// witnesses, before it is declared down; the same reason.
+    pub refusal_patience: Duration,
     /// How often news is gossiped, if there is any.
     pub gossip_period: Duration,
     /// To how many members.
@@ -30,13 +36,16 @@ pub struct Preset {
 
 impl Preset {
     /// For one datacenter: a lost host is known everywhere after 5 s (p50) to 6.7 s (p99, fifty nodes, 5 % loss), a
-    /// killed process after 0.5 s (p50) to 1.2 s (p99); stalls of up to 4 s pass unpunished.
+    /// killed process a second after its first connection broke or was refused; stalls of up to 4 s pass unpunished,
+    /// and a process that is back within a second is never missed.
     pub fn lan() -> Self {
         Self {
             probe_period: Duration::from_millis(500),
             probe_rtt: Duration::from_millis(200),
             suspect_to_down: Duration::from_millis(4250),
             confirm_timeout: Duration::from_millis(750),
+            suspect_shown_after: Duration::from_secs(1),
+            refusal_patience: Duration::from_millis(1100),
             gossip_period: Duration::from_millis(100),
             gossip_fanout: 3,
             announce_period: Duration::from_secs(10),
@@ -53,6 +62,8 @@ impl Preset {
             probe_rtt: Duration::from_millis(1200),
             suspect_to_down: Duration::from_secs(25),
             confirm_timeout: Duration::from_secs(4),
+            suspect_shown_after: Duration::ZERO,
+            refusal_patience: Duration::from_secs(3),
             gossip_period: Duration::from_millis(500),
             gossip_fanout: 4,
             announce_period: Duration::from_secs(30),

@@ -52,7 +52,7 @@ counters! {
     confirms_refuted,
     /// Members declared down by this node itself.
     declared_down,
-    /// Members declared down early because their process is gone: two members saw its port refused.
+    /// Members declared down early because their process is gone: a second look and another member found its port refused.
     declared_refused,
     /// Times this node was declared down and came back with a new generation.
     rejoins,

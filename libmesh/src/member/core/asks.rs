@@ -25,12 +25,18 @@ pub(super) enum Purpose {
     /// The ping again, or a first one because a stream ended.
     Ping {
         target: Identity,
+        /// For how long it is silent already: a ping in a datagram was not answered.
+        silent: Duration,
     },
     /// The last question before Down; what to deliver if it is not answered.
     Confirm {
         target: Identity,
         incarnation: Incarnation,
         token: TimerToken,
+    },
+    /// The second look at a member whose port was refused.
+    SecondLook {
+        target: Identity,
     },
     /// Asked of a witness, about `target`.
     Witness {
@@ -47,28 +53,39 @@ pub(super) enum Purpose {
 
 #[derive(Default)]
 pub(super) struct Asks {
-    open: BTreeMap<u64, Purpose>,
+    open: BTreeMap<u64, Asked>,
     last: u64,
 }
 
+#[derive(Debug)]
+pub(super) struct Asked {
+    purpose: Purpose,
+    /// How much time this process had slept through when it asked.
+    slept: Duration,
+}
+
 impl Asks {
-    pub(super) fn take(&mut self, id: u64) -> Option<Purpose> {
+    pub(super) fn take(&mut self, id: u64) -> Option<Asked> {
         self.open.remove(&id)
     }
 
     fn is_pinging(&self, target: &Identity) -> bool {
         self.open
             .values()
-            .any(|purpose| matches!(purpose, Purpose::Ping { target: other } if other == target))
+            .any(|asked| matches!(&asked.purpose, Purpose::Ping { target: other, .. } if other == target))
     }
 }
 
-/// We saw nothing listen at a member's address; who else does is being asked.
+/// We saw nothing listen at a member's address. After a while we and others look again.
 #[derive(Debug)]
 pub(super) struct Case {
     target: Identity,
-    /// Witnesses that have not answered yet.
+    /// Answers that the second look waits for; 0 before it.
     open: usize,
+    /// The second look of this node found nothing either.
+    gone: bool,
+    /// Another member found nothing, or there is no other.
+    confirmed: bool,
 }
 
 fn peer(identity: &Identity) -> Peer {
@@ -94,7 +111,8 @@ impl Core {
         }
         self.asks.last += 1;
         let id = self.asks.last;
-        self.asks.open.insert(id, purpose);
+        let slept = self.timers.slept();
+        self.asks.open.insert(id, Asked { purpose, slept });
         self.timers.set(Item::AskDeadline(id), deadline);
         self.outputs.push_back(Output::Ask {
             id,
@@ -160,11 +178,11 @@ impl Core {
             .as_ref()
             .filter(|probe| probe.target == target && !probe.answered);
         if let Some(number) = unanswered.map(|probe| probe.number) {
-            self.ping_over_stream(target, number);
+            self.ping_over_stream(target, number, self.preset.probe_rtt);
         }
     }
 
-    pub(super) fn ping_over_stream(&mut self, target: Identity, number: u8) {
+    pub(super) fn ping_over_stream(&mut self, target: Identity, number: u8, silent: Duration) {
         if self.is_leaving()
             || self.table.present_as(&target).is_none()
             || self.asks.is_pinging(&target)
@@ -173,7 +191,7 @@ impl Core {
         }
         let packet = PingKind::Ping(self.ping_packet(target, number, None));
         if self.ask_ping(
-            Purpose::Ping { target },
+            Purpose::Ping { target, silent },
             &target,
             target,
             packet,
@@ -227,23 +245,31 @@ impl Core {
         }
     }
 
-    pub(super) fn resolve(&mut self, purpose: &Purpose, reply: &StreamReply) {
+    pub(super) fn resolve(&mut self, asked: &Asked, reply: &StreamReply) {
         if self.is_leaving() {
             return;
         }
-        match *purpose {
-            Purpose::Ping { target } => match self.take_in(&target, reply) {
+        match asked.purpose {
+            Purpose::Ping { target, silent } => match self.take_in(&target, reply) {
                 Seen::Acked => drop(self.cases.remove(&target.node)),
-                Seen::Gone => self.call_witnesses(target),
+                Seen::Gone => self.open_case(target, silent),
                 Seen::Silent => {}
             },
+            Purpose::SecondLook { target } => {
+                let seen = self.take_in(&target, reply);
+                self.second_look(&target, seen, |case| case.gone = true);
+            }
             Purpose::Confirm {
                 target,
                 incarnation,
                 token,
             } => {
                 let seen = self.take_in(&target, reply);
-                if seen != Seen::Acked && self.is_suspect(&target, incarnation) {
+                let stands = seen != Seen::Acked && self.is_suspect(&target, incarnation);
+                if stands && asked.slept != self.timers.slept() {
+                    // The answer may have come while we did not run.
+                    self.suspect_for_longer(target, incarnation, token);
+                } else if stands {
                     count(&self.counters.declared_down);
                     self.declare_down(target, incarnation, token);
                 } else {
@@ -251,7 +277,15 @@ impl Core {
                     count(&self.counters.confirms_refuted);
                 }
             }
-            Purpose::Witness { target } => self.hear_witness(&target, reply),
+            Purpose::Witness { target } => {
+                let seen = match reply {
+                    StreamReply::Acked(body) => {
+                        PingAnswer::decode(body).map_or(Seen::Silent, |answer| answer.seen)
+                    }
+                    StreamReply::Refused | StreamReply::Timeout => Seen::Silent,
+                };
+                self.second_look(&target, seen, |case| case.confirmed = true);
+            }
             Purpose::Testify { target, token } => {
                 let seen = self.take_in(&target, reply);
                 self.testify(token, seen);
@@ -277,39 +311,65 @@ impl Core {
         }
     }
 
-    /// Nothing listens at `target`'s address as far as we see. If another member sees the same, it is gone.
-    fn call_witnesses(&mut self, target: Identity) {
+    /// Nothing listens at `target`'s address as far as we see: look again when a restart would be over. A packet from it
+    /// meanwhile closes the case; so that there is one, it is pinged.
+    fn open_case(&mut self, target: Identity, silent: Duration) {
         if self.table.present_as(&target).is_none() || self.cases.contains_key(&target.node) {
             return;
         }
+        let case = Case {
+            target,
+            open: 0,
+            gone: false,
+            confirmed: false,
+        };
+        self.cases.insert(target.node, case);
+        let patience = self.preset.refusal_patience.saturating_sub(silent);
+        self.timers.set(Item::SecondLook(target.node), patience);
+        self.greet(target);
+    }
+
+    fn greet(&mut self, target: Identity) {
+        let packet = self.ping_packet(target, 0, None);
+        self.outputs.push_back(Output::Send {
+            to: target.addr,
+            packet,
+        });
+    }
+
+    pub(super) fn look_again(&mut self, node: NodeId) {
+        let Some(target) = self.cases.get(&node).map(|case| case.target) else {
+            return;
+        };
+        if self.is_leaving() || self.table.present_as(&target).is_none() {
+            self.cases.remove(&node);
+            return;
+        }
+        self.greet(target);
+        let deadline = self.preset.probe_period * 2;
+        let ping = PingKind::Ping(self.ping_packet(target, 0, None));
+        let purpose = Purpose::SecondLook { target };
+        let mut open = usize::from(self.ask_ping(purpose, &target, target, ping, deadline));
         let witnesses =
             self.random_present_identities(WITNESSES, &|identity| identity.node != target.node);
-        let open = witnesses
-            .iter()
-            .filter(|witness| {
-                let purpose = Purpose::Witness { target };
-                self.ask_ping(
-                    purpose,
-                    witness,
-                    target,
-                    PingKind::Witness,
-                    self.preset.probe_period * 2,
-                )
-            })
-            .count();
-        if open > 0 {
-            self.cases.insert(target.node, Case { target, open });
+        for witness in &witnesses {
+            let purpose = Purpose::Witness { target };
+            let asked = self.ask_ping(purpose, witness, target, PingKind::Witness, deadline);
+            open += usize::from(asked);
+        }
+        let alone = self.table.present() <= 1;
+        match self.cases.get_mut(&node) {
+            Some(case) if open > 0 => {
+                case.open = open;
+                case.confirmed = alone;
+            }
+            _ => drop(self.cases.remove(&node)),
         }
     }
 
-    fn hear_witness(&mut self, target: &Identity, reply: &StreamReply) {
-        let seen = match reply {
-            StreamReply::Acked(body) => {
-                PingAnswer::decode(body).map_or(Seen::Silent, |answer| answer.seen)
-            }
-            StreamReply::Refused | StreamReply::Timeout => Seen::Silent,
-        };
-        // No case any more: a packet came from the target, or another witness saw it.
+    /// One answer of the second look; `note` is done when it found nothing.
+    fn second_look(&mut self, target: &Identity, seen: Seen, note: impl FnOnce(&mut Case)) {
+        // No case any more: a packet came from the target.
         let Some(case) = self
             .cases
             .get_mut(&target.node)
@@ -317,11 +377,15 @@ impl Core {
         else {
             return;
         };
-        case.open -= 1;
-        if seen != Seen::Silent || case.open == 0 {
+        case.open = case.open.saturating_sub(1);
+        if seen == Seen::Gone {
+            note(case);
+        }
+        let proven = case.gone && case.confirmed;
+        if proven || seen == Seen::Acked || case.open == 0 {
             self.cases.remove(&target.node);
         }
-        let Some(known) = self.table.present_as(target).filter(|_| seen == Seen::Gone) else {
+        let Some(known) = self.table.present_as(target).filter(|_| proven) else {
             return;
         };
         count(&self.counters.declared_refused);

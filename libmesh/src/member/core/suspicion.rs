@@ -1,18 +1,19 @@
 //! The guard on foca's suspicion timers.
 
-use foca::{Incarnation, State, Timer};
+use foca::{Incarnation, Timer};
 
 use super::Core;
 use super::timers::Item;
 use crate::member::counters::count;
 use crate::member::wire::Identity;
+use crate::model::Liveness;
 
 impl Core {
     pub(super) fn is_suspect(&self, member: &Identity, incarnation: Incarnation) -> bool {
-        self.foca.iter_membership_state().any(|known| {
-            known.id() == member
-                && known.state() == State::Suspect
-                && known.incarnation() == incarnation
+        self.table.get(member.node).is_some_and(|known| {
+            known.identity == *member
+                && known.liveness == Liveness::Suspect
+                && known.incarnation == incarnation
         })
     }
 
@@ -33,15 +34,24 @@ impl Core {
             count(&self.counters.late_suspicions);
             return;
         }
-        let asked = self.confirm(member_id, incarnation, token);
-        if !asked {
-            let timer = Timer::ChangeSuspectToDown {
-                member_id,
-                incarnation,
-                token,
-            };
-            self.timers.set(Item::Foca(timer), self.preset.probe_period);
+        if !self.confirm(member_id, incarnation, token) {
+            self.suspect_for_longer(member_id, incarnation, token);
         }
+    }
+
+    /// The last question could not be asked, or its answer not be heard: later again.
+    pub(super) fn suspect_for_longer(
+        &mut self,
+        member_id: Identity,
+        incarnation: Incarnation,
+        token: foca::TimerToken,
+    ) {
+        let timer = Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            token,
+        };
+        self.timers.set(Item::Foca(timer), self.preset.probe_period);
     }
 
     pub(super) fn declare_down(

@@ -2,6 +2,9 @@
 //!
 //! foca tells when a member comes or goes but not when it becomes suspect, and finds a member by scanning. The table is
 //! refreshed for the members that a call can have touched.
+//!
+//! What is *shown* differs from what foca thinks in one way: bad news waits. A member becomes suspect to others only
+//! after it has been suspected for a while, so that a restart that is back within a second is never seen.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +22,10 @@ pub(super) struct Known {
     pub(super) liveness: Liveness,
     /// When it took this liveness, on our clock.
     pub(super) since: Duration,
+    /// What others are told of it.
+    shown: Liveness,
+    /// When what is shown changes by itself.
+    changes: Option<Duration>,
 }
 
 pub(super) fn public(identity: &Identity) -> Member {
@@ -38,13 +45,29 @@ fn liveness(member: &FocaMember<Identity>) -> Liveness {
     }
 }
 
-#[derive(Default)]
 pub(super) struct Table {
     known: BTreeMap<NodeId, Known>,
     present: usize,
+    suspect_shown_after: Duration,
+}
+
+/// What a refresh brought.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) events: Vec<MemberEvent>,
+    /// Members to [`Table::show`] after this long.
+    pub(super) later: Vec<(NodeId, Duration)>,
 }
 
 impl Table {
+    pub(super) fn new(suspect_shown_after: Duration) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            present: 0,
+            suspect_shown_after,
+        }
+    }
+
     pub(super) fn get(&self, node: NodeId) -> Option<&Known> {
         self.known.get(&node)
     }
@@ -77,7 +100,7 @@ impl Table {
         self.iter()
             .map(|known| MemberState {
                 member: public(&known.identity),
-                liveness: known.liveness,
+                liveness: known.shown,
             })
             .collect()
     }
@@ -91,54 +114,82 @@ impl Table {
         })
     }
 
-    /// Takes over what foca thinks of a member now; pushes what changed.
+    /// Takes over what foca thinks of a member now.
     pub(super) fn refresh(
         &mut self,
         member: &FocaMember<Identity>,
         now: Duration,
-        events: &mut Vec<MemberEvent>,
+        changes: &mut Changes,
     ) {
         let node = member.id().node;
         let before = self.known.get(&node).copied();
-        let mut after = Known {
+        let liveness = liveness(member);
+        let same_life = before.is_some_and(|before| before.identity == *member.id());
+        let was_present = before.is_some_and(|before| before.liveness.is_present());
+        match (was_present, liveness.is_present()) {
+            (false, true) => self.present += 1,
+            (true, false) => self.present -= 1,
+            _ => {}
+        }
+        let since = before
+            .filter(|before| before.liveness == liveness && same_life)
+            .map_or(now, |before| before.since);
+        // Another life of a member that is shown goes on being shown.
+        let shown = before.map_or(Liveness::Left, |before| before.shown);
+        let known = Known {
             identity: *member.id(),
             incarnation: member.incarnation(),
-            liveness: liveness(member),
-            since: now,
+            liveness,
+            since,
+            shown,
+            changes: before.and_then(|before| before.changes),
         };
-        if let Some(before) = before.filter(|before| before.liveness == after.liveness) {
-            after.since = before.since;
+        self.known.insert(node, known);
+        if !same_life && shown.is_present() && liveness.is_present() {
+            changes.events.push(MemberEvent::Up(public(member.id())));
+            if shown == Liveness::Suspect
+                && let Some(known) = self.known.get_mut(&node)
+            {
+                known.shown = Liveness::Alive;
+            }
         }
-        self.known.insert(node, after);
+        self.show(node, now, changes);
+    }
 
-        let was_present = before.is_some_and(|before| before.liveness.is_present());
-        let same_life = before.is_some_and(|before| before.identity == after.identity);
-        match after.liveness {
-            Liveness::Alive | Liveness::Suspect => {
-                if !was_present {
-                    self.present += 1;
-                }
-                if !was_present || !same_life {
-                    events.push(MemberEvent::Up(public(&after.identity)));
-                }
-                let was = before
-                    .filter(|_| was_present && same_life)
-                    .map_or(Liveness::Alive, |before| before.liveness);
-                match (was, after.liveness) {
-                    (Liveness::Alive, Liveness::Suspect) => events.push(MemberEvent::Suspect(node)),
-                    (Liveness::Suspect, Liveness::Alive) => events.push(MemberEvent::Alive(node)),
-                    _ => {}
-                }
+    /// Shows what is due to be shown of a member.
+    pub(super) fn show(&mut self, node: NodeId, now: Duration, changes: &mut Changes) {
+        let Some(known) = self.known.get_mut(&node) else {
+            return;
+        };
+        let (shown, due) = match known.liveness {
+            Liveness::Suspect => (Liveness::Alive, known.since + self.suspect_shown_after),
+            liveness => (liveness, now),
+        };
+        let shown = if now < due { shown } else { known.liveness };
+        let pending = (now < due).then_some(due);
+        if pending.is_some() && pending != known.changes {
+            changes.later.push((node, due - now));
+        }
+        known.changes = pending;
+
+        let before = std::mem::replace(&mut known.shown, shown);
+        let member = public(&known.identity);
+        let events = &mut changes.events;
+        if !before.is_present() && shown.is_present() {
+            events.push(MemberEvent::Up(member));
+        }
+        match (before, shown) {
+            (_, Liveness::Suspect) if before != Liveness::Suspect => {
+                events.push(MemberEvent::Suspect(node));
             }
-            Liveness::Down | Liveness::Left if was_present => {
-                self.present -= 1;
-                events.push(if after.liveness == Liveness::Left {
-                    MemberEvent::Left(node)
-                } else {
-                    MemberEvent::Down(node)
-                });
+            (Liveness::Suspect, Liveness::Alive) => events.push(MemberEvent::Alive(node)),
+            (Liveness::Alive | Liveness::Suspect, Liveness::Down) => {
+                events.push(MemberEvent::Down(node));
             }
-            Liveness::Down | Liveness::Left => {}
+            (Liveness::Alive | Liveness::Suspect, Liveness::Left) => {
+                events.push(MemberEvent::Left(node));
+            }
+            _ => {}
         }
     }
 }
@@ -156,14 +207,14 @@ mod tests {
     }
 
     fn events(table: &mut Table, member: &FocaMember<Identity>) -> Vec<MemberEvent> {
-        let mut events = Vec::new();
-        table.refresh(member, Duration::ZERO, &mut events);
-        events
+        let mut changes = Changes::default();
+        table.refresh(member, Duration::ZERO, &mut changes);
+        changes.events
     }
 
     #[test]
     fn each_change_is_told_once() {
-        let mut table = Table::default();
+        let mut table = Table::new(Duration::ZERO);
         let node = NodeId([1; 16]);
         let alive = FocaMember::alive(id(1));
         assert_eq!(
@@ -205,8 +256,43 @@ mod tests {
     }
 
     #[test]
+    fn a_suspicion_is_shown_when_it_has_lasted() {
+        const SEC: Duration = Duration::from_secs(1);
+        let mut table = Table::new(SEC);
+        let node = NodeId([1; 16]);
+        let suspect = FocaMember::new(id(1), 0, State::Suspect);
+        events(&mut table, &FocaMember::alive(id(1)));
+        let mut changes = Changes::default();
+        table.refresh(&suspect, SEC, &mut changes);
+        table.refresh(&suspect, SEC + SEC / 2, &mut changes);
+        assert_eq!(changes.events, []);
+        assert_eq!(changes.later, [(node, SEC)], "one timer is enough");
+        assert_eq!(table.states()[0].liveness, Liveness::Alive);
+        table.show(node, 2 * SEC, &mut changes);
+        assert_eq!(changes.events, [MemberEvent::Suspect(node)]);
+        assert_eq!(table.states()[0].liveness, Liveness::Suspect);
+
+        // The next life is another one to suspect.
+        let mut changes = Changes::default();
+        table.refresh(
+            &FocaMember::new(id(2), 0, State::Suspect),
+            3 * SEC,
+            &mut changes,
+        );
+        assert_eq!(changes.events, [MemberEvent::Up(public(&id(2)))]);
+        table.refresh(&FocaMember::alive(id(3)), 3 * SEC, &mut changes);
+        table.show(node, 9 * SEC, &mut changes);
+        assert_eq!(
+            changes.events.len(),
+            2,
+            "a refuted suspicion is never shown: {:?}",
+            changes.events
+        );
+    }
+
+    #[test]
     fn only_what_foca_would_take_is_news() {
-        let mut table = Table::default();
+        let mut table = Table::new(Duration::ZERO);
         assert!(table.is_news(&FocaMember::down(id(1))));
         events(&mut table, &FocaMember::new(id(1), 3, State::Alive));
         assert!(!table.is_news(&FocaMember::new(id(1), 3, State::Alive)));

@@ -109,68 +109,153 @@ fn answer(by: Identity, seen: Seen) -> StreamReply {
     )
 }
 
-#[test]
-fn a_refused_port_needs_a_second_witness() {
-    let mut core = knowing(4);
-    core.peer_closed(SEC, id(2, 1).node);
-    let first = asks(&outputs(&mut core));
+/// Lets time pass for a core until `end`, while all members but the second answer its pings; what came out.
+fn run(core: &mut Core, end: Duration) -> Vec<Output> {
+    let mut said = outputs(core);
+    while let Some(now) = core.next_timeout().filter(|next| *next <= end) {
+        core.handle_timeout(now);
+        let news = outputs(core);
+        for output in &news {
+            let Output::Send { packet: ping, .. } = output else {
+                continue;
+            };
+            let header = wire::decode_packet(ping).unwrap().header;
+            if let Message::Ping(number) = header.message
+                && header.dst.node != id(2, 1).node
+            {
+                let ack = packet(header.dst, id(1, 1), Message::Ack(number), &[]);
+                core.handle_datagram(now, &ack);
+            }
+        }
+        said.extend(news);
+        said.extend(outputs(core));
+    }
+    said
+}
+
+/// Member 2 is refused at the start; the questions of the second look, our own first.
+fn refused(core: &mut Core) -> (Vec<u64>, Duration) {
+    core.peer_closed(Duration::ZERO, id(2, 1).node);
+    let first = asks(&outputs(core));
     assert_eq!(first.len(), 1);
-    core.handle_stream_reply(SEC, first[0].0, &StreamReply::Refused);
-    let witnesses = asks(&outputs(&mut core));
-    assert_eq!(witnesses.len(), 2, "two others are asked");
+    core.handle_stream_reply(Duration::ZERO, first[0].0, &StreamReply::Refused);
+    let patience = Preset::lan().refusal_patience;
+    let early = run(core, patience - Duration::from_millis(1));
+    let witness = |(_, _, kind): &(u64, Peer, PingKind)| *kind == PingKind::Witness;
     assert!(
-        witnesses
-            .iter()
-            .all(|(_, to, kind)| { *kind == PingKind::Witness && to.node != Some(id(2, 1).node) })
+        !asks(&early).iter().any(witness),
+        "others are troubled while a restart may be under way"
     );
-    core.handle_stream_reply(SEC, witnesses[0].0, &answer(id(3, 1), Seen::Silent));
+    let shown = |output: &Output| matches!(output, Output::Event(MemberEvent::Suspect(node) | MemberEvent::Down(node)) if *node == id(2, 1).node);
+    assert!(!early.iter().any(shown), "it is missed within a second");
+    let look = asks(&run(core, patience));
+    let own = look
+        .iter()
+        .find(|(_, to, kind)| to.addr == id(2, 1).addr && !witness(&(0, *to, kind.clone())))
+        .expect("it is looked at again");
+    let mut questions = vec![own.0];
+    questions.extend(look.iter().filter(|it| witness(it)).map(|(id, ..)| *id));
+    (questions, patience)
+}
+
+#[test]
+fn a_refused_port_is_looked_at_again_and_needs_a_second_witness() {
+    let mut core = knowing(4);
+    let (questions, now) = refused(&mut core);
+    assert_eq!(questions.len(), 3, "two others are asked");
+    core.handle_stream_reply(now, questions[0], &StreamReply::Refused);
+    core.handle_stream_reply(now, questions[1], &answer(id(3, 1), Seen::Silent));
     assert_eq!(events(&mut core), []);
-    core.handle_stream_reply(SEC, witnesses[1].0, &answer(id(4, 1), Seen::Gone));
+    core.handle_stream_reply(now, questions[2], &answer(id(4, 1), Seen::Gone));
     assert_eq!(events(&mut core), [MemberEvent::Down(id(2, 1).node)]);
     assert_eq!(value(&core, |counters| &counters.declared_refused), 1);
 }
 
 #[test]
 fn one_fresh_packet_cancels_a_refused_port() {
-    let mut core = knowing(4);
-    core.peer_closed(SEC, id(2, 1).node);
-    let first = asks(&outputs(&mut core));
-    core.handle_stream_reply(SEC, first[0].0, &StreamReply::Refused);
-    let witnesses = asks(&outputs(&mut core));
-    core.handle_datagram(SEC, &packet(id(2, 1), id(1, 1), Message::Gossip, &[]));
-    for (ask, ..) in witnesses {
-        core.handle_stream_reply(SEC, ask, &answer(id(3, 1), Seen::Gone));
+    for before in [true, false] {
+        let mut core = knowing(4);
+        let fresh = packet(id(2, 1), id(1, 1), Message::Gossip, &[]);
+        let (questions, now) = refused(&mut core);
+        if before {
+            core.handle_datagram(now, &fresh);
+        }
+        core.handle_stream_reply(now, questions[0], &StreamReply::Refused);
+        if !before {
+            core.handle_datagram(now, &fresh);
+        }
+        for ask in &questions[1..] {
+            core.handle_stream_reply(now, *ask, &answer(id(3, 1), Seen::Gone));
+        }
+        assert_eq!(
+            events(&mut core),
+            [],
+            "a firewall that rejects killed a node that answers"
+        );
     }
-    assert_eq!(
-        events(&mut core),
-        [],
-        "a firewall that rejects killed a node that answers"
-    );
 }
 
 #[test]
 fn a_witness_that_is_answered_clears_the_member() {
     let mut core = knowing(4);
-    core.peer_closed(SEC, id(2, 1).node);
-    let first = asks(&outputs(&mut core));
-    core.handle_stream_reply(SEC, first[0].0, &StreamReply::Refused);
-    let witnesses = asks(&outputs(&mut core));
-    core.handle_stream_reply(SEC, witnesses[0].0, &answer(id(3, 1), Seen::Acked));
-    core.handle_stream_reply(SEC, witnesses[1].0, &answer(id(4, 1), Seen::Gone));
+    let (questions, now) = refused(&mut core);
+    core.handle_stream_reply(now, questions[0], &StreamReply::Refused);
+    core.handle_stream_reply(now, questions[1], &answer(id(3, 1), Seen::Acked));
+    core.handle_stream_reply(now, questions[2], &answer(id(4, 1), Seen::Gone));
     assert_eq!(events(&mut core), []);
+}
+
+#[test]
+fn witnesses_alone_take_nobody_down_whom_the_second_look_finds() {
+    let mut core = knowing(4);
+    let (questions, now) = refused(&mut core);
+    core.handle_stream_reply(now, questions[1], &answer(id(3, 1), Seen::Gone));
+    core.handle_stream_reply(now, questions[2], &answer(id(4, 1), Seen::Gone));
+    assert_eq!(events(&mut core), []);
+    core.handle_stream_reply(now, questions[0], &answer(id(2, 2), Seen::Acked));
+    assert_eq!(events(&mut core), [], "it restarted and answers");
+}
+
+#[test]
+fn of_two_nodes_the_second_refusal_decides() {
+    let mut core = knowing(2);
+    let (questions, now) = refused(&mut core);
+    assert_eq!(questions.len(), 1, "there is nobody else to ask");
+    core.handle_stream_reply(now, questions[0], &StreamReply::Refused);
+    assert_eq!(events(&mut core), [MemberEvent::Down(id(2, 1).node)]);
 }
 
 #[test]
 fn another_node_at_its_address_shows_that_a_member_is_gone() {
     let mut core = knowing(3);
-    core.peer_closed(SEC, id(2, 1).node);
-    let first = asks(&outputs(&mut core));
+    let (questions, now) = refused(&mut core);
     let other = Identity {
         node: NodeId([9; 16]),
         ..id(2, 5)
     };
-    core.handle_stream_reply(SEC, first[0].0, &answer(other, Seen::Acked));
-    assert_eq!(asks(&outputs(&mut core)).len(), 1, "a witness is asked");
+    core.handle_stream_reply(now, questions[0], &answer(other, Seen::Acked));
+    core.handle_stream_reply(now, questions[1], &answer(id(3, 1), Seen::Gone));
+    assert_eq!(events(&mut core), [MemberEvent::Down(id(2, 1).node)]);
+}
+
+#[test]
+fn an_answer_that_a_stall_swallowed_takes_nobody_down() {
+    let mut core = knowing(4);
+    let suspect = foca::Member::new(id(2, 1), 0, State::Suspect);
+    core.suspicions.insert(id(2, 1).node, (id(2, 1), 0));
+    core.handle_datagram(
+        SEC,
+        &packet(id(3, 1), id(1, 1), Message::Gossip, &[suspect]),
+    );
+    outputs(&mut core);
+    assert!(core.confirm(id(2, 1), 0, 0));
+    let (question, ..) = asks(&outputs(&mut core))[0].clone();
+    // The process is stopped for a while; then the question's time is over.
+    core.handle_timeout(30 * SEC);
+    outputs(&mut core);
+    core.handle_stream_reply(30 * SEC, question, &StreamReply::Timeout);
+    assert_eq!(events(&mut core), [], "it was blamed for our sleep");
+    assert!(core.is_suspect(&id(2, 1), 0), "and nobody asks again");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use foca::Timer;
 
 use super::effects::has_token;
 use crate::member::wire::Identity;
+use crate::model::NodeId;
 
 /// Lag that a busy machine is allowed.
 const STALL: Duration = Duration::from_millis(200);
@@ -23,6 +24,10 @@ pub(super) enum Item {
     AskDeadline(u64),
     Seeds,
     PushPull,
+    /// A member's port was seen refused: time to look again.
+    SecondLook(NodeId),
+    /// What is shown of a member may change by now.
+    Show(NodeId),
     Forget,
     GoodbyeRound(u8),
 }
@@ -81,6 +86,11 @@ impl Timers {
     /// Our clock.
     pub(super) fn time(&self) -> Duration {
         self.now - self.slept
+    }
+
+    /// How much time was slept through so far.
+    pub(super) fn slept(&self) -> Duration {
+        self.slept
     }
 
     /// When the next timer is due, on the caller's clock.
