@@ -18,6 +18,8 @@ use crate::model::NodeId;
 const MAX_ASKS: usize = 64;
 /// Members asked whether they see a refused port too.
 const WITNESSES: usize = 2;
+/// Members that are told at once of a process that is gone.
+const TOLD: usize = 16;
 
 /// Why a question was asked.
 #[derive(Debug)]
@@ -143,20 +145,27 @@ impl Core {
 
     /// A ping made by hand; `suspicion` rides on it.
     fn ping_packet(&self, target: Identity, number: u8, suspicion: Option<Incarnation>) -> Bytes {
+        let suspect = |incarnation| Member::new(target, incarnation, State::Suspect);
+        self.by_hand(target, Message::Ping(number), suspicion.map(suspect))
+    }
+
+    fn by_hand(
+        &self,
+        dst: Identity,
+        message: Message<Identity>,
+        update: Option<Member<Identity>>,
+    ) -> Bytes {
         let header = Header {
             src: *self.foca.identity(),
             src_incarnation: self.incarnation,
-            dst: target,
-            message: Message::Ping(number),
+            dst,
+            message,
         };
         let mut packet = Vec::with_capacity(128);
         wire::encode_header(&header, &mut packet).expect("a Vec has room");
-        packet.put_u16(u16::from(suspicion.is_some()));
-        if let Some(incarnation) = suspicion {
-            wire::encode_member(
-                &Member::new(target, incarnation, State::Suspect),
-                &mut packet,
-            );
+        packet.put_u16(u16::from(update.is_some()));
+        if let Some(update) = &update {
+            wire::encode_member(update, &mut packet);
         }
         packet.into()
     }
@@ -392,10 +401,14 @@ impl Core {
         let down = Member::new(*target, known.incarnation, State::Down);
         let result = self
             .foca
-            .apply_many(std::iter::once(down), true, &mut self.effects);
+            .apply_many(std::iter::once(down.clone()), true, &mut self.effects);
         self.settle(result, &[target.node]);
-        let result = self.foca.gossip(&mut self.effects);
-        self.settle(result, &[]);
+        // Gossip would take its rounds; in a small cluster everybody is told at once.
+        for member in self.random_present_identities(TOLD, &|_| true) {
+            let packet = self.by_hand(member, Message::Gossip, Some(down.clone()));
+            let to = member.addr;
+            self.outputs.push_back(Output::Send { to, packet });
+        }
     }
 
     fn testify(&mut self, token: u64, seen: Seen) {
