@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use libmesh::catalog::Catalog;
-use libmesh::model::{
-    Datacenter, Host, Instance, InstanceId, NodeId, NodeName, NodeRecord, ServiceName,
-};
+use libmesh::model::{Host, Instance, InstanceId, NodeId, NodeName, NodeRecord, ServiceName};
 
 use crate::config::{Config, Upstreams};
 use crate::responder::{Outcome, Readiness, Responder, Shared, Via};
@@ -84,15 +82,10 @@ impl Default for Answers {
 fn catalog() -> Catalog {
     let own = NodeId([1; 16]);
     let catalog = Catalog::new(own);
+    let name = NodeName::parse("node1").expect("a node name");
     let record = NodeRecord {
-        id: own,
-        name: NodeName::parse("node1").expect("a node name"),
-        datacenter: Datacenter::default(),
-        address: [10, 0, 0, 1].into(),
-        port: 8301,
-        roles: Default::default(),
         meta: [(Arc::from("zone"), Arc::from("z1"))].into(),
-        version: Arc::from("0"),
+        ..NodeRecord::new(own, name, [10, 0, 0, 1].into(), 8301)
     };
     catalog.local().put_node(record).expect("well formed");
     for (service, count) in [("web", 2u16), ("many", 300)] {

@@ -23,6 +23,7 @@ use crate::model::{InstanceId, InvalidField, Liveness, NodeId, ServiceName};
 
 mod apply;
 mod belief;
+mod diff;
 mod facts;
 mod index;
 mod local;
@@ -43,6 +44,7 @@ pub mod wire;
 #[doc(hidden)]
 pub use apply::fuzz_message;
 pub use apply::{LogHead, Outcome, Quarantined, Rejection};
+pub use diff::ServiceDiff;
 pub use local::{Inherited, LocalLog, OwnHead};
 pub use saved::SavedError;
 pub use verify::{Signer, VerifiedNode, Verifier};

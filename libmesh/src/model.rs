@@ -6,17 +6,26 @@
 //!
 //! This module knows nothing of the network, of time or of other modules.
 
+mod address;
+mod builder;
 mod check;
 mod error;
 mod instance;
+mod kind;
+pub mod limits;
+mod locality;
 mod meta;
 mod names;
 mod node;
 
+pub use address::{Host, NamedPort, TaggedAddress};
+pub use builder::InstanceBuilder;
 pub use check::{CheckRecord, Health};
 pub use error::InvalidField;
 pub(crate) use instance::check_meta;
-pub use instance::{Host, Instance, Weights};
+pub use instance::{Instance, Weights};
+pub use kind::{Class, Kind, Proxy};
+pub use locality::Locality;
 pub use meta::Meta;
 pub use names::{Datacenter, InstanceId, NodeName, ServiceName};
 pub use node::{Liveness, NodeId, NodeRecord, Roles};

@@ -21,7 +21,6 @@ mod render;
 pub mod stored;
 
 use std::{
-    collections::HashMap,
     fmt, io,
     net::SocketAddr,
     path::Path,
@@ -38,7 +37,6 @@ use libmesh::{
     health::Scheduler,
     model::{Datacenter, InstanceId, NodeId, NodeName},
 };
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use registered::Registered;
@@ -87,8 +85,6 @@ pub(crate) struct Inner {
     forward: Arc<dyn Forward>,
     /// No index is below this.
     birth: u64,
-    /// Tagged addresses as they were registered, by instance; shown by this agent only.
-    tagged: Mutex<HashMap<InstanceId, Value>>,
     registered: Registered,
 }
 
@@ -110,7 +106,6 @@ impl ConsulApi {
             bundles,
             forward,
             birth,
-            tagged: Mutex::default(),
             registered: Registered::default(),
         });
         let table = Routes::new()

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::Head;
 use super::{Catalog, Clock, LocalError, LocalLog, Options, Outcome, VerifiedNode, Verifier};
-use crate::model::{Datacenter, Liveness, NodeId, NodeName, NodeRecord, Roles, ServiceName};
+use crate::model::{Liveness, NodeId, NodeName, NodeRecord, ServiceName};
 
 /// What stands for a certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -101,16 +101,7 @@ impl TestNode {
             clock,
         };
         let catalog = Catalog::open(id, options);
-        let record = NodeRecord {
-            id,
-            name,
-            datacenter: Datacenter::default(),
-            address,
-            port: 8301,
-            roles: Roles::default(),
-            meta: Default::default(),
-            version: Arc::from("0.0.0"),
-        };
+        let record = NodeRecord::new(id, name, address, 8301);
         let node = Self {
             catalog,
             certificate,

@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Catalog, Options};
 use crate::model::{
-    CheckRecord, Datacenter, Health, Instance, InstanceId, NodeId, NodeName, NodeRecord, Roles,
-    ServiceName,
+    CheckRecord, Health, Instance, InstanceId, NodeId, NodeName, NodeRecord, ServiceName,
 };
 
 /// A clock that tests set.
@@ -44,16 +43,9 @@ impl TestClock {
 }
 
 pub(crate) fn node(n: u8) -> NodeRecord {
-    NodeRecord {
-        id: NodeId([n; 16]),
-        name: NodeName::parse(&format!("node{n}")).unwrap(),
-        datacenter: Datacenter::default(),
-        address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)),
-        port: 8301,
-        roles: Roles::default(),
-        meta: Default::default(),
-        version: Arc::from("0.1.0"),
-    }
+    let name = NodeName::parse(&format!("node{n}")).unwrap();
+    let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, n));
+    NodeRecord::new(NodeId([n; 16]), name, address, 8301)
 }
 
 pub(crate) fn service(name: &str) -> ServiceName {

@@ -70,6 +70,18 @@ impl InstanceView {
             .map(|port| SocketAddr::new(ip, port))
     }
 
+    /// Equal in all that a reader sees but the revision.
+    pub fn same_as(&self, other: &Self) -> bool {
+        let nodes = (&self.node, &other.node);
+        let same_node = Arc::ptr_eq(nodes.0, nodes.1)
+            || (nodes.0.liveness == nodes.1.liveness && nodes.0.record == nodes.1.record);
+        same_node
+            && self.health == other.health
+            && self.stale == other.stale
+            && self.checks == other.checks
+            && self.instance == other.instance
+    }
+
     pub(super) fn place(&self) -> Place {
         Place {
             node_name: self.node.record.name.clone(),

@@ -25,7 +25,7 @@ use crate::{
     identity::{CertificateSource, Identity, IdentityError, Subject, Trust},
     join::{self, JoinToken, NodeCredentials, NodeDirectory},
     member::{self, Driver, decode_candidates},
-    model::NodeRecord,
+    model::{Locality, NodeRecord},
     rpc::{Client, Server},
     sync::{Members, Plane},
 };
@@ -317,10 +317,21 @@ fn catalog(
         address: advertise.ip(),
         port: advertise.port(),
         roles: config.roles,
+        locality: locality(config),
         meta: config.meta.clone(),
         version: config.version.clone(),
     })?;
     Ok(catalog)
+}
+
+/// Where the node stands, by its own words. A zone alone is only metadata.
+fn locality(config: &Config) -> Locality {
+    let named = |key: &str| config.meta.get(key).cloned().unwrap_or_default();
+    let region = named("region");
+    match region.is_empty() {
+        true => Locality::default(),
+        false => Locality { region, zone: named("zone") },
+    }
 }
 
 /// Where to announce to at first: the seeds of the configuration and those that came with the join. A

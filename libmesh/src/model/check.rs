@@ -7,12 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::quoted;
-use super::{InstanceId, InvalidField};
-
-/// Longest check id, name and kind, in bytes.
-const NAME_MAX: usize = 256;
-/// Longest notes, in bytes.
-const NOTES_MAX: usize = 1024;
+use super::{InstanceId, InvalidField, limits};
 
 /// How well something is; ordered from best to worst, so that the aggregate is the maximum (as in Consul).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -105,19 +100,23 @@ impl CheckRecord {
     /// # Errors
     /// [`InvalidField`] for an empty or over-long `check id`, over-long `name`, `kind` or `notes`.
     pub fn validate(&self) -> Result<(), InvalidField> {
-        if self.id.is_empty() || self.id.len() > NAME_MAX || self.id.chars().any(char::is_control) {
+        if self.id.is_empty()
+            || self.id.len() > limits::CHECK_BYTES
+            || self.id.chars().any(char::is_control)
+        {
             return Err(InvalidField::new(
                 "check id",
                 format!(
-                    "{} must have 1 to {NAME_MAX} bytes and no control characters",
-                    quoted(&self.id)
+                    "{} must have 1 to {} bytes and no control characters",
+                    quoted(&self.id),
+                    limits::CHECK_BYTES
                 ),
             ));
         }
         for (field, text, max) in [
-            ("name", &self.name, NAME_MAX),
-            ("kind", &self.kind, NAME_MAX),
-            ("notes", &self.notes, NOTES_MAX),
+            ("name", &self.name, limits::CHECK_BYTES),
+            ("kind", &self.kind, limits::CHECK_BYTES),
+            ("notes", &self.notes, limits::NOTES_BYTES),
         ] {
             if text.len() > max {
                 return Err(InvalidField::new(

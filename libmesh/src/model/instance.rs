@@ -1,64 +1,15 @@
 //! Instances of services.
 
-use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::address::{check_host_name, check_label};
 use super::error::quoted;
-use super::{InstanceId, InvalidField, Meta, ServiceName};
-
-/// Most tags of an instance.
-const TAGS_MAX: usize = 256;
-/// Longest tag, in bytes.
-const TAG_BYTES_MAX: usize = 255;
-/// Most metadata pairs (Consul's limit).
-const META_MAX: usize = 64;
-/// Longest metadata key, in bytes (Consul's limit).
-const META_KEY_MAX: usize = 128;
-/// Longest metadata value, in bytes (Consul's limit).
-const META_VALUE_MAX: usize = 512;
-/// Longest host name (RFC 1035 §2.3.4).
-const HOST_MAX: usize = 253;
-
-/// Where something answers: an address, or a name that the asker resolves.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Host {
-    /// An IP address.
-    Ip(IpAddr),
-    /// A DNS name.
-    Name(Arc<str>),
-}
-
-impl Host {
-    /// An IP address where `text` is one, else a name.
-    ///
-    /// # Errors
-    /// [`InvalidField`] `address` for an empty or over-long name, or one with characters that no host name has.
-    pub fn parse(text: &str) -> Result<Self, InvalidField> {
-        if let Ok(ip) = text.parse() {
-            return Ok(Self::Ip(ip));
-        }
-        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if text.is_empty() || text.len() > HOST_MAX || !text.bytes().all(fits) {
-            return Err(InvalidField::new(
-                "address",
-                format!("{} is neither an IP address nor a host name", quoted(text)),
-            ));
-        }
-        Ok(Self::Name(Arc::from(text)))
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(ip) => fmt::Display::fmt(ip, f),
-            Self::Name(name) => f.write_str(name),
-        }
-    }
-}
+use super::{
+    Class, Host, InstanceBuilder, InstanceId, InvalidField, Kind, Locality, Meta, NamedPort, Proxy,
+    ServiceName, TaggedAddress, limits,
+};
 
 /// Share of the traffic an instance wants, by health (DNS SRV weights; 1 and 1 by default, as in Consul).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,12 +42,27 @@ pub struct Instance {
     pub meta: Meta,
     /// Where it answers; `None` = at its node's address.
     pub address: Option<Host>,
+    /// Addresses for certain uses, in the order given.
+    pub tagged_addresses: Vec<TaggedAddress>,
     /// Its own port; 0 when it has none.
     pub port: u16,
+    /// Further ports, in the order given.
+    pub ports: Vec<NamedPort>,
     /// Port of its sidecar's mTLS listener, where there is one.
     pub mesh_port: Option<u16>,
     /// Version of the software, for subsets and traffic splits.
     pub version: Option<Arc<str>>,
+    /// Where it stands; `None` = where its node does.
+    pub locality: Option<Locality>,
+    /// What it is.
+    pub kind: Kind,
+    /// What it speaks for: a [`Kind::ConnectProxy`] has one, no other may.
+    pub proxy: Option<Arc<Proxy>>,
+    /// How it is treated when it goes missing.
+    pub class: Class,
+    /// It does not run on its node: that only checks it and publishes the record (a database, say). It has an address
+    /// of its own, and goes with its node like any other.
+    pub external: bool,
     /// Share of the traffic.
     pub weights: Weights,
     /// Others may change the tags (Consul's `EnableTagOverride`).
@@ -119,14 +85,39 @@ impl Instance {
             tags: Vec::new(),
             meta: Meta::new(),
             address: None,
+            tagged_addresses: Vec::new(),
             port,
+            ports: Vec::new(),
             mesh_port: None,
             version: None,
+            locality: None,
+            kind: Kind::default(),
+            proxy: None,
+            class: Class::default(),
+            external: false,
             weights: Weights::default(),
             enable_tag_override: false,
             create_stamp: 0,
             modify_stamp: 0,
         })
+    }
+
+    /// Makes an instance step by step.
+    pub fn builder(service: ServiceName) -> InstanceBuilder {
+        InstanceBuilder::new(service)
+    }
+
+    /// A further port by its name.
+    pub fn named_port(&self, name: &str) -> Option<u16> {
+        let found = self.ports.iter().find(|port| &*port.name == name);
+        found.map(|port| port.port)
+    }
+
+    /// The address for a certain use.
+    pub fn tagged_address(&self, tag: &str) -> Option<&TaggedAddress> {
+        self.tagged_addresses
+            .iter()
+            .find(|known| &*known.tag == tag)
     }
 
     /// Whether `subset` names this instance: one of its tags, or its version; letter case does not count.
@@ -148,39 +139,71 @@ impl Instance {
         stamped == *other
     }
 
-    /// Checks what the types alone do not.
+    /// Checks what the types alone do not; the bounds are in [`limits`].
     ///
     /// # Errors
-    /// [`InvalidField`] for too many or too long `tags`, `meta`, `version`, `address`, or a passing weight of 0.
+    /// [`InvalidField`] for too many or too long `tags`, `meta`, `version`, `address`, `tagged_addresses`, `ports`,
+    /// `locality`; twice the same name; a `proxy` that its `kind` does not have; an `external` instance without
+    /// address; a passing weight of 0.
     pub fn validate(&self) -> Result<(), InvalidField> {
-        if self.tags.len() > TAGS_MAX {
-            return Err(InvalidField::new(
-                "tags",
-                format!("{} tags, the most is {TAGS_MAX}", self.tags.len()),
-            ));
+        check_tags(self.tags.iter().map(|tag| &**tag))?;
+        check_meta(self.meta.iter())?;
+        if let Some(address) = &self.address {
+            address.validate("address")?;
         }
-        for tag in &self.tags {
-            if tag.is_empty() || tag.len() > TAG_BYTES_MAX || tag.chars().any(char::is_control) {
+        check_count(
+            "tagged_addresses",
+            self.tagged_addresses.len(),
+            limits::TAGGED_ADDRESSES,
+        )?;
+        for (at, tagged) in self.tagged_addresses.iter().enumerate() {
+            check_label("tagged_addresses", &tagged.tag)?;
+            tagged.host.validate("tagged_addresses")?;
+            let before = &self.tagged_addresses[..at];
+            check_new(
+                "tagged_addresses",
+                &tagged.tag,
+                before.iter().map(|it| &*it.tag),
+            )?;
+        }
+        check_count("ports", self.ports.len(), limits::PORTS)?;
+        for (at, port) in self.ports.iter().enumerate() {
+            check_label("ports", &port.name)?;
+            if port.port == 0 {
                 return Err(InvalidField::new(
-                    "tags",
-                    format!(
-                        "{} must have 1 to {TAG_BYTES_MAX} bytes and no control characters",
-                        quoted(tag)
-                    ),
+                    "ports",
+                    format!("{} must not be 0", quoted(&port.name)),
                 ));
             }
-        }
-        check_meta(self.meta.iter())?;
-        if let Some(Host::Name(name)) = &self.address {
-            Host::parse(name)?;
+            check_new(
+                "ports",
+                &port.name,
+                self.ports[..at].iter().map(|it| &*it.name),
+            )?;
         }
         if let Some(version) = &self.version
-            && (version.is_empty() || version.len() > TAG_BYTES_MAX)
+            && (version.is_empty() || version.len() > limits::TAG_BYTES)
         {
             return Err(InvalidField::new(
                 "version",
-                format!("must have 1 to {TAG_BYTES_MAX} bytes"),
+                format!("must have 1 to {} bytes", limits::TAG_BYTES),
             ));
+        }
+        if let Some(locality) = &self.locality {
+            locality.validate()?;
+        }
+        if (self.kind == Kind::ConnectProxy) != self.proxy.is_some() {
+            return Err(InvalidField::new(
+                "proxy",
+                "a connect-proxy says what it speaks for, and nothing else does",
+            ));
+        }
+        if let Some(Host::Name(name)) = self.proxy.as_ref().and_then(|proxy| proxy.address.as_ref())
+        {
+            check_host_name("proxy", name)?;
+        }
+        if self.external && self.address.is_none() {
+            return Err(InvalidField::new("external", "needs an address of its own"));
         }
         if self.weights.passing == 0 {
             return Err(InvalidField::new("weights.passing", "must be at least 1"));
@@ -192,30 +215,71 @@ impl Instance {
     }
 }
 
-pub(crate) fn check_meta<'a>(
-    meta: impl ExactSizeIterator<Item = (&'a Arc<str>, &'a Arc<str>)>,
-) -> Result<(), InvalidField> {
-    if meta.len() > META_MAX {
+fn check_count(field: &'static str, count: usize, most: usize) -> Result<(), InvalidField> {
+    if count > most {
         return Err(InvalidField::new(
-            "meta",
-            format!("{} pairs, the most is {META_MAX}", meta.len()),
+            field,
+            format!("{count} of them, the most is {most}"),
         ));
     }
-    for (key, value) in meta {
-        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
-        if key.is_empty() || key.len() > META_KEY_MAX || !key.bytes().all(fits) {
+    Ok(())
+}
+
+fn check_new<'a>(
+    field: &'static str,
+    name: &str,
+    mut before: impl Iterator<Item = &'a str>,
+) -> Result<(), InvalidField> {
+    if before.any(|known| known == name) {
+        return Err(InvalidField::new(
+            field,
+            format!("{} is there twice", quoted(name)),
+        ));
+    }
+    Ok(())
+}
+
+fn check_tags<'a>(tags: impl ExactSizeIterator<Item = &'a str>) -> Result<(), InvalidField> {
+    check_count("tags", tags.len(), limits::TAGS)?;
+    for tag in tags {
+        if tag.is_empty() || tag.len() > limits::TAG_BYTES || tag.chars().any(char::is_control) {
             return Err(InvalidField::new(
-                "meta",
+                "tags",
                 format!(
-                    "key {} must have 1 to {META_KEY_MAX} bytes of letters, digits, '-', '_', '.', '/'",
-                    quoted(key)
+                    "{} must have 1 to {} bytes and no control characters",
+                    quoted(tag),
+                    limits::TAG_BYTES
                 ),
             ));
         }
-        if value.len() > META_VALUE_MAX {
+    }
+    Ok(())
+}
+
+pub(crate) fn check_meta<'a>(
+    meta: impl ExactSizeIterator<Item = (&'a Arc<str>, &'a Arc<str>)>,
+) -> Result<(), InvalidField> {
+    check_count("meta", meta.len(), limits::META_PAIRS)?;
+    for (key, value) in meta {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
+        if key.is_empty() || key.len() > limits::META_KEY_BYTES || !key.bytes().all(fits) {
             return Err(InvalidField::new(
                 "meta",
-                format!("{} has more than {META_VALUE_MAX} bytes", quoted(key)),
+                format!(
+                    "key {} must have 1 to {} bytes of letters, digits, '-', '_', '.', '/'",
+                    quoted(key),
+                    limits::META_KEY_BYTES
+                ),
+            ));
+        }
+        if value.len() > limits::META_VALUE_BYTES {
+            return Err(InvalidField::new(
+                "meta",
+                format!(
+                    "{} has more than {} bytes",
+                    quoted(key),
+                    limits::META_VALUE_BYTES
+                ),
             ));
         }
     }

@@ -7,17 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::InvalidField;
 use super::error::quoted;
-
-/// Longest service name, in bytes.
-const SERVICE_MAX: usize = 128;
-/// Longest node name, in bytes; each label of it is at most [`LABEL_MAX`].
-const NODE_MAX: usize = 253;
-/// Longest DNS label (RFC 1035 §2.3.4).
-const LABEL_MAX: usize = 63;
-/// Longest instance id, in bytes.
-const INSTANCE_ID_MAX: usize = 256;
+use super::{InvalidField, limits};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $parse:path) => {
@@ -136,22 +127,23 @@ impl ServiceName {
 }
 
 fn service(text: &str) -> Result<Arc<str>, InvalidField> {
-    dotted("service", text, SERVICE_MAX)
+    dotted("service", text, limits::SERVICE_BYTES)
 }
 
 fn node(text: &str) -> Result<Arc<str>, InvalidField> {
-    let name = dotted("node", text, NODE_MAX)?;
+    let name = dotted("node", text, limits::NODE_BYTES)?;
     for label in name.split('.') {
         if label.is_empty()
-            || label.len() > LABEL_MAX
+            || label.len() > limits::LABEL_BYTES
             || !label.as_bytes()[0].is_ascii_alphanumeric()
         {
             return Err(InvalidField::new(
                 "node",
                 format!(
-                    "{} has the label {}: labels have 1 to {LABEL_MAX} bytes and start with a letter or digit",
+                    "{} has the label {}: labels have 1 to {} bytes and start with a letter or digit",
                     quoted(text),
-                    quoted(label)
+                    quoted(label),
+                    limits::LABEL_BYTES
                 ),
             ));
         }
@@ -160,7 +152,7 @@ fn node(text: &str) -> Result<Arc<str>, InvalidField> {
 }
 
 fn datacenter(text: &str) -> Result<Arc<str>, InvalidField> {
-    let name = dotted("datacenter", text, LABEL_MAX)?;
+    let name = dotted("datacenter", text, limits::LABEL_BYTES)?;
     if name.contains('.') {
         return Err(InvalidField::new(
             "datacenter",
@@ -171,12 +163,13 @@ fn datacenter(text: &str) -> Result<Arc<str>, InvalidField> {
 }
 
 fn instance_id(text: &str) -> Result<Arc<str>, InvalidField> {
-    if text.is_empty() || text.len() > INSTANCE_ID_MAX {
+    if text.is_empty() || text.len() > limits::INSTANCE_ID_BYTES {
         return Err(InvalidField::new(
             "id",
             format!(
-                "has {} bytes, allowed are 1 to {INSTANCE_ID_MAX}",
-                text.len()
+                "has {} bytes, allowed are 1 to {}",
+                text.len(),
+                limits::INSTANCE_ID_BYTES
             ),
         ));
     }

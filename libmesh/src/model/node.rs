@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::instance::check_meta;
-use super::{Datacenter, InvalidField, NodeName};
+use super::{Datacenter, InvalidField, Locality, NodeName, limits};
 
 /// Identity of a node: the first 16 bytes of the SHA-256 of its public key (SubjectPublicKeyInfo, DER).
 ///
@@ -107,7 +107,9 @@ pub struct NodeRecord {
     pub port: u16,
     /// What it does.
     pub roles: Roles,
-    /// Free-form pairs; `zone` is the failure domain for the mass-event rule.
+    /// Where it stands.
+    pub locality: Locality,
+    /// Free-form pairs.
     pub meta: BTreeMap<Arc<str>, Arc<str>>,
     /// Version of the software it runs.
     pub version: Arc<str>,
@@ -119,8 +121,27 @@ impl NodeRecord {
         SocketAddr::new(self.address, self.port)
     }
 
-    /// Its failure domain: meta `zone`, or the datacenter when there is none.
+    /// A node with nothing but its names and where it answers: datacenter `dc1`, no roles, this crate's version.
+    pub fn new(id: NodeId, name: NodeName, address: IpAddr, port: u16) -> Self {
+        Self {
+            id,
+            name,
+            datacenter: Datacenter::default(),
+            address,
+            port,
+            roles: Roles::default(),
+            locality: Locality::default(),
+            meta: BTreeMap::new(),
+            version: Arc::from(env!("CARGO_PKG_VERSION")),
+        }
+    }
+
+    /// Its failure domain, for the mass-event rule: the zone of its locality, else its meta `zone`, else the
+    /// datacenter.
     pub fn zone(&self) -> &str {
+        if !self.locality.zone.is_empty() {
+            return &self.locality.zone;
+        }
         self.meta
             .get("zone")
             .map_or(self.datacenter.as_str(), |zone| zone)
@@ -129,11 +150,16 @@ impl NodeRecord {
     /// Checks what the types alone do not.
     ///
     /// # Errors
-    /// [`InvalidField`] for too much or too long `meta`, or a version over 128 bytes.
+    /// [`InvalidField`] for too much or too long `meta`, a bad `locality`, or a `version` over
+    /// [`limits::VERSION_BYTES`].
     pub fn validate(&self) -> Result<(), InvalidField> {
         check_meta(self.meta.iter())?;
-        if self.version.len() > 128 {
-            return Err(InvalidField::new("version", "has more than 128 bytes"));
+        self.locality.validate()?;
+        if self.version.len() > limits::VERSION_BYTES {
+            return Err(InvalidField::new(
+                "version",
+                format!("has more than {} bytes", limits::VERSION_BYTES),
+            ));
         }
         Ok(())
     }

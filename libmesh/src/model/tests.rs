@@ -110,3 +110,96 @@ fn metadata_is_a_map_in_memory_and_on_the_wire() {
     assert_eq!(meta.remove("a"), None);
     assert!(meta.values().map(|value| &**value).eq(["5", "3"]));
 }
+
+#[test]
+fn a_builder_makes_every_field_and_names_the_first_wrong_one() {
+    let of = |text: &str| Instance::builder(ServiceName::parse(text).unwrap());
+    let instance = of("web")
+        .id("web-1")
+        .port(80)
+        .named_port("metrics", 9090)
+        .mesh_port(21000)
+        .address("10.0.0.1")
+        .tagged_address("wan", Host::parse("web.example.com").unwrap(), 443)
+        .tags(["a", "b"])
+        .meta("owner", "shop")
+        .version("v2")
+        .weights(10, 1)
+        .locality("eu", "eu-1")
+        .proxy(Proxy::new(ServiceName::parse("api").unwrap()))
+        .pet()
+        .external()
+        .enable_tag_override()
+        .build()
+        .unwrap();
+    assert_eq!(instance.named_port("metrics"), Some(9090));
+    assert_eq!(instance.tagged_address("wan").unwrap().port, 443);
+    assert_eq!(
+        (instance.kind, instance.class),
+        (Kind::ConnectProxy, Class::Pet)
+    );
+    assert_eq!(
+        instance.locality,
+        Some(Locality::new("eu", "eu-1").unwrap())
+    );
+
+    let field = |builder: InstanceBuilder| builder.build().unwrap_err().field;
+    assert_eq!(field(of("web").id("a\nb").address("a b")), "id");
+    assert_eq!(field(of("web").address("a b").tag("")), "address");
+    assert_eq!(field(of("web").external()), "external");
+    assert_eq!(field(of("web").kind(Kind::ConnectProxy)), "proxy");
+    assert_eq!(field(of("web").named_port("a", 0)), "ports");
+    assert_eq!(
+        field(of("web").named_port("a", 1).named_port("a", 2)),
+        "ports"
+    );
+    assert_eq!(field(of("web").named_port("a b", 1)), "ports");
+    let ip = Host::parse("10.0.0.1").unwrap();
+    let twice = of("web").tagged_address("lan", ip.clone(), 0);
+    assert_eq!(
+        field(twice.tagged_address("lan", ip, 0)),
+        "tagged_addresses"
+    );
+    assert_eq!(field(of("web").locality("", "zone")), "locality");
+    assert_eq!(field(of("web").weights(0, 0)), "weights.passing");
+}
+
+#[test]
+fn limits_are_met_exactly() {
+    let of = || Instance::builder(ServiceName::parse("web").unwrap());
+    let many = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
+    let checks: [(&str, usize, &dyn Fn(usize) -> InstanceBuilder); 6] = [
+        ("tags", limits::TAGS, &|n| of().tags(many(n))),
+        ("tags", limits::TAG_BYTES, &|n| of().tag(&"x".repeat(n))),
+        ("meta", limits::META_PAIRS, &|n| {
+            many(n).iter().fold(of(), |of, key| of.meta(key, ""))
+        }),
+        ("meta", limits::META_VALUE_BYTES, &|n| {
+            of().meta("k", &"x".repeat(n))
+        }),
+        ("ports", limits::PORTS, &|n| {
+            many(n).iter().fold(of(), |of, name| of.named_port(name, 1))
+        }),
+        ("tagged_addresses", limits::TAGGED_ADDRESSES, &|n| {
+            let ip = Host::parse("::1").unwrap();
+            many(n)
+                .iter()
+                .fold(of(), |of, tag| of.tagged_address(tag, ip.clone(), 0))
+        }),
+    ];
+    for (field, most, with) in checks {
+        with(most).build().unwrap();
+        assert_eq!(with(most + 1).build().unwrap_err().field, field);
+    }
+}
+
+#[test]
+fn a_zone_comes_from_the_locality_then_from_the_metadata() {
+    let name = NodeName::parse("n").unwrap();
+    let mut node = NodeRecord::new(NodeId([1; 16]), name, [127, 0, 0, 1].into(), 8301);
+    assert_eq!(node.zone(), "dc1");
+    node.meta.insert("zone".into(), "a".into());
+    assert_eq!(node.zone(), "a");
+    node.locality = Locality::new("eu", "eu-1").unwrap();
+    assert_eq!(node.zone(), "eu-1");
+}

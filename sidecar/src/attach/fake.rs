@@ -10,7 +10,7 @@ use libmesh::bundle::BundleStore;
 use libmesh::catalog::{Catalog, Options};
 use libmesh::identity::{BoxFuture, Issued, SourceError, SpiffeId, Trust};
 use libmesh::model::{
-    Datacenter, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord, Roles, ServiceName,
+    Datacenter, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord, ServiceName,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -39,16 +39,8 @@ impl FakeAgent {
         let ca = TestCa::new("attach.mesh");
         let own = NodeId([1; 16]);
         let catalog = Catalog::open(own, Options::default());
-        let record = NodeRecord {
-            id: own,
-            name: NodeName::parse("node1").unwrap(),
-            datacenter: Datacenter::default(),
-            address: [127, 0, 0, 1].into(),
-            port: 8301,
-            roles: Roles::default(),
-            meta: Default::default(),
-            version: "0".into(),
-        };
+        let name = NodeName::parse("node1").unwrap();
+        let record = NodeRecord::new(own, name, [127, 0, 0, 1].into(), 8301);
         catalog.local().put_node(record).unwrap();
         catalog.set_liveness(own, Liveness::Alive);
         let trust = ca.trust();

@@ -9,7 +9,10 @@ use http::{HeaderValue, StatusCode};
 use libmesh::{
     catalog::LocalError,
     health::Check,
-    model::{CheckRecord, Health, Host, Instance, InstanceId, Meta, ServiceName, Weights},
+    model::{
+        CheckRecord, Health, Host, Instance, InstanceId, Locality, Meta, NamedPort, Proxy,
+        ServiceName, TaggedAddress, Weights,
+    },
 };
 use serde_json::{Value, json};
 
@@ -51,7 +54,7 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         true => of_instance(&local.checks(), &id),
         false => Vec::new(),
     };
-    let kept: BTreeSet<_> = parsed.2.iter().map(|check| check.id.to_string()).collect();
+    let kept: BTreeSet<_> = parsed.1.iter().map(|check| check.id.to_string()).collect();
     publish(&inner, parsed)?;
     for old in replaced {
         if !kept.contains(&*old) {
@@ -63,17 +66,12 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     Ok(done())
 }
 
-fn publish(inner: &Inner, (instance, tagged, checks): Parsed) -> Result<(), Refused> {
-    let id = instance.id.clone();
+fn publish(inner: &Inner, (instance, checks): Parsed) -> Result<(), Refused> {
     inner
         .catalog
         .local()
         .put_service(instance)
         .map_err(refused)?;
-    match tagged {
-        Some(tagged) => inner.tagged.lock().insert(id, tagged),
-        None => inner.tagged.lock().remove(&id),
-    };
     for check in checks {
         inner
             .checks
@@ -85,12 +83,12 @@ fn publish(inner: &Inner, (instance, tagged, checks): Parsed) -> Result<(), Refu
 
 /// Registers again what was registered in the agent's last life; its checks go on from where they were.
 pub fn resume(inner: &Inner, request: ServiceRequest) -> Result<(), Refused> {
-    let (instance, tagged, mut checks) = parse(Fields::of(request.body)?)?;
+    let (instance, mut checks) = parse(Fields::of(request.body)?)?;
     checks.retain(|check| request.checks.contains(&*check.id));
     for check in &mut checks {
         agent_checks::go_on(inner, check);
     }
-    publish(inner, (instance, tagged, checks))
+    publish(inner, (instance, checks))
 }
 
 fn of_instance(checks: &[Arc<CheckRecord>], id: &InstanceId) -> Vec<Arc<str>> {
@@ -109,7 +107,7 @@ pub fn refused(error: LocalError) -> Refused {
     }
 }
 
-type Parsed = (Instance, Option<Value>, Vec<Check>);
+type Parsed = (Instance, Vec<Check>);
 
 fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
@@ -119,12 +117,16 @@ fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     let address = fields.text("Address")?;
     let port = fields.integer("Port")?;
     let enable_tag_override = fields.flag("EnableTagOverride")?;
-    let tagged = fields.take("TaggedAddresses").map(tagged_addresses);
+    let kind = fields.text("Kind")?;
+    let tagged_addresses = fields.take("TaggedAddresses").map(tagged_addresses);
+    let ports = ports(fields.items("Ports")?)?;
+    let locality = fields.take("Locality").map(locality).transpose()?;
+    let proxy = fields.take("Proxy").map(proxy).transpose()?.flatten();
     let weights = fields.take("Weights").map(weights).transpose()?;
     let one = fields.take("Check");
     let many = fields.items("Checks")?;
-    fields.unsupported(&["Proxy", "Connect", "SocketPath", "Ports"])?;
-    fields.ignore(&["Kind", "Token", "Locality", "Namespace", "Partition"]);
+    fields.unsupported(&["Connect", "SocketPath"])?;
+    fields.ignore(&["Token", "Namespace", "Partition"]);
     fields.finish()?;
 
     if name.is_empty() {
@@ -135,7 +137,7 @@ fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     }
     let invalid = |error| bad_request(format!("Invalid service: {error}"));
     let service = ServiceName::parse(&name).map_err(invalid)?;
-    let port = u16::try_from(port).map_err(|_| bad_request(format!("Invalid port: {port}")))?;
+    let port = number(port)?;
     let mut instance = Instance::new(service, port).map_err(invalid)?;
     if !id.is_empty() {
         instance.id = InstanceId::parse(&id).map_err(invalid)?;
@@ -151,6 +153,20 @@ fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     instance.meta = shared(&meta);
     instance.weights = weights.unwrap_or_default();
     instance.enable_tag_override = enable_tag_override;
+    instance.tagged_addresses = tagged_addresses.transpose()?.unwrap_or_default();
+    instance.kind = kind.parse().map_err(invalid)?;
+    instance.locality = locality;
+    instance.proxy = proxy.map(Arc::new);
+    if !ports.is_empty() {
+        if port != 0 {
+            return Err(bad_request(
+                "Invalid service: Port and Ports exclude each other",
+            ));
+        }
+        let default = ports.iter().find(|(_, default)| *default);
+        instance.port = default.unwrap_or(&ports[0]).0.port;
+        instance.ports = ports.into_iter().map(|(port, _)| port).collect();
+    }
     instance.validate().map_err(invalid)?;
 
     let given: Vec<Value> = one.into_iter().chain(many).collect();
@@ -160,7 +176,7 @@ fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
         agent_checks::of_service(Fields::of(check)?, &instance, number)
     });
     let checks = checks.collect::<Result<_, _>>()?;
-    Ok((instance, tagged, checks))
+    Ok((instance, checks))
 }
 
 fn shared(pairs: &BTreeMap<String, String>) -> Meta {
@@ -168,19 +184,88 @@ fn shared(pairs: &BTreeMap<String, String>) -> Meta {
     pairs.iter().map(|(k, v)| (share(k), share(v))).collect()
 }
 
-/// `{name: {address, port}}` in the case that answers have.
-fn tagged_addresses(value: Value) -> Value {
+/// `{name: {address, port}}`.
+fn tagged_addresses(value: Value) -> Result<Vec<TaggedAddress>, Refused> {
     let Value::Object(entries) = value else {
-        return json!({});
+        return Err(bad_request("Invalid TaggedAddresses: not an object"));
     };
-    let entries = entries.into_iter().map(|(name, entry)| {
-        let mut fields = Fields::of(entry).ok();
-        let mut take = |field| fields.as_mut().and_then(|fields| fields.take(field));
-        let address = take("Address").unwrap_or_else(|| json!(""));
-        let port = take("Port").unwrap_or_else(|| json!(0));
-        (name, json!({"Address": address, "Port": port}))
+    let entries = entries.into_iter().map(|(tag, entry)| {
+        let mut fields = Fields::of(entry)?;
+        let (address, port) = (fields.text("Address")?, fields.integer("Port")?);
+        fields.finish()?;
+        Ok(TaggedAddress {
+            host: Host::parse(&address).map_err(|error| {
+                bad_request(format!("Invalid TaggedAddresses {tag:?}: {error}"))
+            })?,
+            port: number(port)?,
+            tag: tag.into(),
+        })
     });
-    Value::Object(entries.collect())
+    entries.collect()
+}
+
+/// `[{name, port, default}]`; whether each is the default.
+fn ports(values: Vec<Value>) -> Result<Vec<(NamedPort, bool)>, Refused> {
+    let ports = values.into_iter().map(|value| {
+        let mut fields = Fields::of(value)?;
+        let (name, port) = (fields.text("Name")?, fields.integer("Port")?);
+        let default = fields.flag("Default")?;
+        fields.finish()?;
+        let (name, port) = (name.into(), number(port)?);
+        Ok((NamedPort { name, port }, default))
+    });
+    let ports: Vec<_> = ports.collect::<Result<_, Refused>>()?;
+    match ports.iter().filter(|(_, default)| *default).count() {
+        0 | 1 => Ok(ports),
+        _ => Err(bad_request("Invalid Ports: only one can be the default")),
+    }
+}
+
+fn locality(value: Value) -> Result<Locality, Refused> {
+    let mut fields = Fields::of(value)?;
+    let (region, zone) = (fields.text("Region")?, fields.text("Zone")?);
+    fields.finish()?;
+    Locality::new(&region, &zone).map_err(|error| bad_request(format!("Invalid service: {error}")))
+}
+
+/// What a proxy speaks for; how it does is the business of a mesh that we are not. An empty object asks for nothing.
+fn proxy(value: Value) -> Result<Option<Proxy>, Refused> {
+    let mut fields = Fields::of(value)?;
+    let service = fields.text("DestinationServiceName")?;
+    let instance = fields.text("DestinationServiceID")?;
+    let address = fields.text("LocalServiceAddress")?;
+    let port = number(fields.integer("LocalServicePort")?)?;
+    fields.unsupported(&[
+        "Config",
+        "Upstreams",
+        "Mode",
+        "TransparentProxy",
+        "AccessLogs",
+        "EnvoyExtensions",
+    ])?;
+    fields.ignore(&["MeshGateway", "Expose"]);
+    fields.finish()?;
+    if service.is_empty() {
+        return Ok(None);
+    }
+    let invalid = |error| bad_request(format!("Invalid Proxy: {error}"));
+    let filled = |text: String| (!text.is_empty()).then_some(text);
+    Ok(Some(Proxy {
+        service: ServiceName::parse(&service).map_err(invalid)?,
+        instance: filled(instance)
+            .map(|id| InstanceId::parse(&id))
+            .transpose()
+            .map_err(invalid)?,
+        address: filled(address)
+            .map(|host| Host::parse(&host))
+            .transpose()
+            .map_err(invalid)?,
+        port,
+    }))
+}
+
+fn number(port: i64) -> Result<u16, Refused> {
+    u16::try_from(port).map_err(|_| bad_request(format!("Invalid port: {port}")))
 }
 
 fn weights(value: Value) -> Result<Weights, Refused> {
@@ -210,7 +295,6 @@ fn weights(value: Value) -> Result<Weights, Refused> {
 async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let id = known(&inner, &call)?.id.clone();
     inner.checks.remove_service(&id);
-    inner.tagged.lock().remove(&id);
     inner.registered.forget_gone(inner.catalog.local()).await?;
     Ok(done())
 }

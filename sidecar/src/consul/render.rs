@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use libmesh::{
     catalog::{InstanceView, NodeView},
-    model::{CheckRecord, Health, Host, Instance, Liveness, Meta, NodeId},
+    model::{CheckRecord, Health, Host, Instance, Kind, Liveness, Meta, NodeId},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -32,6 +32,8 @@ pub struct Node<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Service<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    kind: &'static str,
     #[serde(rename = "ID")]
     id: &'a str,
     service: &'a str,
@@ -42,13 +44,33 @@ pub struct Service<'a> {
     /// Consul says `null` here for none, and `{}` in `/v1/catalog/service`.
     meta: Option<&'a Meta>,
     port: u16,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<Port<'a>>,
     weights: Weights,
     enable_tag_override: bool,
-    proxy: Proxy,
+    proxy: Proxy<'a>,
     connect: Empty,
     peer_name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locality: Option<Locality<'a>>,
     create_index: u64,
     modify_index: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Port<'a> {
+    name: &'a str,
+    port: u16,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    default: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Locality<'a> {
+    region: &'a str,
+    zone: &'a str,
 }
 
 #[derive(Serialize)]
@@ -63,7 +85,15 @@ struct Empty {}
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Proxy {
+struct Proxy<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    destination_service_name: &'a str,
+    #[serde(rename = "DestinationServiceID", skip_serializing_if = "str::is_empty")]
+    destination_service_id: &'a str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    local_service_address: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    local_service_port: u16,
     mode: &'static str,
     mesh_gateway: Empty,
     expose: Empty,
@@ -124,11 +154,13 @@ pub struct CatalogEntry<'a> {
     service_weights: Weights,
     service_meta: &'a Meta,
     service_port: u16,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    service_ports: Vec<Port<'a>>,
     service_socket_path: &'static str,
     service_enable_tag_override: bool,
-    service_proxy: Proxy,
+    service_proxy: Proxy<'a>,
     service_connect: Empty,
-    service_locality: Option<Empty>,
+    service_locality: Option<Locality<'a>>,
     create_index: u64,
     modify_index: u64,
 }
@@ -186,17 +218,40 @@ pub fn node_meta(view: &NodeView) -> Strings<'_> {
     meta
 }
 
-/// What Consul derives from an instance's address; `None` when that is no IP.
+/// The addresses that were given, and those that Consul adds to them when the instance's own is an IP; `None` when
+/// there are none.
 pub fn tagged_addresses(instance: &Instance) -> Option<Value> {
-    let Some(Host::Ip(ip)) = instance.address else {
-        return None;
-    };
-    let (lan, wan) = match ip {
-        IpAddr::V4(_) => ("lan_ipv4", "wan_ipv4"),
-        IpAddr::V6(_) => ("lan_ipv6", "wan_ipv6"),
-    };
-    let entry = json!({"Address": ip.to_string(), "Port": instance.port});
-    Some(json!({lan: entry, wan: entry}))
+    let entry = |host: &Host, port: u16| json!({"Address": host.to_string(), "Port": port});
+    let mut all = serde_json::Map::new();
+    if let Some(own @ Host::Ip(ip)) = &instance.address {
+        let (lan, wan) = match ip {
+            IpAddr::V4(_) => ("lan_ipv4", "wan_ipv4"),
+            IpAddr::V6(_) => ("lan_ipv6", "wan_ipv6"),
+        };
+        for tag in [lan, wan] {
+            all.insert(tag.to_owned(), entry(own, instance.port));
+        }
+    }
+    for given in &instance.tagged_addresses {
+        all.insert(given.tag.to_string(), entry(&given.host, given.port));
+    }
+    (!all.is_empty()).then_some(Value::Object(all))
+}
+
+fn ports(instance: &Instance) -> Vec<Port<'_>> {
+    let ports = instance.ports.iter().map(|named| Port {
+        name: &named.name,
+        port: named.port,
+        default: named.port == instance.port,
+    });
+    ports.collect()
+}
+
+fn locality(instance: &Instance) -> Option<Locality<'_>> {
+    instance.locality.as_ref().map(|locality| Locality {
+        region: &locality.region,
+        zone: &locality.zone,
+    })
 }
 
 fn weights(instance: &Instance) -> Weights {
@@ -206,11 +261,25 @@ fn weights(instance: &Instance) -> Weights {
     }
 }
 
-const PROXY: Proxy = Proxy {
-    mode: "",
-    mesh_gateway: Empty {},
-    expose: Empty {},
-};
+fn is_zero(number: &u16) -> bool {
+    *number == 0
+}
+
+fn proxy(instance: &Instance) -> Proxy<'_> {
+    let of = instance.proxy.as_deref();
+    let address = of.and_then(|proxy| proxy.address.as_ref());
+    Proxy {
+        destination_service_name: of.map_or("", |proxy| proxy.service.as_str()),
+        destination_service_id: of
+            .and_then(|proxy| proxy.instance.as_ref())
+            .map_or("", |id| id.as_str()),
+        local_service_address: address.map(Host::to_string).unwrap_or_default(),
+        local_service_port: of.map_or(0, |proxy| proxy.port),
+        mode: "",
+        mesh_gateway: Empty {},
+        expose: Empty {},
+    }
+}
 
 fn own_address(instance: &Instance) -> String {
     let address = instance.address.as_ref();
@@ -220,6 +289,7 @@ fn own_address(instance: &Instance) -> String {
 /// An instance.
 pub fn service(instance: &Instance) -> Service<'_> {
     Service {
+        kind: instance.kind.as_str(),
         id: instance.id.as_str(),
         service: instance.service.as_str(),
         tags: &instance.tags,
@@ -227,11 +297,13 @@ pub fn service(instance: &Instance) -> Service<'_> {
         tagged_addresses: tagged_addresses(instance),
         meta: (!instance.meta.is_empty()).then_some(&instance.meta),
         port: instance.port,
+        ports: ports(instance),
         weights: weights(instance),
         enable_tag_override: instance.enable_tag_override,
-        proxy: PROXY,
+        proxy: proxy(instance),
         connect: Empty {},
         peer_name: "",
+        locality: locality(instance),
         create_index: instance.create_stamp,
         modify_index: instance.modify_stamp,
     }
@@ -250,9 +322,20 @@ pub fn agent_service(inner: &Inner, instance: &Instance) -> Value {
         "EnableTagOverride": instance.enable_tag_override,
         "Datacenter": inner.about.datacenter.as_str(),
     });
-    let given = inner.tagged.lock().get(&instance.id).cloned();
-    if let Some(tagged) = given.or_else(|| tagged_addresses(instance)) {
+    if let Some(tagged) = tagged_addresses(instance) {
         value["TaggedAddresses"] = tagged;
+    }
+    if instance.kind != Kind::Typical {
+        value["Kind"] = json!(instance.kind.as_str());
+    }
+    if instance.proxy.is_some() {
+        value["Proxy"] = json!(proxy(instance));
+    }
+    if !instance.ports.is_empty() {
+        value["Ports"] = json!(ports(instance));
+    }
+    if let Some(locality) = locality(instance) {
+        value["Locality"] = json!(locality);
     }
     value
 }
@@ -267,7 +350,7 @@ pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
         datacenter: record.datacenter.as_str(),
         tagged_addresses: node_addresses(record.address),
         node_meta: node_meta(&view.node),
-        service_kind: "",
+        service_kind: instance.kind.as_str(),
         service_id: instance.id.as_str(),
         service_name: instance.service.as_str(),
         service_tags: &instance.tags,
@@ -276,11 +359,12 @@ pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
         service_weights: weights(instance),
         service_meta: &instance.meta,
         service_port: instance.port,
+        service_ports: ports(instance),
         service_socket_path: "",
         service_enable_tag_override: instance.enable_tag_override,
-        service_proxy: PROXY,
+        service_proxy: proxy(instance),
         service_connect: Empty {},
-        service_locality: None,
+        service_locality: locality(instance),
         create_index: instance.create_stamp,
         modify_index: instance.modify_stamp,
     }

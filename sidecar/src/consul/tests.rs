@@ -33,14 +33,9 @@ fn api() -> ConsulApi {
     let node = NodeName::parse("n1").unwrap();
     let catalog = Catalog::new(id);
     let record = NodeRecord {
-        id,
-        name: node.clone(),
-        datacenter: Datacenter::default(),
-        address: Ipv4Addr::new(127, 0, 0, 9).into(),
-        port: 8301,
         roles: Roles { server: true },
-        meta: Default::default(),
         version: "0.1.0".into(),
+        ..NodeRecord::new(id, node.clone(), Ipv4Addr::new(127, 0, 0, 9).into(), 8301)
     };
     catalog.local().put_node(record).unwrap();
     catalog.set_liveness(id, Liveness::Alive);
@@ -178,6 +173,58 @@ async fn a_registered_service_is_found_everywhere() {
             "Unknown service ID \"web1\". Ensure that the service ID is passed, not the service name."
         )
     );
+}
+
+#[tokio::test]
+async fn ports_addresses_kind_and_locality_are_taken_and_shown() {
+    let api = api();
+    register(
+        &api,
+        json!({"ID": "p1", "Name": "web-proxy", "Kind": "connect-proxy", "Address": "127.0.4.1",
+               "Ports": [{"Name": "http", "Port": 8001, "Default": true}, {"Name": "admin", "Port": 9001}],
+               "TaggedAddresses": {"wan": {"Address": "web.example.com", "Port": 443},
+                                   "lan_ipv4": {"Address": "10.1.2.3", "Port": 80}},
+               "Locality": {"Region": "eu", "Zone": "eu-1"},
+               "Proxy": {"DestinationServiceName": "web", "DestinationServiceID": "web1",
+                         "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8000}}),
+    )
+    .await;
+    let ports =
+        json!([{"Name": "http", "Port": 8001, "Default": true}, {"Name": "admin", "Port": 9001}]);
+    let tagged = json!({"wan": {"Address": "web.example.com", "Port": 443},
+                        "lan_ipv4": {"Address": "10.1.2.3", "Port": 80},
+                        "wan_ipv4": {"Address": "127.0.4.1", "Port": 8001}});
+    let locality = json!({"Region": "eu", "Zone": "eu-1"});
+    let own = &get(&api, "/v1/agent/services").await.json()["p1"];
+    let health = &get(&api, "/v1/health/service/web-proxy").await.json()[0]["Service"];
+    for shown in [own, health] {
+        assert_eq!(shown["Kind"], "connect-proxy");
+        assert_eq!((&shown["Port"], &shown["Ports"]), (&json!(8001), &ports));
+        assert_eq!(shown["TaggedAddresses"], tagged);
+        assert_eq!(shown["Locality"], locality);
+        assert_eq!(shown["Proxy"]["DestinationServiceName"], "web");
+        assert_eq!(shown["Proxy"]["LocalServicePort"], 8000);
+    }
+    let entry = &get(&api, "/v1/catalog/service/web-proxy").await.json()[0];
+    assert_eq!(entry["ServiceKind"], "connect-proxy");
+    assert_eq!(
+        (&entry["ServicePorts"], &entry["ServiceLocality"]),
+        (&ports, &locality)
+    );
+    assert_eq!(entry["ServiceProxy"]["DestinationServiceID"], "web1");
+
+    let wrong = [
+        json!({"Name": "a", "Kind": "nonsense"}),
+        json!({"Name": "a", "Kind": "connect-proxy"}),
+        json!({"Name": "a", "Port": 1, "Ports": [{"Name": "http", "Port": 2}]}),
+        json!({"Name": "a", "TaggedAddresses": {"lan": {"Address": "a b"}}}),
+        json!({"Name": "a", "Locality": {"Zone": "z"}}),
+        json!({"Name": "a", "Proxy": {"Upstreams": [{}]}}),
+    ];
+    for body in wrong {
+        let answer = ask(&api, "PUT", "/v1/agent/service/register", &body.to_string()).await;
+        assert_eq!(answer.status, 400, "{body}: {}", answer.text);
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use super::*;
+use crate::catalog::ServiceDiff;
 use crate::model::{Host, Liveness};
 
 fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
@@ -246,4 +247,33 @@ fn forgetting_extinct_services_never_lowers_a_revision() {
     let watch = catalog.watch_service(&service("web"));
     assert_eq!(ready(watch.changed_after(before - 1)), Some(before));
     assert!(ready(watch.changed_after(before)).is_none());
+}
+
+#[test]
+fn a_diff_tells_what_came_went_and_changed() {
+    let catalog = TestClock::at(1).catalog(1);
+    let local = catalog.local();
+    local.put_node(node(1)).unwrap();
+    let ids = |views: &[Arc<crate::catalog::InstanceView>]| {
+        let ids = views.iter().map(|view| view.instance.id.to_string());
+        ids.collect::<Vec<_>>()
+    };
+    for port in [80, 81, 82] {
+        local.put_service(instance("web", port)).unwrap();
+    }
+    let old = catalog.service("web").unwrap();
+    let all = ServiceDiff::between(None, Some(&old));
+    assert_eq!(ids(&all.added), ["web-80", "web-81", "web-82"]);
+    local.remove_service(&instance("web", 80).id);
+    local
+        .put_check(check("c", Some(&instance("web", 81)), Health::Critical))
+        .unwrap();
+    local.put_service(instance("web", 83)).unwrap();
+    let new = catalog.service("web").unwrap();
+    let diff = ServiceDiff::between(Some(&old), Some(&new));
+    assert_eq!(ids(&diff.added), ["web-83"]);
+    assert_eq!(ids(&diff.removed), ["web-80"]);
+    assert_eq!(ids(&diff.changed), ["web-81"]);
+    assert!(ServiceDiff::between(Some(&new), Some(&new)).is_empty());
+    assert_eq!(ServiceDiff::between(Some(&new), None).removed.len(), 3);
 }
