@@ -330,7 +330,10 @@ fn locality(config: &Config) -> Locality {
     let region = named("region");
     match region.is_empty() {
         true => Locality::default(),
-        false => Locality { region, zone: named("zone") },
+        false => Locality {
+            region,
+            zone: named("zone"),
+        },
     }
 }
 
