@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::log::{Delta, Item};
+use super::log::{Delta, Head, Item};
 use super::verify::{Signer, VerifiedNode};
 use crate::model::NodeId;
 
@@ -149,11 +149,41 @@ impl Message {
     }
 }
 
-/// Whose message this claims to be; `None` when it is none.
-pub(crate) fn node_of(raw: &[u8]) -> Option<NodeId> {
-    let body = raw.get(1 + SIGNATURE..)?;
-    raw.starts_with(&[FORMAT])
-        .then(|| body.first_chunk().copied().map(NodeId))?
+/// What a message claims about itself, before anything of it is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Whose log.
+    pub(crate) node: NodeId,
+    /// How far it brings one.
+    pub(crate) at: Head,
+    /// Whether it is one of several parts of a snapshot.
+    pub(crate) partial: bool,
+}
+
+/// The header of a message; `None` when it is none.
+pub(crate) fn header_of(raw: &[u8]) -> Option<Header> {
+    #[derive(Deserialize)]
+    struct Start {
+        node: NodeId,
+        epoch: u64,
+        _from: u64,
+        to: u64,
+        _part: u32,
+        parts: u32,
+    }
+
+    if raw.first() != Some(&FORMAT) {
+        return None;
+    }
+    let (start, _) = postcard::take_from_bytes::<Start>(raw.get(1 + SIGNATURE..)?).ok()?;
+    Some(Header {
+        node: start.node,
+        at: Head {
+            epoch: start.epoch,
+            head: start.to,
+        },
+        partial: start.parts > 1,
+    })
 }
 
 /// Signs and encodes.

@@ -1,6 +1,6 @@
 //! Membership, catalog and bundles over RPC: the calls out, and the routes in.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -10,7 +10,7 @@ use crate::{
     member::{
         AnswerError, Member, Membership, Peer, StreamReply, StreamTransport, stream::StreamFuture,
     },
-    rpc::{Client, Reply, Router, RpcError, Target},
+    rpc::{Client, Reply, Request, Router, RpcError, Target},
     sync::{CallFailed, CodecError, FRAME_MAX, Plane, SyncCall, SyncTransport},
 };
 
@@ -71,6 +71,7 @@ impl SyncTransport for Transport {
             answer.map_err(|error| CallFailed {
                 call,
                 peer,
+                unsupported: error.status() == Some(StatusCode::NOT_FOUND),
                 reason: error.to_string(),
             })
         })
@@ -80,8 +81,6 @@ impl SyncTransport for Transport {
 /// The routes that answer other nodes' membership and catalog.
 pub(super) fn routes(membership: &Membership, plane: &Plane) -> Router {
     let (ping, sync) = (membership.clone(), membership.clone());
-    let plane = Arc::new(plane.clone());
-    let (delta, digest, pull) = (plane.clone(), plane.clone(), plane);
     Router::new()
         .route(PING, PING_MAX, move |request| {
             let membership = ping.clone();
@@ -91,18 +90,37 @@ pub(super) fn routes(membership: &Membership, plane: &Plane) -> Router {
             let membership = sync.clone();
             async move { answered(membership.answer_sync(request.body).await) }
         })
-        .route(SyncCall::Delta.path(), FRAME_MAX, move |request| {
-            let plane = delta.clone();
-            async move { understood(plane.handle_delta(request.body).await) }
+        .merge(catalog_routes(plane))
+}
+
+fn catalog_routes(plane: &Plane) -> Router {
+    let route = |router: Router, call: SyncCall| {
+        let plane = plane.clone();
+        router.route(call.path(), FRAME_MAX, move |Request { peer, body, .. }| {
+            let (plane, from) = (plane.clone(), peer.node_id);
+            async move {
+                understood(match call {
+                    SyncCall::Push => plane.handle_push(from, body).await,
+                    SyncCall::Heads => plane.handle_heads(from, body).await,
+                    SyncCall::Graft => plane.handle_graft(from, body).await,
+                    SyncCall::Compare => plane.handle_compare(body).await,
+                    SyncCall::Pull => plane.handle_pull(body).await,
+                    SyncCall::Delta => plane.handle_delta(from, body).await,
+                    SyncCall::Digest => plane.handle_digest(from, body).await,
+                })
+            }
         })
-        .route(SyncCall::Digest.path(), FRAME_MAX, move |request| {
-            let plane = digest.clone();
-            async move { understood(plane.handle_digest(request.body).await) }
-        })
-        .route(SyncCall::Pull.path(), FRAME_MAX, move |request| {
-            let plane = pull.clone();
-            async move { understood(plane.handle_pull(request.body).await) }
-        })
+    };
+    let calls = [
+        SyncCall::Push,
+        SyncCall::Heads,
+        SyncCall::Graft,
+        SyncCall::Compare,
+        SyncCall::Pull,
+        SyncCall::Delta,
+        SyncCall::Digest,
+    ];
+    calls.into_iter().fold(Router::new(), route)
 }
 
 fn answered(answer: Result<Bytes, AnswerError>) -> Reply {

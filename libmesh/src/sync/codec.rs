@@ -14,6 +14,8 @@ pub const FRAME_MAX: usize = 4 * 1024 * 1024;
 const NODES_MAX: usize = 64 * 1024;
 /// Most messages in a body.
 const MESSAGES_MAX: usize = 64 * 1024;
+/// Most buckets of a comparison.
+pub(super) const BUCKETS_MAX: usize = 256;
 
 const FORMAT: u8 = 1;
 
@@ -62,17 +64,17 @@ pub(super) struct Digest {
     pub(super) heads: Vec<DigestEntry>,
 }
 
-/// Body of `/catalog/pull`.
+/// Body of `/catalog/pull` and `/catalog/graft`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PullRequest {
     pub(super) wants: Vec<Want>,
 }
 
-/// Messages as they were signed, and what comes with them.
+/// Body of `/catalog/delta`, and reply to `/catalog/pull` and `/catalog/graft`: messages as they were signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Messages {
     pub(super) messages: Vec<Bytes>,
-    /// In a reply to `/catalog/pull`: what to ask for next.
+    /// In a reply: what to ask for next.
     pub(super) next: Vec<Want>,
 }
 
@@ -85,18 +87,57 @@ pub(super) struct DeltaReply {
     pub(super) rejected: u32,
 }
 
+/// Body of `/catalog/push`: messages as they were signed, in the order in which they are to be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Push {
+    /// The owner sends this to all itself: not to be passed on.
+    pub(super) direct: bool,
+    pub(super) messages: Vec<Bytes>,
+}
+
+/// Reply to `/catalog/push`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PushReply {
+    /// What comes from there is known here already: tell, do not push.
+    pub(super) prune: bool,
+    /// How many messages were not believed.
+    pub(super) rejected: u32,
+}
+
+/// Body of `/catalog/heads`: what is to be had from the sender.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Heads {
+    pub(super) heads: Vec<(NodeId, Head)>,
+}
+
+/// Body of `/catalog/compare`: a hash of the heads of the nodes in each bucket, by the first byte of their ids. The
+/// number of buckets is the caller's choice, a power of two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Compare {
+    /// Whether the hashes of the contents are in.
+    pub(super) content: bool,
+    pub(super) buckets: Vec<u64>,
+}
+
+/// Reply to `/catalog/compare`: the buckets that differ, and all heads in them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Differences {
+    pub(super) buckets: Vec<u8>,
+    pub(super) heads: Vec<DigestEntry>,
+}
+
 pub(super) trait Frame: Sized {
     fn encode(&self) -> Bytes;
     fn decode(body: &Bytes) -> Result<Self, CodecError>;
 }
 
-fn framed(value: &impl Serialize) -> Bytes {
+pub(super) fn framed(value: &impl Serialize) -> Bytes {
     postcard::to_extend(value, vec![FORMAT])
         .expect("plain data always encodes")
         .into()
 }
 
-fn open<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
+pub(super) fn open<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
     if body.len() > FRAME_MAX {
         return Err(CodecError::Length(body.len()));
     }
@@ -109,7 +150,7 @@ fn open<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
     }
 }
 
-fn bounded(what: &'static str, len: usize, max: usize) -> Result<(), CodecError> {
+pub(super) fn bounded(what: &'static str, len: usize, max: usize) -> Result<(), CodecError> {
     if len > max {
         Err(CodecError::Bounds(what))
     } else {
@@ -117,39 +158,45 @@ fn bounded(what: &'static str, len: usize, max: usize) -> Result<(), CodecError>
     }
 }
 
-impl Frame for Digest {
-    fn encode(&self) -> Bytes {
-        framed(self)
-    }
+/// Frames that are plain data, and what in them is bounded.
+macro_rules! plain {
+    ($($frame:ident: $($what:literal $list:ident <= $max:expr),*;)*) => {$(
+        impl Frame for $frame {
+            fn encode(&self) -> Bytes {
+                framed(self)
+            }
 
-    fn decode(body: &Bytes) -> Result<Self, CodecError> {
-        let digest: Self = open(body)?;
-        bounded("nodes", digest.heads.len(), NODES_MAX)?;
-        Ok(digest)
-    }
+            fn decode(body: &Bytes) -> Result<Self, CodecError> {
+                let frame: Self = open(body)?;
+                $(bounded($what, frame.$list.len(), $max)?;)*
+                Ok(frame)
+            }
+        }
+    )*};
 }
 
-impl Frame for PullRequest {
-    fn encode(&self) -> Bytes {
-        framed(self)
-    }
-
-    fn decode(body: &Bytes) -> Result<Self, CodecError> {
-        let request: Self = open(body)?;
-        bounded("nodes", request.wants.len(), NODES_MAX)?;
-        Ok(request)
-    }
+plain! {
+    Digest: "nodes" heads <= NODES_MAX;
+    PullRequest: "nodes" wants <= NODES_MAX;
+    DeltaReply: "nodes" wants <= NODES_MAX;
+    PushReply: ;
+    Heads: "nodes" heads <= NODES_MAX;
+    Differences: "buckets" buckets <= BUCKETS_MAX, "nodes" heads <= NODES_MAX;
 }
 
-impl Frame for DeltaReply {
+impl Frame for Compare {
     fn encode(&self) -> Bytes {
         framed(self)
     }
 
     fn decode(body: &Bytes) -> Result<Self, CodecError> {
-        let reply: Self = open(body)?;
-        bounded("nodes", reply.wants.len(), NODES_MAX)?;
-        Ok(reply)
+        let frame: Self = open(body)?;
+        bounded("buckets", frame.buckets.len(), BUCKETS_MAX)?;
+        if frame.buckets.len().is_power_of_two() {
+            Ok(frame)
+        } else {
+            Err(CodecError::Body)
+        }
     }
 }
 
@@ -170,34 +217,61 @@ impl Frame for Messages {
 
     fn decode(body: &Bytes) -> Result<Self, CodecError> {
         let wire: WireMessages<'_> = open(body)?;
-        bounded("messages", wire.messages.len(), MESSAGES_MAX)?;
         bounded("nodes", wire.next.len(), NODES_MAX)?;
-        // Copies, not slices: what a catalog keeps of one message must not hold the whole body.
         Ok(Self {
-            messages: wire
-                .messages
-                .into_iter()
-                .map(Bytes::copy_from_slice)
-                .collect(),
+            messages: copied(wire.messages)?,
             next: wire.next,
         })
     }
 }
 
+#[derive(Serialize, Deserialize)]
+struct WirePush<'a> {
+    direct: bool,
+    #[serde(borrow)]
+    messages: Vec<&'a [u8]>,
+}
+
+impl Frame for Push {
+    fn encode(&self) -> Bytes {
+        framed(&WirePush {
+            direct: self.direct,
+            messages: self.messages.iter().map(|raw| &**raw).collect(),
+        })
+    }
+
+    fn decode(body: &Bytes) -> Result<Self, CodecError> {
+        let wire: WirePush<'_> = open(body)?;
+        Ok(Self {
+            direct: wire.direct,
+            messages: copied(wire.messages)?,
+        })
+    }
+}
+
+/// Copies, not slices: what a catalog keeps of one message must not hold the whole body.
+fn copied(messages: Vec<&[u8]>) -> Result<Vec<Bytes>, CodecError> {
+    bounded("messages", messages.len(), MESSAGES_MAX)?;
+    Ok(messages.into_iter().map(Bytes::copy_from_slice).collect())
+}
+
 /// Feeds arbitrary bytes to every decoder; for fuzzing.
 #[doc(hidden)]
 pub fn fuzz_frames(bytes: &[u8]) {
+    fn round_trip<T: Frame + PartialEq + std::fmt::Debug>(body: &Bytes) {
+        if let Ok(frame) = T::decode(body) {
+            assert_eq!(T::decode(&frame.encode()), Ok(frame));
+        }
+    }
+
     let body = Bytes::copy_from_slice(bytes);
-    if let Ok(digest) = Digest::decode(&body) {
-        assert_eq!(Digest::decode(&digest.encode()), Ok(digest));
-    }
-    if let Ok(request) = PullRequest::decode(&body) {
-        assert_eq!(PullRequest::decode(&request.encode()), Ok(request));
-    }
-    if let Ok(reply) = DeltaReply::decode(&body) {
-        assert_eq!(DeltaReply::decode(&reply.encode()), Ok(reply));
-    }
-    if let Ok(messages) = Messages::decode(&body) {
-        assert_eq!(Messages::decode(&messages.encode()), Ok(messages));
-    }
+    round_trip::<Digest>(&body);
+    round_trip::<PullRequest>(&body);
+    round_trip::<DeltaReply>(&body);
+    round_trip::<Messages>(&body);
+    round_trip::<Push>(&body);
+    round_trip::<PushReply>(&body);
+    round_trip::<Heads>(&body);
+    round_trip::<Compare>(&body);
+    round_trip::<Differences>(&body);
 }

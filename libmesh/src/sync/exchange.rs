@@ -1,28 +1,37 @@
-//! Anti-entropy without I/O: who lacks what.
+//! Anti-entropy without I/O: who lacks what, and what became of what came.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
 use super::codec::{
-    CodecError, DeltaReply, Digest, DigestEntry, FRAME_MAX, Frame, Messages, PullRequest, Want,
+    BUCKETS_MAX, CodecError, Compare, DeltaReply, Differences, Digest, DigestEntry, FRAME_MAX,
+    Frame, Messages, PullRequest, Want,
 };
+use super::tree::{Item, mix};
 use crate::catalog::log::Head;
-use crate::catalog::{Catalog, Outcome};
+use crate::catalog::wire::header_of;
+use crate::catalog::{Catalog, LogHead, Outcome};
 use crate::model::NodeId;
 
 /// Room for what surrounds the messages in a body.
 const FRAME_PAYLOAD: usize = FRAME_MAX - 512 * 1024;
+/// Nodes in a bucket of a comparison, on average, as long as there are not too many of both.
+const BUCKET_NODES: usize = 16;
 
 /// How far `catalog` is; `with_content` adds the hashes.
 pub(super) fn digest(catalog: &Catalog, with_content: bool) -> Digest {
-    let entry = |log: crate::catalog::LogHead| DigestEntry {
+    let entry = |log: LogHead| as_entry(&log, with_content);
+    Digest {
+        heads: catalog.heads().into_iter().map(entry).collect(),
+    }
+}
+
+fn as_entry(log: &LogHead, with_content: bool) -> DigestEntry {
+    DigestEntry {
         node: log.node,
         at: log.at,
         content: with_content.then_some(log.content),
-    };
-    Digest {
-        heads: catalog.heads().into_iter().map(entry).collect(),
     }
 }
 
@@ -68,29 +77,114 @@ pub fn compare(catalog: &Catalog, theirs: &[DigestEntry]) -> Plan {
     plan
 }
 
-/// Takes messages in. Returns the answer for the sender.
-pub(super) fn take_in(catalog: &Catalog, messages: Vec<Bytes>) -> DeltaReply {
-    let mut lacking = HashMap::new();
-    let mut rejected = 0;
+/// The first half of a comparison: hashes instead of heads. Costs 8 bytes for sixteen nodes, 2 KiB at most.
+pub(super) fn hashed(heads: &[LogHead], content: bool) -> Compare {
+    let buckets = (heads.len() / BUCKET_NODES).clamp(1, BUCKETS_MAX);
+    Compare {
+        content,
+        buckets: hashes(heads, buckets.next_power_of_two().min(BUCKETS_MAX), content),
+    }
+}
+
+fn hashes(heads: &[LogHead], buckets: usize, content: bool) -> Vec<u64> {
+    let mut sums = vec![0u64; buckets];
+    for log in heads {
+        let (epoch, head) = (log.at.epoch.to_le_bytes(), log.at.head.to_le_bytes());
+        let hash = content.then_some(log.content).unwrap_or_default();
+        let hash = hash.to_le_bytes();
+        let bytes = log.node.as_bytes().iter().chain(&epoch).chain(&head);
+        let sum = &mut sums[bucket(&log.node, buckets)];
+        *sum = sum.wrapping_add(mix(bytes.chain(&hash)));
+    }
+    sums
+}
+
+fn bucket(node: &NodeId, buckets: usize) -> usize {
+    usize::from(node.as_bytes()[0]) * buckets / 256
+}
+
+/// The second half: all heads in the buckets that differ.
+pub(super) fn differences(heads: &[LogHead], theirs: &Compare) -> Differences {
+    let count = theirs.buckets.len();
+    let ours = hashes(heads, count, theirs.content);
+    let differs = |at: &usize| ours[*at] != theirs.buckets[*at];
+    let buckets: Vec<_> = (0..count).filter(differs).map(|at| at as u8).collect();
+    let named: HashSet<_> = buckets.iter().map(|at| usize::from(*at)).collect();
+    let heads = heads
+        .iter()
+        .filter(|log| named.contains(&bucket(&log.node, count)))
+        .map(|log| as_entry(log, theirs.content))
+        .collect();
+    Differences { buckets, heads }
+}
+
+/// What the peer lacks, by its answer to [`hashed`] with so many buckets.
+pub(super) fn ahead(heads: &[LogHead], count: usize, theirs: &Differences) -> Vec<(NodeId, Head)> {
+    let named: HashSet<_> = theirs.buckets.iter().map(|at| usize::from(*at)).collect();
+    let known: HashMap<_, _> = theirs.heads.iter().map(|log| (log.node, log.at)).collect();
+    heads
+        .iter()
+        .filter(|log| named.contains(&bucket(&log.node, count)))
+        .filter(|log| known.get(&log.node).is_none_or(|at| *at < log.at))
+        .map(|log| (log.node, log.at))
+        .collect()
+}
+
+/// What became of messages.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// News, to be passed on.
+    pub(super) new: Vec<Item>,
+    /// How many were known already.
+    pub(super) known: usize,
+    /// How many were not believed.
+    pub(super) rejected: u32,
+    /// Something before them is missing: whose, how far they would have brought us, and how far we are.
+    pub(super) gaps: HashMap<NodeId, (Head, Head)>,
+}
+
+/// Takes messages in, in their order.
+pub(super) fn take_in(catalog: &Catalog, messages: Vec<Bytes>) -> Taken {
+    let mut taken = Taken::default();
     for raw in messages {
-        let node = crate::catalog::wire::node_of(&raw);
-        match catalog.apply(raw) {
-            Outcome::Pull(have) => drop(node.map(|node| lacking.insert(node, have))),
-            Outcome::Rejected(_) => rejected += 1,
-            // What came after the gap may have closed it.
-            Outcome::Applied => drop(node.map(|node| lacking.remove(&node))),
-            Outcome::Known | Outcome::Staged => {}
+        let header = header_of(&raw);
+        let outcome = catalog.apply(raw.clone());
+        let Some(header) = header else {
+            taken.rejected += 1;
+            continue;
+        };
+        match outcome {
+            Outcome::Applied => {
+                // What came after the gap may have closed it.
+                taken.gaps.remove(&header.node);
+                taken.new.push(Item {
+                    node: header.node,
+                    at: header.at,
+                    raw: (!header.partial).then_some(raw),
+                });
+            }
+            Outcome::Pull(have) => drop(taken.gaps.insert(header.node, (header.at, have))),
+            Outcome::Rejected(_) => taken.rejected += 1,
+            Outcome::Known => taken.known += 1,
+            Outcome::Staged => {}
         }
     }
-    let wants = lacking
-        .into_iter()
-        .map(|(node, have)| Want {
-            node,
-            have,
+    taken
+}
+
+impl Taken {
+    /// The answer to a sender of the first version.
+    pub(super) fn reply(&self) -> DeltaReply {
+        let want = |(node, (_, have)): (&NodeId, &(Head, Head))| Want {
+            node: *node,
+            have: *have,
             skip: 0,
-        })
-        .collect();
-    DeltaReply { wants, rejected }
+        };
+        DeltaReply {
+            wants: self.gaps.iter().map(want).collect(),
+            rejected: self.rejected,
+        }
+    }
 }
 
 /// Answers what someone lacks, as far as it fits into one body.
@@ -140,14 +234,6 @@ pub(super) fn in_bodies(messages: Vec<Bytes>) -> Vec<Bytes> {
     bodies
 }
 
-/// Serves `/catalog/delta`.
-///
-/// # Errors
-/// [`CodecError`]: the caller sent something else (400).
-pub fn handle_delta(catalog: &Catalog, body: &Bytes) -> Result<Bytes, CodecError> {
-    Ok(take_in(catalog, Messages::decode(body)?.messages).encode())
-}
-
 /// Serves `/catalog/digest`.
 ///
 /// # Errors
@@ -158,7 +244,15 @@ pub fn handle_digest(catalog: &Catalog, body: &Bytes) -> Result<Bytes, CodecErro
     Ok(digest(catalog, with_content).encode())
 }
 
-/// Serves `/catalog/pull`.
+/// Serves `/catalog/compare`.
+///
+/// # Errors
+/// [`CodecError`]: the caller sent something else (400).
+pub fn handle_compare(catalog: &Catalog, body: &Bytes) -> Result<Bytes, CodecError> {
+    Ok(differences(&catalog.heads(), &Compare::decode(body)?).encode())
+}
+
+/// Serves `/catalog/pull` and `/catalog/graft`.
 ///
 /// # Errors
 /// [`CodecError`]: the caller sent something else (400).

@@ -1,5 +1,8 @@
 //! When to send: the first change at once, what follows in batches, what is urgent never late.
 //!
+//! How long the next batch is collected follows from the rate of changes: 20 ms and 0.4 ms more for each change a
+//! second, 250 ms at most. Ten changes a second wait 24 ms at most, two hundred 100 ms, which makes ten batches of them.
+//!
 //! Pure: the time is an input.
 
 use std::time::Duration;
@@ -8,6 +11,10 @@ use tokio::time::Instant;
 
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(250);
+/// More for each change a second.
+const PER_RATE: Duration = Duration::from_micros(400);
+/// Two batches are taken to be this far apart at least when the rate is worked out.
+const INSTANT: Duration = Duration::from_millis(1);
 
 /// Paces batches of changes by their rate.
 #[derive(Debug)]
@@ -40,15 +47,16 @@ impl Pace {
         self.due
     }
 
-    /// It was sent. A batch right after the last one makes the next wait longer; a quiet time resets that.
-    pub(super) fn sent(&mut self, now: Instant) {
-        let quiet = self
-            .sent
-            .is_none_or(|sent| now - sent >= LONGEST + self.window);
-        self.window = if quiet {
-            SHORTEST
-        } else {
-            (self.window * 2).min(LONGEST)
+    /// A batch of so many changes was sent.
+    pub(super) fn sent(&mut self, now: Instant, changes: u64) {
+        self.window = match self.sent {
+            None => SHORTEST,
+            Some(last) => {
+                let apart = (now - last).max(INSTANT);
+                let rate = changes as f64 / apart.as_secs_f64();
+                let more = PER_RATE.as_secs_f64() * rate;
+                (SHORTEST + Duration::from_secs_f64(more.min(LONGEST.as_secs_f64()))).min(LONGEST)
+            }
         };
         self.sent = Some(now);
         self.due = None;
@@ -59,28 +67,51 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_first_goes_at_once_and_the_next_wait_longer_and_longer() {
+    /// Waits of the changes of a steady stream, and how many batches it took.
+    fn stream(apart: Duration, count: u32) -> (Duration, Duration, u32) {
         let mut pace = Pace::new();
         let start = Instant::now();
-        let mut now = start;
-        let mut waits = Vec::new();
-        for _ in 0..6 {
-            pace.changed(false, now);
-            let due = pace.due().unwrap();
-            waits.push((due - now).as_millis());
-            now = due;
-            pace.sent(now);
+        let (mut batches, mut longest, mut waiting) = (0, Duration::ZERO, Vec::new());
+        let mut first = None;
+        for n in 0..count {
+            let at = start + apart * n;
+            while let Some(due) = pace.due().filter(|due| *due <= at) {
+                pace.sent(due, waiting.len() as u64);
+                batches += 1;
+                for since in waiting.drain(..) {
+                    longest = longest.max(due - since);
+                    first.get_or_insert(due - since);
+                }
+            }
+            waiting.push(at);
+            pace.changed(false, at);
         }
-        assert_eq!(waits, [0, 20, 40, 80, 160, 250]);
-        assert_eq!(pace.due(), None);
+        (first.unwrap(), longest, batches)
+    }
 
-        pace.changed(false, now + Duration::from_secs(1));
-        assert_eq!(
-            pace.due(),
-            Some(now + Duration::from_secs(1)),
-            "quiet: at once again"
-        );
+    #[test]
+    fn the_first_goes_at_once_and_the_next_wait_by_their_rate() {
+        for (rate, wait, batches) in [(2, 0, 20), (10, 25, 99), (200, 105, 110), (2_000, 250, 45)] {
+            let apart = Duration::from_secs(1) / rate;
+            let (first, longest, made) = stream(apart, 10 * rate + 1);
+            assert_eq!(first, Duration::ZERO);
+            assert!(longest <= Duration::from_millis(wait), "{rate}/s: {longest:?}");
+            assert!(made <= batches + 1, "{rate}/s: {made} batches");
+        }
+    }
+
+    #[test]
+    fn a_quiet_time_ends_the_waiting() {
+        let mut pace = Pace::new();
+        let now = Instant::now();
+        pace.changed(false, now);
+        pace.sent(now, 1);
+        pace.changed(false, now);
+        assert_eq!(pace.due(), Some(now + SHORTEST));
+        pace.sent(now + SHORTEST, 1_000);
+        let later = now + Duration::from_secs(1);
+        pace.changed(false, later);
+        assert_eq!(pace.due(), Some(later));
     }
 
     #[test]
@@ -88,7 +119,7 @@ mod tests {
         let mut pace = Pace::new();
         let now = Instant::now();
         pace.changed(false, now);
-        pace.sent(now);
+        pace.sent(now, 1);
         pace.changed(false, now);
         assert!(pace.due().unwrap() > now);
         pace.changed(true, now);

@@ -1,32 +1,42 @@
-//! The task that keeps this node's catalog and its peers' in step.
+//! Dissemination of one node over its transport: the calls that the tree asks for, and the answers to those of others.
+//!
+//! What a peer pushes is applied, and passed on, in the handler of its call: no task in between, no timer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::codec::{CodecError, DeltaReply, Digest, Frame, Messages, PullRequest, Want};
-use super::pace::Pace;
+use super::codec::{
+    CodecError, Differences, Digest, Frame, Heads, Messages, PullRequest, Push, PushReply, Want,
+};
+use super::exchange::Taken;
+use super::thin::Thin;
+use super::tree::{Item, Output, Tree};
+use super::worker::Worker;
 use super::{CallFailed, SyncCall, SyncTransport, exchange};
+use crate::catalog::Catalog;
 use crate::catalog::log::Head;
-use crate::catalog::{Catalog, OwnHead};
+use crate::catalog::wire::header_of;
 use crate::member::{Member, MemberEvent, MemberState, Membership};
-use crate::model::{Liveness, NodeId};
+use crate::model::NodeId;
 
 /// Calls under way at most, to all peers together.
 const CALLS_MAX: usize = 64;
-/// Every so many exchanges the contents are compared, too.
-const CONTENT_EVERY: u64 = 6;
-/// Two exchanges because a peer came up are at least this far apart.
-const UP_EXCHANGE_APART: Duration = Duration::from_secs(1);
-/// Longest wait before a peer that failed is tried again.
-const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// Messages worth more than this are taken in on a thread that may block.
+const BLOCKING_BYTES: usize = 128 * 1024;
+/// Who lacks the logs of more nodes than this fetches them from several peers, and tells nobody that it has them now.
+const BULK_NODES: usize = 64;
+/// From so many.
+const BULK_PEERS: usize = 4;
 
 /// How often things happen.
 #[derive(Debug, Clone, Copy)]
@@ -67,46 +77,124 @@ impl From<&Membership> for Members {
 /// Catalog dissemination of one node. Cheap to clone; [`run`](Self::run) is to be spawned once.
 #[derive(Clone)]
 pub struct Plane {
-    catalog: Catalog,
-    transport: Arc<dyn SyncTransport>,
-    config: Config,
-    calls: Arc<Semaphore>,
-    /// What was made last for a push: most peers are at the same head, so one signature serves them all.
-    pub(super) made: Arc<Mutex<Option<Made>>>,
+    pub(super) inner: Arc<Inner>,
 }
 
-pub(super) struct Made {
-    have: Head,
-    at: Head,
-    pub(super) bodies: Vec<Bytes>,
+pub(super) struct Inner {
+    pub(super) catalog: Catalog,
+    transport: Arc<dyn SyncTransport>,
+    pub(super) config: Config,
+    calls: Semaphore,
+    started: Instant,
+    pub(super) shared: Mutex<Shared>,
+    /// The tree wants to be called earlier than the worker knows.
+    pub(super) wake: Notify,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+pub(super) struct Shared {
+    pub(super) tree: Tree,
+    pub(super) peers: HashMap<NodeId, Peer>,
+    /// When the worker will call the tree.
+    pub(super) armed: Option<Duration>,
+}
+
+pub(super) struct Peer {
+    pub(super) member: Member,
+    /// It speaks the first version only.
+    pub(super) thin: Option<Thin>,
 }
 
 impl Plane {
     /// A plane over `transport`.
     pub fn new(catalog: Catalog, transport: Arc<dyn SyncTransport>, config: Config) -> Self {
+        let shared = Shared {
+            tree: Tree::new(catalog.own()),
+            peers: HashMap::new(),
+            armed: None,
+        };
         Self {
-            catalog,
-            transport,
-            config,
-            calls: Arc::new(Semaphore::new(CALLS_MAX)),
-            made: Arc::default(),
+            inner: Arc::new(Inner {
+                catalog,
+                transport,
+                config,
+                calls: Semaphore::new(CALLS_MAX),
+                started: Instant::now(),
+                shared: Mutex::new(shared),
+                wake: Notify::new(),
+                tasks: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            }),
         }
     }
 
-    /// Serves `/catalog/delta`.
-    ///
-    /// # Errors
-    /// [`CodecError`]: the caller sent something else (400).
-    pub async fn handle_delta(&self, body: Bytes) -> Result<Bytes, CodecError> {
-        exchange::handle_delta(&self.catalog, &body)
+    /// Tells the catalog who is alive, tells peers what changes here, and compares with them, until `stop`.
+    pub async fn run(self, members: Members, stop: CancellationToken) {
+        let mut worker = Worker::new(self.clone(), members);
+        worker.resync();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = worker.work() => {}
+        }
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
     }
 
-    /// Serves `/catalog/digest`.
+    /// Serves `/catalog/push` of `from`.
     ///
     /// # Errors
     /// [`CodecError`]: the caller sent something else (400).
-    pub async fn handle_digest(&self, body: Bytes) -> Result<Bytes, CodecError> {
-        exchange::handle_digest(&self.catalog, &body)
+    pub async fn handle_push(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
+        let Push { direct, messages } = Push::decode(&body)?;
+        let taken = self.take_in(messages).await;
+        let mut shared = self.inner.shared.lock();
+        let now = self.now();
+        let prune = shared
+            .tree
+            .received(now, from, direct, &taken.new, taken.known);
+        for (node, (at, _)) in &taken.gaps {
+            shared.tree.announced(now, from, *node, *at, true);
+        }
+        self.act(&mut shared);
+        let rejected = taken.rejected;
+        Ok(PushReply { prune, rejected }.encode())
+    }
+
+    /// Serves `/catalog/heads` of `from`.
+    ///
+    /// # Errors
+    /// [`CodecError`]: the caller sent something else (400).
+    pub async fn handle_heads(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
+        let heads = Heads::decode(&body)?.heads;
+        let catalog = &self.inner.catalog;
+        let lacking = |(node, at): &(NodeId, Head)| catalog.lacks(node, *at).is_some();
+        let lacking: Vec<_> = heads.into_iter().filter(lacking).collect();
+        let mut shared = self.inner.shared.lock();
+        let now = self.now();
+        for (node, at) in lacking {
+            shared.tree.announced(now, from, node, at, false);
+        }
+        self.act(&mut shared);
+        Ok(Bytes::new())
+    }
+
+    /// Serves `/catalog/graft` of `from`.
+    ///
+    /// # Errors
+    /// [`CodecError`]: the caller sent something else (400).
+    pub async fn handle_graft(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
+        self.inner.shared.lock().tree.grafted_by(from);
+        self.handle_pull(body).await
+    }
+
+    /// Serves `/catalog/compare`.
+    ///
+    /// # Errors
+    /// [`CodecError`]: the caller sent something else (400).
+    pub async fn handle_compare(&self, body: Bytes) -> Result<Bytes, CodecError> {
+        exchange::handle_compare(&self.inner.catalog, &body)
     }
 
     /// Serves `/catalog/pull`.
@@ -114,35 +202,188 @@ impl Plane {
     /// # Errors
     /// [`CodecError`]: the caller sent something else (400).
     pub async fn handle_pull(&self, body: Bytes) -> Result<Bytes, CodecError> {
-        exchange::handle_pull(&self.catalog, &body)
+        exchange::handle_pull(&self.inner.catalog, &body)
     }
 
-    /// Tells the catalog who is alive, tells live peers what changes here, and compares with them, until `stop`.
-    pub async fn run(self, members: Members, stop: CancellationToken) {
-        let mut worker = Worker::new(self, members);
-        worker.resync();
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = worker.work() => {}
+    /// Serves `/catalog/delta` of `from`, which speaks the first version only.
+    ///
+    /// # Errors
+    /// [`CodecError`]: the caller sent something else (400).
+    pub async fn handle_delta(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
+        let messages = Messages::decode(&body)?.messages;
+        let taken = self.take_in(messages).await;
+        let mut shared = self.inner.shared.lock();
+        self.mark_thin(&mut shared, from);
+        // It tells all others itself.
+        let now = self.now();
+        shared.tree.received(now, from, true, &taken.new, 0);
+        self.act(&mut shared);
+        Ok(taken.reply().encode())
+    }
+
+    /// Serves `/catalog/digest` of `from`, which speaks the first version only.
+    ///
+    /// # Errors
+    /// [`CodecError`]: the caller sent something else (400).
+    pub async fn handle_digest(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
+        self.mark_thin(&mut self.inner.shared.lock(), from);
+        exchange::handle_digest(&self.inner.catalog, &body)
+    }
+
+    /// Time since the start, as the tree counts it.
+    pub(super) fn now(&self) -> Duration {
+        Instant::now() - self.inner.started
+    }
+
+    /// The instant of a tree's time.
+    pub(super) fn instant(&self, at: Duration) -> Instant {
+        self.inner.started + at
+    }
+
+    /// Tells others of a change of the own log, from `since` on. Returns how far that brings them.
+    pub(super) fn publish(&self, since: Head) -> Head {
+        let catalog = &self.inner.catalog;
+        let messages = catalog.messages_since(catalog.own(), since);
+        let headers: Vec<_> = messages.iter().filter_map(|raw| header_of(raw)).collect();
+        let Some(last) = headers.last().copied() else {
+            return catalog.own_head();
+        };
+        let item = |(node, at, raw)| Item { node, at, raw };
+        // A snapshot in parts is pulled, from whoever has it.
+        let items: Vec<_> = if headers.iter().any(|header| header.partial) {
+            vec![item((last.node, last.at, None))]
+        } else {
+            let all = headers.iter().zip(messages);
+            all.map(|(header, raw)| item((header.node, header.at, Some(raw))))
+                .collect()
+        };
+        let mut shared = self.inner.shared.lock();
+        shared.tree.publish(self.now(), last.at, &items);
+        self.act(&mut shared);
+        last.at
+    }
+
+    /// Does what the tree asks for.
+    pub(super) fn act(&self, shared: &mut Shared) {
+        while let Some(output) = shared.tree.poll() {
+            let (Output::Push { to: id, .. }
+            | Output::Digest { to: id, .. }
+            | Output::Graft { from: id, .. }
+            | Output::Compare { with: id }) = &output;
+            let Some(peer) = shared.peers.get(id).map(|peer| peer.member) else {
+                continue;
+            };
+            let plane = self.clone();
+            self.spawn(async move { plane.perform(peer, output).await });
+        }
+        let due = shared.tree.due();
+        if due.is_some_and(|due| shared.armed.is_none_or(|armed| due < armed)) {
+            shared.armed = due;
+            self.inner.wake.notify_one();
         }
     }
 
-    async fn call(&self, peer: Member, call: SyncCall, body: Bytes) -> Result<Bytes, CallFailed> {
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        self.inner
+            .tasks
+            .spawn(async move {
+                stop.run_until_cancelled(work).await;
+            });
+    }
+
+    async fn perform(&self, peer: Member, output: Output) {
+        match output {
+            Output::Push { direct, items, .. } => {
+                let messages = items.into_iter().filter_map(|item| item.raw).collect();
+                let body = Push { direct, messages }.encode();
+                let reply = self.ask::<PushReply>(peer, SyncCall::Push, body).await;
+                if let Ok(PushReply { rejected: 1.., .. }) = reply {
+                    tracing::debug!(peer = %peer.addr, "a peer does not believe what was passed on to it");
+                }
+                let answer = self.answered(peer, reply);
+                let mut shared = self.inner.shared.lock();
+                let prune = answer.map(|reply| reply.prune);
+                shared.tree.pushed(self.now(), peer.id, prune);
+                self.act(&mut shared);
+            }
+            Output::Digest { heads, .. } => {
+                let body = Heads { heads }.encode();
+                let reply = self.call(peer, SyncCall::Heads, body).await;
+                let ok = self.answered(peer, reply).is_some();
+                let mut shared = self.inner.shared.lock();
+                shared.tree.told(self.now(), peer.id, ok);
+                self.act(&mut shared);
+            }
+            Output::Graft { nodes, .. } => {
+                let wants = self.wants(&nodes);
+                let pulled = self.pull(peer, SyncCall::Graft, wants, true).await;
+                self.answered(peer, pulled);
+                let mut shared = self.inner.shared.lock();
+                shared.tree.grafted(self.now(), &nodes);
+                self.act(&mut shared);
+            }
+            Output::Compare { .. } => {
+                let exchanged = self.exchange(peer, false, &[]).await;
+                self.answered(peer, exchanged);
+            }
+        }
+    }
+
+    /// What a call brought; one that failed is noted.
+    fn answered<T>(&self, peer: Member, answer: Result<T, CallFailed>) -> Option<T> {
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::debug!(%error, "catalog call failed");
+                if error.unsupported {
+                    self.mark_thin(&mut self.inner.shared.lock(), peer.id);
+                }
+                None
+            }
+        }
+    }
+
+    fn wants(&self, nodes: &[NodeId]) -> Vec<Want> {
+        let beyond = Head {
+            epoch: u64::MAX,
+            head: u64::MAX,
+        };
+        let want = |node: &NodeId| {
+            let have = self.inner.catalog.lacks(node, beyond)?;
+            let node = *node;
+            Some(Want {
+                node,
+                have,
+                skip: 0,
+            })
+        };
+        nodes.iter().filter_map(want).collect()
+    }
+
+    pub(super) async fn call(
+        &self,
+        peer: Member,
+        call: SyncCall,
+        body: Bytes,
+    ) -> Result<Bytes, CallFailed> {
         let failed = |reason: &str| CallFailed {
             call,
             peer,
+            unsupported: false,
             reason: reason.to_owned(),
         };
-        let _permit = self.calls.acquire().await.map_err(|_| failed("stopped"))?;
+        let calls = self.inner.calls.acquire();
+        let _permit = calls.await.map_err(|_| failed("stopped"))?;
         tokio::time::timeout(
-            self.config.call_deadline,
-            self.transport.call(peer, call, body),
+            self.inner.config.call_deadline,
+            self.inner.transport.call(peer, call, body),
         )
         .await
         .unwrap_or_else(|_| Err(failed("no answer in time")))
     }
 
-    async fn ask<T: Frame>(
+    pub(super) async fn ask<T: Frame>(
         &self,
         peer: Member,
         call: SyncCall,
@@ -152,374 +393,176 @@ impl Plane {
         T::decode(&reply).map_err(|error| CallFailed {
             call,
             peer,
+            unsupported: false,
             reason: error.to_string(),
         })
     }
 
-    /// Brings `peer` from `have` to where our own log is. Without knowing what it has, sends the last change: it
-    /// answers with what it lacks.
-    async fn push(&self, peer: Member, have: Option<Head>) -> Result<Head, CallFailed> {
-        let own = self.catalog.own();
-        let at = self.catalog.own_head();
-        let mut have = have.unwrap_or(Head {
-            epoch: at.epoch,
-            head: at.head.saturating_sub(1),
-        });
-        // The second turn closes the gap that the first one found, the third one what changed in between.
-        for _ in 0..3 {
-            let mut lacks = None;
-            for body in self.own_bodies(have) {
-                let reply: DeltaReply = self.ask(peer, SyncCall::Delta, body).await?;
-                lacks = reply
-                    .wants
-                    .iter()
-                    .find(|want| want.node == own)
-                    .map(|want| want.have)
-                    .or(lacks);
-                if reply.rejected > 0 {
-                    let reason = "it does not believe our records; its log says why".to_owned();
-                    return Err(CallFailed {
-                        call: SyncCall::Delta,
-                        peer,
-                        reason,
-                    });
-                }
-            }
-            match lacks {
-                Some(lacks) => have = lacks,
-                None => return Ok(at),
-            }
+    async fn take_in(&self, messages: Vec<Bytes>) -> Taken {
+        let catalog = self.inner.catalog.clone();
+        if messages.iter().map(Bytes::len).sum::<usize>() <= BLOCKING_BYTES {
+            return exchange::take_in(&catalog, messages);
         }
-        Err(CallFailed {
-            call: SyncCall::Delta,
-            peer,
-            reason: "it keeps missing what was sent before".to_owned(),
-        })
+        let taken = move || exchange::take_in(&catalog, messages);
+        tokio::task::spawn_blocking(taken)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "taking in catalog messages ended abnormally");
+                Taken::default()
+            })
     }
 
-    /// What someone at `have` lacks of our own log.
-    fn own_bodies(&self, have: Head) -> Vec<Bytes> {
-        let at = self.catalog.own_head();
-        let mut made = self.made.lock();
-        if let Some(made) = &*made
-            && (made.have, made.at) == (have, at)
-        {
-            return made.bodies.clone();
-        }
-        let bodies = exchange::in_bodies(self.catalog.messages_since(self.catalog.own(), have));
-        *made = Some(Made {
-            have,
-            at,
-            bodies: bodies.clone(),
-        });
-        bodies
-    }
-
-    /// Compares with `peer` and fetches what we lack. Returns how far it is with our own log.
-    async fn exchange(
+    /// Compares with `peer`, fetches what we lack (from some of `others` as well when it is much), and tells it what it
+    /// lacks.
+    pub(super) async fn exchange(
         &self,
         peer: Member,
-        with_content: bool,
-        owners: &[Member],
-    ) -> Result<Head, CallFailed> {
-        let ours = exchange::digest(&self.catalog, with_content).encode();
-        let theirs: Digest = self.ask(peer, SyncCall::Digest, ours).await?;
-        let plan = exchange::compare(&self.catalog, &theirs.heads);
-        self.pull(peer, plan.wants).await?;
-        for node in plan.damaged {
-            tracing::warn!(%node, peer = %peer.addr, "a node's records differ at the same head; fetching them anew");
-            self.catalog.distrust(&node);
-            let from = owners
-                .iter()
-                .copied()
-                .find(|member| member.id == node)
-                .unwrap_or(peer);
-            self.pull(
-                from,
-                vec![Want {
-                    node,
-                    have: Head::default(),
-                    skip: 0,
-                }],
-            )
-            .await?;
+        content: bool,
+        others: &[Member],
+    ) -> Result<Exchanged, CallFailed> {
+        let catalog = &self.inner.catalog;
+        let heads = catalog.heads();
+        let ours = exchange::hashed(&heads, content);
+        let buckets = ours.buckets.len();
+        let compared = self.ask(peer, SyncCall::Compare, ours.encode()).await;
+        let theirs: Differences = match compared {
+            Err(error) if error.unsupported => {
+                self.mark_thin(&mut self.inner.shared.lock(), peer.id);
+                return self.exchange_thin(peer, content, others).await;
+            }
+            compared => compared?,
+        };
+        let plan = exchange::compare(catalog, &theirs.heads);
+        let lacking = exchange::ahead(&heads, buckets, &theirs);
+        if !lacking.is_empty() {
+            let body = Heads { heads: lacking }.encode();
+            self.call(peer, SyncCall::Heads, body).await?;
         }
-        Ok(plan.knows_us)
+        self.carry_out(peer, plan, others).await
     }
 
-    async fn pull(&self, peer: Member, mut wants: Vec<Want>) -> Result<(), CallFailed> {
+    /// The exchange with a peer of the first version.
+    pub(super) async fn exchange_thin(
+        &self,
+        peer: Member,
+        content: bool,
+        others: &[Member],
+    ) -> Result<Exchanged, CallFailed> {
+        let ours = exchange::digest(&self.inner.catalog, content).encode();
+        let theirs: Digest = self.ask(peer, SyncCall::Digest, ours).await?;
+        let plan = exchange::compare(&self.inner.catalog, &theirs.heads);
+        self.carry_out(peer, plan, others).await
+    }
+
+    async fn carry_out(
+        &self,
+        peer: Member,
+        plan: exchange::Plan,
+        others: &[Member],
+    ) -> Result<Exchanged, CallFailed> {
+        let exchanged = Exchanged {
+            knows_us: plan.knows_us,
+            lacked: plan.wants.len(),
+        };
+        self.fetch(peer, plan.wants, others).await?;
+        for node in plan.damaged {
+            tracing::warn!(%node, peer = %peer.addr, "a node's records differ at the same head; fetching them anew");
+            self.inner.catalog.distrust(&node);
+            let owner = others.iter().find(|member| member.id == node);
+            let want = Want {
+                node,
+                have: Head::default(),
+                skip: 0,
+            };
+            let from = owner.copied().unwrap_or(peer);
+            self.pull(from, SyncCall::Pull, vec![want], false).await?;
+        }
+        Ok(exchanged)
+    }
+
+    async fn fetch(
+        &self,
+        peer: Member,
+        wants: Vec<Want>,
+        others: &[Member],
+    ) -> Result<(), CallFailed> {
+        if wants.len() <= BULK_NODES {
+            return self.pull(peer, SyncCall::Pull, wants, true).await;
+        }
+        let mut from = vec![peer];
+        let mut others: Vec<_> = others.iter().filter(|other| other.id != peer.id).collect();
+        while from.len() < BULK_PEERS && !others.is_empty() {
+            from.push(*others.swap_remove(rand::random_range(0..others.len())));
+        }
+        let mut pulls = JoinSet::new();
+        for (at, share) in wants.chunks(wants.len().div_ceil(from.len())).enumerate() {
+            let (plane, share, from) = (self.clone(), share.to_vec(), from[at]);
+            pulls.spawn(async move {
+                let pulled = plane.pull(from, SyncCall::Pull, share.clone(), false).await;
+                if pulled.is_ok() || from.id == peer.id {
+                    return pulled;
+                }
+                let left = plane.still_lacking(share);
+                plane.pull(peer, SyncCall::Pull, left, false).await
+            });
+        }
+        let mut result = Ok(());
+        while let Some(pulled) = pulls.join_next().await {
+            result = result.and(pulled.unwrap_or(Ok(())));
+        }
+        result
+    }
+
+    fn still_lacking(&self, wants: Vec<Want>) -> Vec<Want> {
+        let before: HashMap<_, _> = wants.iter().map(|want| (want.node, want.have)).collect();
+        let nodes: Vec<_> = wants.iter().map(|want| want.node).collect();
+        let mut wants = self.wants(&nodes);
+        wants.retain(|want| before[&want.node] == want.have);
+        wants
+    }
+
+    /// Fetches what is wanted, in as many turns as it takes; with `tell`, links are told of what came.
+    async fn pull(
+        &self,
+        peer: Member,
+        call: SyncCall,
+        mut wants: Vec<Want>,
+        tell: bool,
+    ) -> Result<(), CallFailed> {
         while !wants.is_empty() {
             let request = PullRequest { wants };
-            let reply: Messages = self.ask(peer, SyncCall::Pull, request.encode()).await?;
+            let reply: Messages = self.ask(peer, call, request.encode()).await?;
             if reply.messages.is_empty() {
                 break;
             }
-            exchange::take_in(&self.catalog, reply.messages);
+            let taken = self.take_in(reply.messages).await;
             wants = reply.next;
+            if tell && !taken.new.is_empty() {
+                self.pass_on(peer, call, &taken.new);
+            }
         }
         Ok(())
     }
-}
 
-struct Worker {
-    plane: Plane,
-    members: Members,
-    peers: HashMap<NodeId, PeerState>,
-    tasks: JoinSet<Done>,
-    pace: Pace,
-    /// What peers are brought to; changes beyond it wait for their batch.
-    sent: Head,
-    urgent: u64,
-    exchanging: bool,
-    exchanges: u64,
-    next_exchange: Instant,
-    last_exchange: Option<Instant>,
-}
-
-struct PeerState {
-    member: Member,
-    /// How far it is with our log, as far as we know.
-    acked: Option<Head>,
-    busy: bool,
-    failures: u32,
-    retry_at: Instant,
-}
-
-enum Done {
-    Push {
-        to: Member,
-        result: Result<Head, CallFailed>,
-    },
-    Exchange {
-        with: Member,
-        result: Result<Head, CallFailed>,
-    },
-}
-
-impl Worker {
-    fn new(plane: Plane, members: Members) -> Self {
-        let now = Instant::now();
-        let next_exchange = now + jittered(plane.config.exchange_every);
-        Self {
-            sent: plane.catalog.own_head(),
-            plane,
-            members,
-            peers: HashMap::new(),
-            tasks: JoinSet::new(),
-            pace: Pace::new(),
-            urgent: 0,
-            exchanging: false,
-            exchanges: 0,
-            next_exchange,
-            last_exchange: None,
-        }
-    }
-
-    async fn work(&mut self) {
-        let mut own = self.plane.catalog.local().watch();
-        let mut tick = interval(Duration::from_secs(1));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let due = self.pace.due();
-            tokio::select! {
-                event = self.members.events.recv() => match event {
-                    Ok(event) => self.member(event),
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.resync(),
-                    Err(broadcast::error::RecvError::Closed) => return,
-                },
-                changed = own.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let head = *own.borrow_and_update();
-                    self.changed(head);
-                }
-                () = sleep_until(due.unwrap_or(self.next_exchange)), if due.is_some() => self.send(),
-                () = sleep_until(self.next_exchange) => self.exchange_with_anybody(),
-                _ = tick.tick() => {
-                    self.plane.catalog.tick();
-                    self.push_to_all();
-                }
-                Some(done) = self.tasks.join_next() => match done {
-                    Ok(done) => self.done(done),
-                    Err(error) => tracing::error!(%error, "a catalog call ended abnormally"),
-                },
-            }
-        }
-    }
-
-    fn changed(&mut self, head: OwnHead) {
-        let urgent = head.urgent > self.urgent || head.at.epoch != self.sent.epoch;
-        self.urgent = head.urgent;
-        self.pace.changed(urgent, Instant::now());
-    }
-
-    fn send(&mut self) {
-        self.pace.sent(Instant::now());
-        self.sent = self.plane.catalog.own_head();
-        self.push_to_all();
-    }
-
-    fn push_to_all(&mut self) {
-        for id in self.peers.keys().copied().collect::<Vec<_>>() {
-            self.push_to(id);
-        }
-    }
-
-    fn push_to(&mut self, id: NodeId) {
-        let now = Instant::now();
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
-        if peer.busy || peer.retry_at > now || peer.acked.is_some_and(|acked| acked >= self.sent) {
-            return;
-        }
-        peer.busy = true;
-        let (plane, to, have) = (self.plane.clone(), peer.member, peer.acked);
-        self.tasks.spawn(async move {
-            Done::Push {
-                to,
-                result: plane.push(to, have).await,
-            }
-        });
-    }
-
-    fn exchange_with_anybody(&mut self) {
-        self.next_exchange = Instant::now() + jittered(self.plane.config.exchange_every);
-        // Those that answered last time, as long as there are any.
-        let fewest = self.peers.values().map(|peer| peer.failures.min(1)).min();
-        let alive: Vec<_> = self
-            .peers
-            .values()
-            .filter(|peer| Some(peer.failures.min(1)) == fewest)
-            .map(|peer| peer.member)
-            .collect();
-        if !alive.is_empty() {
-            self.exchange_with(alive[rand::random_range(0..alive.len())]);
-        }
-    }
-
-    fn exchange_with(&mut self, with: Member) {
-        if self.exchanging {
-            return;
-        }
-        (self.exchanging, self.last_exchange) = (true, Some(Instant::now()));
-        self.exchanges += 1;
-        let with_content = self.exchanges.is_multiple_of(CONTENT_EVERY);
-        let owners: Vec<_> = self.peers.values().map(|peer| peer.member).collect();
-        let plane = self.plane.clone();
-        self.tasks.spawn(async move {
-            let result = plane.exchange(with, with_content, &owners).await;
-            Done::Exchange { with, result }
-        });
-    }
-
-    fn done(&mut self, done: Done) {
-        let (to, result) = match done {
-            Done::Push { to, result } => {
-                if let Some(peer) = self.peers.get_mut(&to.id).filter(|peer| peer.member == to) {
-                    peer.busy = false;
-                }
-                (to, result)
-            }
-            Done::Exchange { with, result } => {
-                self.exchanging = false;
-                (with, result)
-            }
-        };
-        let Some(peer) = self.peers.get_mut(&to.id).filter(|peer| peer.member == to) else {
-            return;
-        };
-        match result {
-            Ok(head) => {
-                peer.acked = Some(head);
-                (peer.failures, peer.retry_at) = (0, Instant::now());
-                self.push_to(to.id);
-            }
-            Err(error) => {
-                tracing::debug!(%error, "catalog call failed");
-                peer.acked = None;
-                peer.failures += 1;
-                let wait = Duration::from_millis(250) * 2u32.saturating_pow(peer.failures.min(8));
-                peer.retry_at = Instant::now() + jittered(wait.min(BACK_OFF_MAX));
-            }
-        }
-    }
-
-    fn member(&mut self, event: MemberEvent) {
-        let catalog = &self.plane.catalog;
-        if event.id() == catalog.own() {
-            return;
-        }
-        match event {
-            MemberEvent::Up(member) => self.up(member),
-            MemberEvent::Suspect(id) => catalog.set_liveness(id, Liveness::Suspect),
-            MemberEvent::Alive(id) => catalog.set_liveness(id, Liveness::Alive),
-            MemberEvent::Down(id) | MemberEvent::Left(id) => {
-                let liveness = if event == MemberEvent::Down(id) {
-                    Liveness::Down
-                } else {
-                    Liveness::Left
-                };
-                catalog.set_liveness(id, liveness);
-                self.peers.remove(&id);
-            }
-        }
-    }
-
-    fn up(&mut self, member: Member) {
-        self.plane.catalog.set_liveness(member.id, Liveness::Alive);
-        let now = Instant::now();
-        let state = PeerState {
-            member,
-            acked: None,
-            busy: false,
-            failures: 0,
-            retry_at: now,
-        };
-        self.peers.insert(member.id, state);
-        self.push_to(member.id);
-        if self
-            .last_exchange
-            .is_none_or(|last| now - last >= UP_EXCHANGE_APART)
-        {
-            self.exchange_with(member);
+    /// What was missing in the tree goes on through it; of what a comparison found, others are told.
+    fn pass_on(&self, from: Member, call: SyncCall, new: &[Item]) {
+        let mut shared = self.inner.shared.lock();
+        let now = self.now();
+        if call == SyncCall::Graft {
+            shared.tree.received(now, from.id, false, new, 0);
         } else {
-            self.next_exchange = self.next_exchange.min(now + UP_EXCHANGE_APART);
+            let heads: HashSet<_> = new.iter().map(|item| (item.node, item.at)).collect();
+            let heads: Vec<_> = heads.into_iter().collect();
+            shared.tree.caught_up(now, from.id, &heads);
         }
-    }
-
-    /// Takes over all members: at the start, and when events were missed.
-    fn resync(&mut self) {
-        let catalog = self.plane.catalog.clone();
-        let mut members: HashMap<_, _> = (self.members.list)()
-            .into_iter()
-            .map(|state| (state.member.id, state))
-            .collect();
-        members.remove(&catalog.own());
-        self.peers.retain(|id, peer| {
-            let state = members.get(id);
-            state.is_some_and(|state| state.member == peer.member && state.liveness.is_present())
-        });
-        for (id, state) in &members {
-            if state.liveness.is_present() && !self.peers.contains_key(id) {
-                self.up(state.member);
-            }
-            catalog.set_liveness(*id, state.liveness);
-        }
-        // Membership has forgotten them: whatever they were, they are not here.
-        let present = catalog
-            .nodes()
-            .into_iter()
-            .filter(|node| node.liveness.is_present());
-        for id in present.map(|node| node.record.id) {
-            if id != catalog.own() && !members.contains_key(&id) {
-                catalog.set_liveness(id, Liveness::Down);
-            }
-        }
+        self.act(&mut shared);
     }
 }
 
-fn jittered(time: Duration) -> Duration {
-    time.mul_f64(rand::random_range(0.8..1.2))
+/// What an exchange found.
+pub(super) struct Exchanged {
+    /// How far the peer is with our log.
+    pub(super) knows_us: Head,
+    /// How many logs we were behind with.
+    pub(super) lacked: usize,
 }
