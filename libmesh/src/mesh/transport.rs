@@ -96,20 +96,24 @@ pub(super) fn routes(membership: &Membership, plane: &Plane) -> Router {
 fn catalog_routes(plane: &Plane) -> Router {
     let route = |router: Router, call: SyncCall| {
         let plane = plane.clone();
-        router.route(call.path(), FRAME_MAX, move |Request { peer, body, .. }| {
-            let (plane, from) = (plane.clone(), peer.node_id);
-            async move {
-                understood(match call {
-                    SyncCall::Push => plane.handle_push(from, body).await,
-                    SyncCall::Heads => plane.handle_heads(from, body).await,
-                    SyncCall::Graft => plane.handle_graft(from, body).await,
-                    SyncCall::Compare => plane.handle_compare(body).await,
-                    SyncCall::Pull => plane.handle_pull(body).await,
-                    SyncCall::Delta => plane.handle_delta(from, body).await,
-                    SyncCall::Digest => plane.handle_digest(from, body).await,
-                })
-            }
-        })
+        router.route(
+            call.path(),
+            FRAME_MAX,
+            move |Request { peer, body, .. }| {
+                let (plane, from) = (plane.clone(), peer.node_id);
+                async move {
+                    understood(match call {
+                        SyncCall::Push => plane.handle_push(from, body).await,
+                        SyncCall::Heads => plane.handle_heads(from, body).await,
+                        SyncCall::Graft => plane.handle_graft(from, body).await,
+                        SyncCall::Compare => plane.handle_compare(body).await,
+                        SyncCall::Pull => plane.handle_pull(body).await,
+                        SyncCall::Delta => plane.handle_delta(from, body).await,
+                        SyncCall::Digest => plane.handle_digest(from, body).await,
+                    })
+                }
+            },
+        )
     };
     let calls = [
         SyncCall::Push,

@@ -95,7 +95,10 @@ mod tests {
             let apart = Duration::from_secs(1) / rate;
             let (first, longest, made) = stream(apart, 10 * rate + 1);
             assert_eq!(first, Duration::ZERO);
-            assert!(longest <= Duration::from_millis(wait), "{rate}/s: {longest:?}");
+            assert!(
+                longest <= Duration::from_millis(wait),
+                "{rate}/s: {longest:?}"
+            );
             assert!(made <= batches + 1, "{rate}/s: {made} batches");
         }
     }

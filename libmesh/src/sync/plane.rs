@@ -285,11 +285,9 @@ impl Plane {
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.inner.stop.clone();
-        self.inner
-            .tasks
-            .spawn(async move {
-                stop.run_until_cancelled(work).await;
-            });
+        self.inner.tasks.spawn(async move {
+            stop.run_until_cancelled(work).await;
+        });
     }
 
     async fn perform(&self, peer: Member, output: Output) {

@@ -211,7 +211,10 @@ impl Cluster {
         let now = self.now;
         let node_state = &mut self.nodes[node];
         let id = node_state.id;
-        let head = node_state.heads.entry(id).or_insert(Head { epoch: 1, head: 0 });
+        let head = node_state
+            .heads
+            .entry(id)
+            .or_insert(Head { epoch: 1, head: 0 });
         head.head += 1;
         let at = *head;
         self.published.insert((id, at.head), now);
@@ -402,15 +405,27 @@ impl Cluster {
     }
 
     /// Takes in what is new; how much of it was known.
-    fn take_in(&mut self, at: usize, by: usize, items: Vec<Item>, is_delta: bool) -> (Vec<Item>, usize) {
+    fn take_in(
+        &mut self,
+        at: usize,
+        by: usize,
+        items: Vec<Item>,
+        is_delta: bool,
+    ) -> (Vec<Item>, usize) {
         let (mut new, mut known) = (Vec::new(), 0);
         for item in items {
-            let have = self.nodes[at].heads.get(&item.node).copied().unwrap_or_default();
+            let have = self.nodes[at]
+                .heads
+                .get(&item.node)
+                .copied()
+                .unwrap_or_default();
             if item.at <= have {
                 known += 1;
             } else if is_delta && item.at.head > have.head + 1 {
                 let from = self.nodes[by].id;
-                self.nodes[at].tree.announced(self.now, from, item.node, item.at, true);
+                self.nodes[at]
+                    .tree
+                    .announced(self.now, from, item.node, item.at, true);
             } else {
                 for head in have.head + 1..=item.at.head {
                     let since = self.published.get(&(item.node, head));

@@ -335,10 +335,16 @@ async fn one_signature_serves_the_whole_mesh_and_relays_do_not_wait() {
     // A way takes a millisecond, the tree has a handful of them, and the soonest timer is at 40 ms.
     assert!(Instant::now() - start < Duration::from_millis(20));
     let calls = net.calls.lock();
-    let pushes: Vec<_> = calls.iter().filter(|call| call.call == SyncCall::Push).collect();
+    let pushes: Vec<_> = calls
+        .iter()
+        .filter(|call| call.call == SyncCall::Push)
+        .collect();
     assert!((29..=40).contains(&pushes.len()), "{} pushes", pushes.len());
     assert!(pushes.iter().all(|push| push.body == pushes[0].body));
-    let own = pushes.iter().filter(|push| push.from == a.node.id()).count();
+    let own = pushes
+        .iter()
+        .filter(|push| push.from == a.node.id())
+        .count();
     assert!(own <= 10, "{own} of them by the owner");
 }
 
@@ -350,7 +356,9 @@ async fn much_is_fetched_from_several_peers() {
         .map(|n| {
             let node = TestNode::new(&format!("owner{n}"), ip(200));
             node.local().put_service(instance("web", n)).unwrap();
-            peers.iter().for_each(|peer| node.send_to(&peer.node.catalog));
+            peers
+                .iter()
+                .for_each(|peer| node.send_to(&peer.node.catalog));
             node
         })
         .collect();
@@ -387,7 +395,9 @@ async fn a_peer_of_the_first_version_is_told_directly_and_believed() {
         new.events.send(MemberEvent::Up(member)).unwrap();
         old.catalog.set_liveness(new.node.id(), Liveness::Alive);
     }
-    let watch = old.catalog.watch_service(&ServiceName::parse("web").unwrap());
+    let watch = old
+        .catalog
+        .watch_service(&ServiceName::parse("web").unwrap());
     for n in 0..3 {
         let before = watch.revision();
         a.node.local().put_service(instance("web", n)).unwrap();
@@ -481,7 +491,9 @@ fn silent_divergence_is_found_and_mended() {
 
 #[test]
 fn comparing_costs_hashes_where_all_is_equal_and_names_only_what_differs() {
-    let owners: Vec<_> = (0..300).map(|n| TestNode::new(&format!("owner{n}"), ip(200))).collect();
+    let owners: Vec<_> = (0..300)
+        .map(|n| TestNode::new(&format!("owner{n}"), ip(200)))
+        .collect();
     let (a, b) = (TestNode::new("node1", ip(1)), TestNode::new("node2", ip(2)));
     for node in [&a, &b] {
         owners.iter().for_each(|owner| owner.send_to(&node.catalog));
@@ -508,7 +520,10 @@ fn comparing_costs_hashes_where_all_is_equal_and_names_only_what_differs() {
     assert!(reply.buckets.len() <= 2 && reply.heads.len() < 100);
     assert_eq!(ahead, [(owners[1].id(), owners[1].catalog.own_head())]);
     let wants: Vec<_> = compare(&a.catalog, &reply.heads).wants;
-    assert_eq!(wants.iter().map(|want| want.node).collect::<Vec<_>>(), [owners[0].id()]);
+    assert_eq!(
+        wants.iter().map(|want| want.node).collect::<Vec<_>>(),
+        [owners[0].id()]
+    );
 }
 
 #[test]

@@ -33,7 +33,11 @@ impl Plane {
     /// From now on `peer` is treated as one of the first version.
     pub(super) fn mark_thin(&self, shared: &mut Shared, peer: NodeId) {
         let now = self.now();
-        let Some(known) = shared.peers.get_mut(&peer).filter(|peer| peer.thin.is_none()) else {
+        let Some(known) = shared
+            .peers
+            .get_mut(&peer)
+            .filter(|peer| peer.thin.is_none())
+        else {
             return;
         };
         tracing::info!(peer = %known.member.addr, "a peer speaks the first version of catalog sync");
@@ -80,7 +84,9 @@ impl Plane {
     fn thin_pushed(&self, to: Member, result: Result<Head, CallFailed>) {
         let mut shared = self.inner.shared.lock();
         let peer = shared.peers.get_mut(&to.id);
-        let Some(thin) = peer.filter(|peer| peer.member == to).and_then(|peer| peer.thin.as_mut())
+        let Some(thin) = peer
+            .filter(|peer| peer.member == to)
+            .and_then(|peer| peer.thin.as_mut())
         else {
             return;
         };

@@ -282,7 +282,14 @@ impl Tree {
     }
 
     /// `from` has what is lacking here. What comes from the owner itself, or after a gap (`at_once`), is not waited for.
-    pub fn announced(&mut self, now: Duration, from: NodeId, node: NodeId, at: Head, at_once: bool) {
+    pub fn announced(
+        &mut self,
+        now: Duration,
+        from: NodeId,
+        node: NodeId,
+        at: Head,
+        at_once: bool,
+    ) {
         self.touched(from);
         if self.missing.len() >= MISSING_MAX && !self.missing.contains_key(&node) {
             return;
@@ -411,11 +418,7 @@ impl Tree {
 
     /// Links to those that are preferred, as long as they answer.
     fn choose(&mut self, now: Duration) {
-        let wanted = if self.is_direct() {
-            DIRECT_MAX
-        } else {
-            CHOSEN
-        };
+        let wanted = if self.is_direct() { DIRECT_MAX } else { CHOSEN };
         let (mut fit, mut new) = (0, Vec::new());
         for (_, peer) in &self.ranked {
             if fit == wanted || self.links.len() + new.len() >= LINKS_MAX {
@@ -517,7 +520,10 @@ impl Tree {
     }
 
     fn schedule_digests(&mut self, now: Duration) {
-        let due = |link: &Link| link.has_digest().then(|| link.retry_at.max(now + LAZY_EVERY));
+        let due = |link: &Link| {
+            link.has_digest()
+                .then(|| link.retry_at.max(now + LAZY_EVERY))
+        };
         let soonest = self.links.values().filter_map(due).min();
         // A digest that collects already is not put off by more of it.
         self.digests_at = match (self.digests_at, soonest) {

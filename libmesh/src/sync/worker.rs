@@ -45,7 +45,12 @@ impl Worker {
     pub(super) fn new(plane: Plane, members: Members) -> Self {
         let next_exchange = Instant::now() + jittered(plane.inner.config.exchange_every);
         let sent = plane.inner.catalog.own_head();
-        plane.inner.shared.lock().tree.publish(plane.now(), sent, &[]);
+        plane
+            .inner
+            .shared
+            .lock()
+            .tree
+            .publish(plane.now(), sent, &[]);
         Self {
             sent,
             plane,
@@ -131,11 +136,13 @@ impl Worker {
         self.sent = self.plane.publish(before);
         let changes = self.sent.head.saturating_sub(before.head).max(1);
         self.pace.sent(Instant::now(), changes);
-        self.plane.push_all_thin(&mut self.plane.inner.shared.lock());
+        self.plane
+            .push_all_thin(&mut self.plane.inner.shared.lock());
         // What changed while the batch was made.
         let head = *self.plane.inner.catalog.local().watch().borrow();
         if head.at > self.sent {
-            self.pace.changed(head.urgent > self.sent.head, Instant::now());
+            self.pace
+                .changed(head.urgent > self.sent.head, Instant::now());
         }
     }
 
@@ -172,7 +179,10 @@ impl Worker {
         let plane = self.plane.clone();
         let thin = {
             let shared = plane.inner.shared.lock();
-            shared.peers.get(&with.id).is_some_and(|peer| peer.thin.is_some())
+            shared
+                .peers
+                .get(&with.id)
+                .is_some_and(|peer| peer.thin.is_some())
         };
         self.exchanges.spawn(async move {
             let result = if thin {
@@ -258,10 +268,17 @@ impl Worker {
             let state = members.get(&peer.id);
             let stays = state.is_some_and(|state| state.liveness.is_present());
             if !stays {
-                self.gone(peer.id, state.map_or(Liveness::Down, |state| state.liveness));
+                self.gone(
+                    peer.id,
+                    state.map_or(Liveness::Down, |state| state.liveness),
+                );
             }
         }
-        let known: HashMap<_, _> = self.peers().into_iter().map(|peer| (peer.id, peer)).collect();
+        let known: HashMap<_, _> = self
+            .peers()
+            .into_iter()
+            .map(|peer| (peer.id, peer))
+            .collect();
         for (id, state) in &members {
             if state.liveness.is_present() && known.get(id) != Some(&state.member) {
                 self.up(state.member);

@@ -152,7 +152,10 @@ fn a_peer_that_does_not_answer_costs_a_bounded_queue_and_is_told_later() {
         let at = Head { epoch: 1, head };
         tree.publish(now, at, &[item(0, head, 10_000)]);
         let [messages, bytes, entries, _] = tree.waiting();
-        assert!(messages <= 3 * 1_024 && bytes <= 3 << 20 && entries <= 3, "{head}");
+        assert!(
+            messages <= 3 * 1_024 && bytes <= 3 << 20 && entries <= 3,
+            "{head}"
+        );
     }
     let pushes = outputs(&mut tree);
     assert_eq!(pushes.len(), 3, "one under way for each link");
@@ -178,14 +181,21 @@ fn more_than_a_digest_holds_ends_in_a_comparison() {
         NodeId(id)
     };
     let peer = *tree.links.keys().next().unwrap();
-    let heads: Vec<_> = (0..10_000).map(|n| (node(n), Head { epoch: 1, head: 1 })).collect();
+    let heads: Vec<_> = (0..10_000)
+        .map(|n| (node(n), Head { epoch: 1, head: 1 }))
+        .collect();
     tree.caught_up(MS, peer, &heads);
     let [_, _, entries, _] = tree.waiting();
     assert!(entries <= DIGEST_MAX * LINKS_MAX);
     tree.advance(tree.due().unwrap());
     let outputs = outputs(&mut tree);
     assert!(!outputs.is_empty());
-    assert!(outputs.iter().all(|output| matches!(output, Output::Compare { .. })), "{outputs:?}");
+    assert!(
+        outputs
+            .iter()
+            .all(|output| matches!(output, Output::Compare { .. })),
+        "{outputs:?}"
+    );
 }
 
 #[test]
@@ -236,8 +246,13 @@ fn a_link_that_brings_nothing_new_becomes_lazy_and_a_graft_makes_it_eager() {
     assert!(!pushed.contains(&b) && !pushed.contains(&a));
     tree.announced(3 * MS, b, id(98), Head { epoch: 1, head: 1 }, false);
     tree.advance(3 * MS + GRAFT_AFTER);
-    let graft = outputs(&mut tree).into_iter().find(|output| matches!(output, Output::Graft { .. }));
-    let expected = Output::Graft { from: b, nodes: vec![id(98)] };
+    let graft = outputs(&mut tree)
+        .into_iter()
+        .find(|output| matches!(output, Output::Graft { .. }));
+    let expected = Output::Graft {
+        from: b,
+        nodes: vec![id(98)],
+    };
     assert_eq!(graft, Some(expected));
     assert!(tree.links[&b].eager);
 }
