@@ -18,6 +18,7 @@ mod dns;
 mod process;
 mod proxy;
 mod report;
+mod storm;
 
 use report::{Report, Row};
 
@@ -38,6 +39,11 @@ const BENCHES: &[Bench] = &[
         name: "proxy",
         about: "HTTP keep-alive through a pair of mTLS proxies: mesh, haproxy",
         run: proxy::run,
+    },
+    Bench {
+        name: "storm",
+        about: "registrations seen elsewhere, 5 and 50 agents; a million of them (--seconds 267)",
+        run: storm::run,
     },
 ];
 

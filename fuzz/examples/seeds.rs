@@ -48,8 +48,18 @@ fn catalog() -> Result {
         "sync_frames",
         "pull",
         &postcard::to_extend(&vec![(id, at, 0u32)], vec![1])?,
-    )
+    )?;
+    let all = node.catalog.messages_since(node.id(), Head::default());
+    let push = (false, vec![all[0].to_vec()]);
+    let follow = ("web", 7u64, vec![(id, 300u64)]);
+    let gone = (2u8, "web", 7u64, 0u8, vec![(id, Some(at))], false);
+    save("sync_frames", "push", &postcard::to_extend(&push, vec![1])?)?;
+    save("sync_frames", "heads", &postcard::to_extend(&vec![(id, at)], vec![1])?)?;
+    save("sync_frames", "compare", &postcard::to_extend(&(false, [1u64, 2].to_vec()), vec![1])?)?;
+    save("sync_frames", "subscribe", &postcard::to_extend(&(9u64, vec![follow]), vec![1])?)?;
+    save("sync_frames", "gone", &postcard::to_extend(&gone, vec![1])?)
 }
+
 
 fn member() -> Result {
     let identity = |n: u8| Identity {

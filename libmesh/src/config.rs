@@ -50,10 +50,12 @@ pub struct Config {
     /// The node directory (mode 0700): key, certificate, keyring, caches. `None`: nothing is kept, which
     /// needs [`Credentials::Given`].
     pub directory: Option<PathBuf>,
-    /// Whether the instances and checks of the node's last life stay (needs a directory) until
-    /// [`LocalLog::settle`](crate::catalog::LocalLog::settle), so that those registered again are never
-    /// gone. Default false: they go at the start.
+    /// Whether the instances and checks of the node's last life stay (needs a directory), so that those
+    /// registered again are never gone for others. Default true. With false they go at the start.
     pub resume: bool,
+    /// How long after the start those that were not registered again are taken away. Default 15 s. `None`: the
+    /// program does that itself, with [`LocalLog::settle`](crate::catalog::LocalLog::settle).
+    pub settle: Option<Duration>,
     /// Where the credentials come from.
     pub credentials: Credentials,
     /// Nodes to join through and to announce to.
@@ -94,7 +96,8 @@ impl Config {
             advertise: None,
             datacenter: None,
             directory: None,
-            resume: false,
+            resume: true,
+            settle: Some(Duration::from_secs(15)),
             credentials,
             seeds: Vec::new(),
             join_patience: Duration::from_secs(60),

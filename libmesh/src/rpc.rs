@@ -5,19 +5,25 @@
 //! connections and streams in number, header lists and bodies in size. Connections end when the peer's
 //! certificate expires or is revoked.
 //!
+//! An answer is one body, or goes on as a [`Stream`] of frames until either end has enough.
+//!
 //! This module knows nothing of what is called.
 
 mod client;
 mod error;
 mod router;
 mod server;
+mod stream;
 
 pub use client::{Client, Target};
 pub use error::RpcError;
 pub use router::{JoinCall, Peer, Reply, Request, Router};
 pub use server::{Limits, Server};
+pub use stream::{Frames, ReaderGone, Stream};
 
 pub(crate) use client::call_join;
+#[cfg(test)]
+pub(crate) use stream::channel;
 
 /// The protocol of calls between nodes.
 pub const ALPN: &[u8] = b"mesh/1";

@@ -15,15 +15,20 @@
 //! differ cost 26 bytes a node. A change costs its owner one signature, and each node about one call out and one in,
 //! whatever the size of the mesh.
 //!
+//! Who does not want all of it keeps a [`Subscription`] to some services.
+//!
 //! Peers of the first version (`/catalog/delta`, `/catalog/digest`, `/catalog/pull`) are found out and served as they
 //! expect it.
 
 mod codec;
 pub mod exchange;
+mod follow_wire;
 mod pace;
 mod plane;
+mod publisher;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod subscription;
 mod thin;
 pub mod tree;
 mod worker;
@@ -32,6 +37,8 @@ mod worker;
 pub use codec::fuzz_frames;
 pub use codec::{CodecError, DigestEntry, FRAME_MAX, Want};
 pub use plane::{Config, Members, Plane};
+pub use publisher::{SUBSCRIPTIONS_MAX, SUBSCRIPTIONS_PER_PEER, SubscribeError};
+pub use subscription::{FollowedInstance, FollowedService, Subscription};
 
 use bytes::Bytes;
 

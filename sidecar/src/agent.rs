@@ -432,7 +432,7 @@ fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config
     mesh.bind = SocketAddr::new(config.node.bind, config.ports.gossip);
     mesh.advertise = Some(SocketAddr::new(config.node.advertise, config.ports.gossip));
     mesh.directory = Some(config.node.data_dir.join("node"));
-    mesh.resume = true;
+    (mesh.resume, mesh.settle) = (true, None);
     mesh.join_patience = config.join.patience;
     for seed in &config.join.seeds {
         let parsed = seed.parse().map_err(|error| AgentError::Seed {

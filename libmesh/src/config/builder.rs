@@ -198,7 +198,7 @@ impl Builder {
 
     /// Keeps the instances and checks of the node's last life until they are settled; see [`Config::resume`].
     pub fn resume(mut self) -> Self {
-        self.config.resume = true;
+        (self.config.resume, self.config.settle) = (true, None);
         self
     }
 

@@ -161,6 +161,9 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
             stop.clone(),
         ));
     }
+    if let Some(settle) = config.settle.filter(|_| config.resume) {
+        tasks.spawn(upkeep::settle(catalog.clone(), settle, stop.clone()));
+    }
     let (name, datacenter) = (credentials.name.clone(), credentials.datacenter.clone());
     let (own, own_catalog) = (identity.clone(), catalog.clone());
     tasks.spawn(upkeep::follow_certificate(

@@ -11,7 +11,10 @@ use crate::{
         AnswerError, Member, Membership, Peer, StreamReply, StreamTransport, stream::StreamFuture,
     },
     rpc::{Client, Reply, Request, Router, RpcError, Target},
-    sync::{CallFailed, CodecError, FRAME_MAX, Plane, SyncCall, SyncTransport},
+    sync::{
+        CallFailed, CodecError, FRAME_MAX, Plane, SubscribeError, SyncCall, SyncTransport,
+        subscription::SUBSCRIBE,
+    },
 };
 
 const PING: &str = "/member/ping";
@@ -124,7 +127,12 @@ fn catalog_routes(plane: &Plane) -> Router {
         SyncCall::Delta,
         SyncCall::Digest,
     ];
-    calls.into_iter().fold(Router::new(), route)
+    let subscriptions = plane.clone();
+    let routes = Router::new().route(SUBSCRIBE, FRAME_MAX, move |request| {
+        let plane = subscriptions.clone();
+        async move { subscribed(&plane, &request) }
+    });
+    calls.into_iter().fold(routes, route)
 }
 
 fn answered(answer: Result<Bytes, AnswerError>) -> Reply {
@@ -135,6 +143,20 @@ fn answered(answer: Result<Bytes, AnswerError>) -> Reply {
         }
         Err(error) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
     }
+}
+
+fn subscribed(plane: &Plane, request: &Request) -> Reply {
+    let (reply, frames) = Reply::frames();
+    let refused = match plane.handle_subscribe(request.peer.node_id, &request.body, frames) {
+        Ok(()) => return reply,
+        Err(refused) => refused,
+    };
+    let status = match &refused {
+        SubscribeError::Malformed(_) => StatusCode::BAD_REQUEST,
+        SubscribeError::TooMany(..) => StatusCode::TOO_MANY_REQUESTS,
+        SubscribeError::Early => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Reply::error(status, refused.to_string())
 }
 
 fn understood(answer: Result<Bytes, CodecError>) -> Reply {

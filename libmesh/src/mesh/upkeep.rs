@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::{
     sync::broadcast::error::RecvError,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,9 @@ use crate::{
 };
 
 /// How long after a change the own log is written: what comes meanwhile costs no further write.
-const LOG: Duration = Duration::from_secs(5);
+const LOG: Duration = Duration::from_millis(250);
+/// And at least so many times as long as the last write took: a large log may use a twentieth of the time.
+const LOG_SHARE: u32 = 20;
 /// How long after a change of members the candidates are written: what comes meanwhile is one write.
 const SETTLE: Duration = Duration::from_millis(200);
 /// How often they are written at the least, if they changed.
@@ -126,6 +128,14 @@ pub(super) async fn follow_members(
     }
 }
 
+/// Takes away what the node's last life has left and nobody has registered again, once, `after` the start.
+pub(super) async fn settle(catalog: Catalog, after: Duration, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = sleep(after) => catalog.local().settle(|_| false),
+    }
+}
+
 /// Keeps the own log, a while after each change.
 pub(super) async fn follow_log(
     catalog: Catalog,
@@ -133,6 +143,7 @@ pub(super) async fn follow_log(
     stop: CancellationToken,
 ) {
     let mut head = catalog.local().watch();
+    let mut took = Duration::ZERO;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -142,10 +153,12 @@ pub(super) async fn follow_log(
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(LOG) => {}
+            () = sleep(LOG.max(took * LOG_SHARE)) => {}
         }
         head.mark_unchanged();
+        let began = Instant::now();
         save_log(&catalog, &directory, false).await;
+        took = Instant::now() - began;
     }
 }
 

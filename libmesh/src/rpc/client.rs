@@ -8,10 +8,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{StatusCode, uri::PathAndQuery};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http2::{self, SendRequest};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -22,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{ALPN, ALPN_JOIN, JOIN_PATH, RpcError};
+use super::{ALPN, ALPN_JOIN, JOIN_PATH, RpcError, Stream};
 use crate::{
     identity::{Identity, Leaf, explain, join_client_config},
     model::{NodeId, NodeName},
@@ -123,7 +126,7 @@ struct Slot {
 }
 
 #[derive(Clone)]
-struct Connection {
+pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     leaf: Arc<Leaf>,
 }
@@ -154,9 +157,52 @@ impl Client {
         deadline: Duration,
     ) -> Result<Bytes, RpcError> {
         let until = Instant::now() + deadline;
-        let call = self.call_until(target, path, body, until);
+        let call = async {
+            let (response, _) = self.send(target, path, body, until).await?;
+            answer(target.addr, path, response).await
+        };
         match timeout_at(until, call).await {
             Ok(answer) => answer,
+            Err(_) => Err(RpcError::TimedOut {
+                addr: target.addr,
+                path: path.to_owned(),
+                after: deadline,
+            }),
+        }
+    }
+
+    /// Calls `path` and returns the frames of a 200, each of `frame_max` bytes at most; see
+    /// [`Reply::frames`](super::Reply::frames).
+    ///
+    /// The deadline covers dialling, sending and the beginning of the answer.
+    ///
+    /// # Errors
+    /// As of [`call`](Self::call).
+    pub async fn open(
+        &self,
+        target: &Target,
+        path: &str,
+        body: Bytes,
+        deadline: Duration,
+        frame_max: usize,
+    ) -> Result<Stream, RpcError> {
+        let until = Instant::now() + deadline;
+        let begin = async {
+            let (response, connection) = self.send(target, path, body, until).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refusal(target.addr, path, response).await);
+            }
+            Ok(Stream {
+                addr: target.addr,
+                path: path.to_owned(),
+                body: response.into_body(),
+                buffer: BytesMut::new(),
+                frame_max,
+                _connection: connection,
+            })
+        };
+        match timeout_at(until, begin).await {
+            Ok(begun) => begun,
             Err(_) => Err(RpcError::TimedOut {
                 addr: target.addr,
                 path: path.to_owned(),
@@ -175,13 +221,13 @@ impl Client {
         self.inner.pool.lock().remove(&addr);
     }
 
-    async fn call_until(
+    async fn send(
         &self,
         target: &Target,
         path: &str,
         body: Bytes,
         until: Instant,
-    ) -> Result<Bytes, RpcError> {
+    ) -> Result<(http::Response<Incoming>, Connection), RpcError> {
         let addr = target.addr;
         let mut request = request(addr, path, body)?;
         let mut fresh = false;
@@ -189,7 +235,7 @@ impl Client {
             let mut connection = self.connection(addr, fresh, until).await?;
             target.accepts(&connection.leaf)?;
             match connection.sender.try_send_request(request).await {
-                Ok(response) => return answer(addr, path, response).await,
+                Ok(response) => return Ok((response, connection)),
                 Err(mut unsent) => match unsent.take_message() {
                     Some(message) if !fresh => {
                         request = message;
@@ -359,28 +405,43 @@ fn request(
 async fn answer(
     addr: SocketAddr,
     path: &str,
-    response: http::Response<hyper::body::Incoming>,
+    response: http::Response<Incoming>,
 ) -> Result<Bytes, RpcError> {
+    if response.status() == StatusCode::OK {
+        read_body(addr, path, response).await
+    } else {
+        Err(refusal(addr, path, response).await)
+    }
+}
+
+/// The error that an answer with another status is.
+async fn refusal(addr: SocketAddr, path: &str, response: http::Response<Incoming>) -> RpcError {
     let status = response.status();
-    let broken = |reason: String| RpcError::Closed {
-        addr,
-        path: path.to_owned(),
-        reason,
-    };
+    match read_body(addr, path, response).await {
+        Ok(body) => RpcError::Status {
+            addr,
+            path: path.to_owned(),
+            status,
+            message: String::from_utf8_lossy(&body[..body.len().min(MAX_MESSAGE)]).into_owned(),
+        },
+        Err(error) => error,
+    }
+}
+
+async fn read_body(
+    addr: SocketAddr,
+    path: &str,
+    response: http::Response<Incoming>,
+) -> Result<Bytes, RpcError> {
     let body = Limited::new(response.into_body(), MAX_ANSWER)
         .collect()
         .await;
-    let body = body.map_err(|e| broken(e.to_string()))?.to_bytes();
-    if status == StatusCode::OK {
-        return Ok(body);
-    }
-    let message = String::from_utf8_lossy(&body[..body.len().min(MAX_MESSAGE)]).into_owned();
-    Err(RpcError::Status {
+    let body = body.map_err(|error| RpcError::Closed {
         addr,
         path: path.to_owned(),
-        status,
-        message,
-    })
+        reason: error.to_string(),
+    })?;
+    Ok(body.to_bytes())
 }
 
 fn closed(addr: SocketAddr, path: &str, error: &hyper::Error) -> RpcError {

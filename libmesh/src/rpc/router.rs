@@ -4,7 +4,9 @@ use std::{collections::HashMap, fmt, future::Future, net::SocketAddr, sync::Arc}
 
 use bytes::Bytes;
 use http::StatusCode;
+use parking_lot::Mutex;
 
+use super::stream::{self, Frames, Waiting};
 use crate::{
     identity::{BoxFuture, Identity, Leaf, PublishRights, SpiffeId},
     model::{NodeId, NodeName},
@@ -81,8 +83,10 @@ pub struct JoinCall {
 pub struct Reply {
     /// The status.
     pub status: StatusCode,
-    /// The body.
+    /// The body; empty when the answer goes on.
     pub body: Bytes,
+    /// Frames instead of a body; of several copies, the one that is sent first has them.
+    pub(super) frames: Option<Arc<Mutex<Option<Waiting>>>>,
 }
 
 impl Reply {
@@ -91,7 +95,20 @@ impl Reply {
         Self {
             status: StatusCode::OK,
             body: body.into(),
+            frames: None,
         }
+    }
+
+    /// 200 with frames that are written to the other half, until that is dropped: to be read with
+    /// [`Client::open`](super::Client::open).
+    pub fn frames() -> (Self, Frames) {
+        let (frames, waiting) = stream::channel();
+        let reply = Self {
+            status: StatusCode::OK,
+            body: Bytes::new(),
+            frames: Some(Arc::new(Mutex::new(Some(waiting)))),
+        };
+        (reply, frames)
     }
 
     /// An error with a message.
@@ -99,6 +116,7 @@ impl Reply {
         Self {
             status,
             body: message.into().into(),
+            frames: None,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use http::StatusCode;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{ServerConfig, server::Acceptor};
@@ -27,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ALPN, ALPN_JOIN, JOIN_PATH, JoinCall, Peer, Reply, Request, Router, router::not_found,
+    stream::ReplyBody,
 };
 use crate::identity::{Identity, Leaf, Trust, explain};
 
@@ -255,13 +256,20 @@ impl Server {
         request: http::Request<Incoming>,
         caller: Caller,
         activity: Arc<Activity>,
-    ) -> Result<http::Response<Full<Bytes>>, Infallible> {
-        let _running = activity.begin();
+    ) -> Result<http::Response<ReplyBody<Running>>, Infallible> {
+        let running = activity.begin();
         let reply = self
             .dispatch(request, caller)
             .await
             .unwrap_or_else(|refused| refused);
-        let mut response = http::Response::new(Full::new(reply.body));
+        let body = match reply.frames.and_then(|frames| frames.lock().take()) {
+            Some(waiting) => ReplyBody::Frames {
+                waiting,
+                _guard: running,
+            },
+            None => ReplyBody::Whole(reply.body.into()),
+        };
+        let mut response = http::Response::new(body);
         *response.status_mut() = reply.status;
         Ok(response)
     }

@@ -274,4 +274,6 @@ pub fn fuzz_frames(bytes: &[u8]) {
     round_trip::<Heads>(&body);
     round_trip::<Compare>(&body);
     round_trip::<Differences>(&body);
+    round_trip::<super::follow_wire::Subscribe>(&body);
+    round_trip::<super::follow_wire::Update>(&body);
 }

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use super::codec::{
     CodecError, Differences, Digest, Frame, Heads, Messages, PullRequest, Push, PushReply, Want,
 };
 use super::exchange::Taken;
+use super::publisher::Subscribers;
 use super::thin::Thin;
 use super::tree::{Item, Output, Tree};
 use super::worker::Worker;
@@ -91,6 +93,11 @@ pub(super) struct Inner {
     pub(super) wake: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
+    pub(super) subscribers: Subscribers,
+    /// Tells this life of the replica from others, whose revisions mean nothing here.
+    pub(super) life: u64,
+    /// Peers were asked, or there are none.
+    pub(super) caught_up: AtomicBool,
 }
 
 pub(super) struct Shared {
@@ -125,6 +132,9 @@ impl Plane {
                 wake: Notify::new(),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
+                subscribers: Subscribers::default(),
+                life: rand::random_range(1..=u64::MAX),
+                caught_up: AtomicBool::new(false),
             }),
         }
     }

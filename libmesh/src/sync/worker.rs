@@ -1,6 +1,7 @@
 //! The task of a [`Plane`]: members, the pace of our own changes, comparisons, and time.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -21,6 +22,8 @@ const CONTENT_EVERY: u64 = 6;
 const SOON: Duration = Duration::from_secs(1);
 /// How long others may come up before one is asked.
 const GATHER: Duration = Duration::from_millis(20);
+/// Who has met nobody for this long after the start is alone.
+const ALONE: Duration = Duration::from_secs(3);
 /// With nothing to wait for.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -96,6 +99,7 @@ impl Worker {
                 () = sleep_until(self.next_exchange) => self.exchange_with_anybody(),
                 _ = tick.tick() => {
                     self.plane.inner.catalog.tick();
+                    self.alone();
                     self.plane.push_all_thin(&mut self.plane.inner.shared.lock());
                 }
                 Some(done) = self.exchanges.join_next() => match done {
@@ -199,6 +203,7 @@ impl Worker {
         match result {
             Ok(found) => {
                 self.silent.remove(&with.id);
+                self.plane.inner.caught_up.store(true, Ordering::Release);
                 if found.lacked > 0 {
                     self.next_exchange = self.next_exchange.min(soon);
                 }
@@ -209,6 +214,14 @@ impl Worker {
                 self.silent.insert(with.id);
                 self.next_exchange = self.next_exchange.min(soon);
             }
+        }
+    }
+
+    /// With nobody to ask, what is here is all there is.
+    fn alone(&self) {
+        let alone = self.plane.inner.shared.lock().peers.is_empty();
+        if alone && self.plane.now() >= ALONE {
+            self.plane.inner.caught_up.store(true, Ordering::Release);
         }
     }
 

@@ -7,3 +7,4 @@ mod corpus;
 mod identity;
 mod mesh;
 mod rpc;
+mod subscribe;

@@ -4,6 +4,10 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -205,7 +209,7 @@ async fn a_node_that_dies_is_hidden_and_comes_back_without_stale_records() {
     // No token now: what the directory keeps is enough.
     let mut config = cluster.config("b", dirs[1].path());
     config.credentials = Credentials::Kept;
-    config.bind = bind;
+    (config.bind, config.resume) = (bind, false);
     let b = Mesh::start(config).await.unwrap();
     assert_eq!(b.id(), id);
     b.register(instance("kept", 2, None)).unwrap();
@@ -262,7 +266,7 @@ async fn a_node_that_resumes_keeps_its_epoch_and_what_is_registered_again() {
     assert_eq!(mode.permissions().mode() & 0o777, 0o600);
 
     let mut config = cluster.config("b", dirs[1].path());
-    (config.bind, config.resume) = (bind, true);
+    (config.bind, config.settle) = (bind, None);
     let b = Mesh::start(config.clone()).await.unwrap();
     assert_eq!(b.catalog().own_head(), last);
     assert_eq!(b.local().services().len(), 2);
@@ -284,6 +288,121 @@ async fn a_node_that_resumes_keeps_its_epoch_and_what_is_registered_again() {
     assert!(b.catalog().own_head().epoch > last.epoch);
     for mesh in [a, b, cluster.server] {
         mesh.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_never_blinks_a_nodes_instances_out() {
+    let cluster = Cluster::start(HOUR).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let a = cluster.agent("a", dirs[0].path()).await.unwrap();
+    let mut b = cluster.agent("b", dirs[1].path()).await.unwrap();
+    let (id, bind) = (b.id(), b.addr());
+    b.register(instance("kept", 2, None)).unwrap();
+    until("kept seen at a", || present(&a, "kept") == 1).await;
+    let missing = Arc::new(AtomicBool::new(false));
+    let watch = a.watch(&name("kept"));
+    let observer = tokio::spawn({
+        let missing = missing.clone();
+        async move {
+            loop {
+                let revision = watch.revision();
+                if watch.view().is_none_or(|view| view.instances.is_empty()) {
+                    missing.store(true, Ordering::Relaxed);
+                }
+                watch.changed_after(revision).await;
+            }
+        }
+    });
+    for after in ["stop", "crash"] {
+        let life = a.membership().member(id).unwrap().member.generation;
+        if after == "stop" {
+            b.stop().await;
+        } else {
+            let saved = std::fs::metadata(dirs[1].path().join("log")).unwrap();
+            b.register(instance("last", 3, None)).unwrap();
+            until("the log is kept", || {
+                let now = std::fs::metadata(dirs[1].path().join("log")).unwrap();
+                now.modified().unwrap() > saved.modified().unwrap()
+            })
+            .await;
+            drop(b);
+            let free = || {
+                std::net::TcpListener::bind(bind).is_ok() && std::net::UdpSocket::bind(bind).is_ok()
+            };
+            until("the port is free again", free).await;
+        }
+        let mut config = cluster.config("b", dirs[1].path());
+        config.bind = bind;
+        b = Mesh::start(config).await.unwrap();
+        until("a knows the new life", || {
+            let state = a.membership().member(id);
+            state.is_some_and(|state| {
+                state.member.generation > life && state.liveness == Liveness::Alive
+            })
+        })
+        .await;
+        b.register(instance("kept", 2, None)).unwrap();
+        b.register(instance(after, 4, None)).unwrap();
+        until("what b says in its new life", || present(&a, after) == 1).await;
+        assert!(!missing.load(Ordering::Relaxed), "missing after a {after}");
+    }
+    observer.abort();
+    // What nobody says again goes when the node is settled.
+    b.local().settle(|_| false);
+    until("last gone at a", || present(&a, "last") == 0).await;
+    assert!(!missing.load(Ordering::Relaxed));
+    for mesh in [a, b, cluster.server] {
+        mesh.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_registered_again_goes_after_the_grace() {
+    let cluster = Cluster::start(HOUR).await;
+    let dir = tempfile::tempdir().unwrap();
+    let b = cluster.agent("b", dir.path()).await.unwrap();
+    b.register(instance("old", 1, None)).unwrap();
+    b.register(instance("kept", 2, None)).unwrap();
+    let server = &cluster.server;
+    let both = || present(server, "old") + present(server, "kept") == 2;
+    until("both services seen", both).await;
+    b.stop().await;
+    let mut config = cluster.config("b", dir.path());
+    config.settle = Some(Duration::from_secs(1));
+    let b = Mesh::start(config).await.unwrap();
+    assert_eq!(b.local().services().len(), 2);
+    b.register(instance("kept", 2, None)).unwrap();
+    until("only what was registered again is left", || {
+        (present(server, "kept"), present(server, "old")) == (1, 0)
+    })
+    .await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dozen_nodes_pass_changes_on() {
+    let cluster = Cluster::start(HOUR).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = vec![cluster.server.clone()];
+    for n in 0..11 {
+        let name = format!("node-{n}");
+        nodes.push(cluster.agent(&name, &dir.path().join(&name)).await.unwrap());
+    }
+    for round in 0..5 {
+        for (n, node) in nodes.iter().enumerate() {
+            node.register(instance(&format!("of-{n}-{round}"), 80, None))
+                .unwrap();
+        }
+        for node in &nodes {
+            until("everything everywhere", || {
+                (0..nodes.len()).all(|n| present(node, &format!("of-{n}-{round}")) == 1)
+            })
+            .await;
+        }
+    }
+    for node in nodes {
+        node.stop().await;
     }
 }
 
