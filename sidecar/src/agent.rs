@@ -29,10 +29,11 @@ use std::{
 use dns::{DnsServer, Domain, Readiness, Upstreams};
 use libmesh::{
     catalog::Inherited,
+    health::kept_in_maintenance,
     identity::CertificateSource,
     join::{JoinToken, NodeDirectory},
     mesh::{Credentials, Mesh},
-    model::{CheckRecord, Health, Roles},
+    model::Roles,
     rpc,
 };
 use tokio::{
@@ -45,7 +46,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
-    config::Config,
+    config::{Config, ExecChecks},
     consul::{About, ConsulApi},
     forward::{Forward, RpcForward},
     http::Routes,
@@ -170,6 +171,9 @@ impl Agent {
                 reason,
             })?;
         }
+        for check in &config.checks {
+            services::add_check(&mesh, check).map_err(AgentError::Check)?;
+        }
         let consul = consul(
             &mesh,
             &config,
@@ -286,6 +290,7 @@ impl Agent {
             Err(error) => return warn!(%error, "the configuration was not reloaded"),
         }
         services::replace(&self.mesh, &self.config.services, &new.services);
+        services::replace_checks(&self.mesh, &self.config.checks, &new.checks);
         let old = &self.config;
         let frozen = [
             ("node", old.node != new.node),
@@ -296,6 +301,7 @@ impl Agent {
             ("tls", old.tls != new.tls),
             ("server", old.server != new.server),
             ("intentions", old.intentions != new.intentions),
+            ("health", old.health != new.health),
         ];
         for (section, changed) in frozen {
             if changed {
@@ -304,10 +310,11 @@ impl Agent {
         }
         logging::set_level(new.log.level);
         self.config.services.clone_from(&new.services);
+        self.config.checks.clone_from(&new.checks);
         self.config.log = new.log;
         info!(
             services = self.config.services.len(),
-            "configuration reloaded: services, attach rights and log level"
+            "configuration reloaded: services, checks, attach rights and log level"
         );
     }
 
@@ -360,16 +367,14 @@ enum Told {
 /// Takes away what the node said in its last life and nobody said again: at once, or after the time that an
 /// attached sidecar has to come back. Maintenance lasts until somebody ends it.
 async fn settle(mesh: Mesh, stop: CancellationToken) {
-    let lasts = |check: &CheckRecord| check.status == Health::Maintenance;
-    mesh.local().settle(|record| match record {
-        Inherited::Instance(instance) => instance.mesh_port.is_some(),
-        Inherited::Check(check) => lasts(check),
+    let local = mesh.local();
+    let lasts = kept_in_maintenance(&local);
+    local.settle(|record| match record {
+        Inherited::Instance(instance) if instance.mesh_port.is_some() => true,
+        record => lasts(record),
     });
     if stop.run_until_cancelled(sleep(LEASE)).await.is_some() {
-        mesh.local().settle(|record| match record {
-            Inherited::Instance(_) => false,
-            Inherited::Check(check) => lasts(check),
-        });
+        local.settle(kept_in_maintenance(&local));
     }
 }
 
@@ -418,6 +423,7 @@ fn consul(
         advertise: mesh.addr(),
         dns,
         default_allow: config.intentions.default_allow,
+        exec_checks: config.health.exec_checks == ExecChecks::Api,
     };
     let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
     ConsulApi::new(about, catalog, checks, Some(mesh.bundle().clone()), forward)

@@ -17,6 +17,7 @@ mod dev;
 mod intention;
 mod join_token;
 mod kv;
+mod maintenance;
 mod members;
 mod operator;
 mod secret;
@@ -67,6 +68,8 @@ enum Command {
     DemoApp(demo::App),
     Members(members::Command),
     Services(services::Command),
+    #[command(subcommand)]
+    Maintenance(maintenance::Command),
     Sidecar(sidecar::Command),
     #[command(subcommand)]
     Intention(intention::Command),
@@ -115,6 +118,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Sidecar(command) => command.run(&global),
         Command::Members(command) => once(command.run(&global)),
         Command::Services(command) => once(command.run(&global)),
+        Command::Maintenance(command) => once(command.run(&global)),
         Command::Intention(command) => once(command.run(&global)),
         Command::Kv(command) => once(command.run(&global)),
         Command::Secret(command) => once(command.run(&global)),

@@ -5,6 +5,7 @@
 //! reported at once, with the place it was written and, for an unknown key, the nearest known one.
 //! A key that nobody reads is an error, so that a typo never silently means a default.
 
+mod check;
 mod reader;
 mod service;
 mod tree;
@@ -20,8 +21,9 @@ use std::{
 
 use libmesh::model::{Datacenter, NodeName};
 
+pub use check::CheckConfig;
 pub use reader::{nearest, parse_duration};
-pub use service::{Attach, CheckConfig, CheckKind, ServiceConfig};
+pub use service::{Attach, ServiceConfig};
 pub use tree::{Place, Problem};
 
 use reader::Reader;
@@ -45,6 +47,10 @@ pub struct Config {
     pub dns: DnsConfig,
     /// `[[service]]`
     pub services: Vec<ServiceConfig>,
+    /// `[[check]]`: of the node as a whole; each has an `id`.
+    pub checks: Vec<CheckConfig>,
+    /// `[health]`
+    pub health: HealthConfig,
     /// `[tls]`; needed for `ports.https`, and for the Vault port when that is not on loopback.
     pub tls: Option<TlsFiles>,
     /// `[server]`
@@ -166,6 +172,25 @@ pub struct TlsFiles {
 pub struct IntentionsConfig {
     /// Whether calls that no intention names are allowed. Default: they are not.
     pub default_allow: bool,
+}
+
+/// `[health]`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// Who may have programs run as checks. Default nobody.
+    pub exec_checks: ExecChecks,
+}
+
+/// Who may have programs run as checks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExecChecks {
+    /// `"off"`
+    #[default]
+    Off,
+    /// `"config"`: whoever writes the configuration files.
+    Config,
+    /// `"api"`: also whoever reaches the HTTP interface.
+    Api,
 }
 
 /// `[log]`
@@ -291,6 +316,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("server", "service_cert_ttl"),
     ("server", "node_cert_ttl"),
     ("intentions", "default"),
+    ("health", "exec_checks"),
     ("log", "level"),
     ("log", "format"),
 ];
@@ -397,11 +423,13 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
             format!("`ports.https` is {port}, which needs [tls] with `cert_file` and `key_file`");
         top.report(&Place::named("configuration"), message);
     }
-    let services: Vec<_> = top
-        .sections("service")
-        .into_iter()
-        .filter_map(ServiceConfig::read)
+    let health = read_health(top.section("health"));
+    let exec = health.exec_checks;
+    let services = top.sections("service").into_iter();
+    let services: Vec<_> = services
+        .filter_map(|reader| ServiceConfig::read(reader, exec))
         .collect();
+    let checks = read_checks(&mut top, exec);
     for (at, service) in services.iter().enumerate() {
         if let Some(first) = services[..at].iter().find(|s| s.id == service.id) {
             top.report(
@@ -422,6 +450,8 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
         addresses,
         dns,
         services,
+        checks,
+        health,
         tls,
         server: server?,
         intentions,
@@ -629,6 +659,47 @@ fn read_intentions(mut reader: Reader<'_>) -> IntentionsConfig {
     IntentionsConfig {
         default_allow: default.unwrap_or(false),
     }
+}
+
+fn read_health(reader: Option<Reader<'_>>) -> HealthConfig {
+    let Some(mut reader) = reader else {
+        return HealthConfig::default();
+    };
+    let wanted = "\"off\", \"config\" or \"api\"";
+    let exec = reader.parsed("exec_checks", wanted, |text| match text {
+        "off" => Ok(ExecChecks::Off),
+        "config" => Ok(ExecChecks::Config),
+        "api" => Ok(ExecChecks::Api),
+        _ => Err("there is no such choice"),
+    });
+    reader.finish();
+    HealthConfig {
+        exec_checks: exec.unwrap_or_default(),
+    }
+}
+
+fn read_checks(top: &mut Reader<'_>, exec: ExecChecks) -> Vec<CheckConfig> {
+    let mut checks: Vec<CheckConfig> = Vec::new();
+    for reader in top.sections("check") {
+        let place = reader.place().clone();
+        let Some(check) = CheckConfig::read(reader, exec) else {
+            continue;
+        };
+        let same = |other: &CheckConfig| other.id == check.id;
+        match &check.id {
+            None => top.report(&place, "a [[check]] needs an `id`"),
+            Some(id) if checks.iter().any(same) => {
+                top.report(&place, format!("check id {id:?} is used twice"));
+            }
+            Some(_) => {}
+        }
+        if check.deregister_after.is_some() {
+            let message = "`deregister_critical_service_after` is for checks of services only";
+            top.report(&place, message);
+        }
+        checks.push(check);
+    }
+    checks
 }
 
 fn read_log(mut reader: Reader<'_>) -> LogConfig {

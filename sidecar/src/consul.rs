@@ -14,6 +14,7 @@ mod agent_services;
 mod blocking;
 mod catalog;
 mod decode;
+mod filter;
 mod forwarded;
 mod health;
 mod registered;
@@ -68,6 +69,8 @@ pub struct About {
     pub dns: Option<SocketAddr>,
     /// What calls without an intention do.
     pub default_allow: bool,
+    /// Whether checks that run programs may be registered here.
+    pub exec_checks: bool,
 }
 
 /// The interface of one agent. Cheap to clone.

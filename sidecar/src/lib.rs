@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod attach;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod consul;

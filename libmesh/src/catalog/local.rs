@@ -181,6 +181,17 @@ impl LocalLog {
         });
     }
 
+    /// Whether an instance is there only because the node's last life registered it.
+    pub fn is_inherited(&self, id: &InstanceId) -> bool {
+        self.catalog
+            .write_own(|own| own.inherited.instances.contains(id))
+    }
+
+    /// The catalog that the log is part of.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// Where this node's log stands, told of every change.
     pub fn watch(&self) -> tokio_watch::Receiver<OwnHead> {
         self.catalog.watch_own()

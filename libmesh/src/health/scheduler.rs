@@ -1,197 +1,73 @@
-//! The tasks that run checks.
+//! The shell around the [`Core`]: the clock, the tasks that look, and the node's log.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::probe::{OUTPUT_MAX, Probe, ProbeResult};
-use super::thresholds::{Fold, Thresholds};
+use super::alias;
+use super::check::{Alias, Check, CheckError, CheckState, How};
+use super::core::{Core, Output, Ticket};
+use super::probe::ProbeResult;
 use crate::catalog::{LocalError, LocalLog};
-use crate::model::{CheckRecord, Health, InstanceId, InvalidField};
-
-/// Shortest interval and TTL.
-const INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// TTL updates waiting for their check at most.
-const UPDATES_MAX: usize = 16;
-
-/// A check to be run.
-#[derive(Clone)]
-pub struct Check {
-    /// Unique on this node.
-    pub id: Arc<str>,
-    /// For people.
-    pub name: Arc<str>,
-    /// The instance it speaks for; `None` = the whole node.
-    pub instance: Option<InstanceId>,
-    /// For people.
-    pub notes: Arc<str>,
-    /// How its results come about.
-    pub how: How,
-    /// Status until the first result; `None` = what the check with this id said last, or critical.
-    pub initial: Option<Health>,
-    /// How many results in a row it takes. Not for TTL checks.
-    pub thresholds: Thresholds,
-    /// Deregister the instance when the check stays critical for so long.
-    pub deregister_after: Option<Duration>,
-}
-
-/// How a check's results come about.
-#[derive(Clone)]
-pub enum How {
-    /// By looking.
-    Every {
-        /// Between two looks.
-        interval: Duration,
-        /// For one look (10 s by default).
-        timeout: Duration,
-        /// What to look at.
-        probe: Arc<dyn Probe>,
-    },
-    /// By being told ([`Scheduler::update`]) at least this often; else critical.
-    Ttl {
-        /// How often.
-        ttl: Duration,
-    },
-}
-
-impl Check {
-    /// A check of the node that looks at `probe` every `interval`, with nothing else set.
-    pub fn every(id: &str, interval: Duration, probe: impl Probe + 'static) -> Self {
-        Self::new(
-            id,
-            How::Every {
-                interval,
-                timeout: Duration::from_secs(10),
-                probe: Arc::new(probe),
-            },
-        )
-    }
-
-    /// A check of the node that must be told within `ttl`, with nothing else set.
-    pub fn ttl(id: &str, ttl: Duration) -> Self {
-        Self::new(id, How::Ttl { ttl })
-    }
-
-    fn new(id: &str, how: How) -> Self {
-        Self {
-            id: Arc::from(id),
-            name: Arc::from(id),
-            instance: None,
-            notes: Arc::from(""),
-            how,
-            initial: None,
-            thresholds: Thresholds::default(),
-            deregister_after: None,
-        }
-    }
-
-    /// The same, for an instance.
-    pub fn of(self, instance: InstanceId) -> Self {
-        Self {
-            instance: Some(instance),
-            ..self
-        }
-    }
-
-    /// `http`, `tcp`, `ttl`, …
-    pub fn kind(&self) -> &'static str {
-        match &self.how {
-            How::Every { probe, .. } => probe.kind(),
-            How::Ttl { .. } => "ttl",
-        }
-    }
-
-    fn record(&self, status: Health) -> CheckRecord {
-        CheckRecord {
-            id: Arc::clone(&self.id),
-            name: Arc::clone(&self.name),
-            service: self.instance.clone(),
-            status,
-            kind: Arc::from(self.kind()),
-            notes: Arc::clone(&self.notes),
-            create_stamp: 0,
-            modify_stamp: 0,
-        }
-    }
-
-    fn validate(&self) -> Result<(), InvalidField> {
-        let too_short = |field| {
-            InvalidField::new(
-                field,
-                format!("must be at least {} ms", INTERVAL_MIN.as_millis()),
-            )
-        };
-        match self.how {
-            How::Every { interval, .. } if interval < INTERVAL_MIN => Err(too_short("interval")),
-            How::Every { timeout, .. } if timeout.is_zero() => {
-                Err(InvalidField::new("timeout", "must not be 0"))
-            }
-            How::Ttl { ttl } if ttl < INTERVAL_MIN => Err(too_short("ttl")),
-            How::Every { .. } | How::Ttl { .. } => Ok(()),
-        }
-    }
-}
-
-impl fmt::Debug for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check")
-            .field("id", &self.id)
-            .field("kind", &self.kind())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why something could not be done with a check.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CheckError {
-    /// It cannot be published.
-    #[error(transparent)]
-    Refused(#[from] LocalError),
-    /// There is none with this id.
-    #[error("there is no check {0:?}")]
-    Unknown(Arc<str>),
-    /// Only TTL checks are told their status.
-    #[error("check {0:?} has no TTL, so it cannot be told its status")]
-    NotTtl(Arc<str>),
-}
+use crate::model::{Health, InstanceId};
 
 /// Runs checks. Cheap to clone; when the last clone is dropped, all checks stop (their records stay as they are).
+///
+/// One task keeps the time for all checks, one more follows what the aliases follow; beside these only checks that
+/// look right now have a task.
 #[derive(Clone)]
 pub struct Scheduler {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    log: LocalLog,
-    checks: Mutex<HashMap<Arc<str>, Running>>,
+pub(super) struct Inner {
+    pub(super) log: LocalLog,
+    clock: Clock,
+    state: Mutex<State>,
+    wake: Arc<Notify>,
+    stop: CancellationToken,
+    _stop_with_last_handle: DropGuard,
 }
 
-struct Running {
-    check: Arc<Check>,
-    output: Arc<Mutex<String>>,
-    updates: Option<mpsc::Sender<ProbeResult>>,
-    task: AbortHandle,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+struct State {
+    core: Core,
+    /// Dropping one stops the look.
+    looks: HashMap<Ticket, oneshot::Sender<()>>,
+    aliases: Vec<(Arc<str>, Alias)>,
+    following: bool,
+    /// Where the tasks run; known from the first check on.
+    runtime: Option<Handle>,
+    /// Until when the time keeper sleeps.
+    asleep_until: Option<Duration>,
 }
 
 impl Scheduler {
     /// A scheduler without checks that publishes to `log`.
     pub fn new(log: LocalLog) -> Self {
+        let state = State {
+            core: Core::new(rand::random()),
+            looks: HashMap::new(),
+            aliases: Vec::new(),
+            following: false,
+            runtime: None,
+            asleep_until: None,
+        };
+        let stop = CancellationToken::new();
         Self {
             inner: Arc::new(Inner {
                 log,
-                checks: Mutex::default(),
+                clock: Clock::start(),
+                state: Mutex::new(state),
+                wake: Arc::default(),
+                _stop_with_last_handle: stop.clone().drop_guard(),
+                stop,
             }),
         }
     }
@@ -202,111 +78,102 @@ impl Scheduler {
     /// [`CheckError::Refused`] when a field is not well formed or the instance is not registered.
     pub fn add(&self, check: Check) -> Result<(), CheckError> {
         check.validate().map_err(LocalError::from)?;
-        let mut checks = self.inner.checks.lock();
-        let known = self.inner.log.check(&check.id).map(|record| record.status);
-        let status = check.initial.or(known).unwrap_or(Health::Critical);
-        self.inner.log.put_check(check.record(status))?;
-        let output = checks
-            .get(&check.id)
-            .map(|known| Arc::clone(&known.output))
-            .unwrap_or_default();
+        let inner = &self.inner;
+        let runtime = Handle::current();
         let check = Arc::new(check);
-        let run = Run {
-            scheduler: Arc::downgrade(&self.inner),
-            log: self.inner.log.clone(),
-            check: Arc::clone(&check),
-            output: Arc::clone(&output),
-            fold: Fold::new(check.thresholds, status),
-            status,
-            critical_since: Instant::now(),
-        };
-        let (task, updates) = match check.how.clone() {
-            How::Every {
-                interval,
-                timeout,
-                probe,
-            } => (
-                tokio::spawn(run.every(interval, timeout, probe)).abort_handle(),
-                None,
-            ),
-            How::Ttl { ttl } => {
-                let (sender, receiver) = mpsc::channel(UPDATES_MAX);
-                (
-                    tokio::spawn(run.ttl(ttl, receiver)).abort_handle(),
-                    Some(sender),
-                )
+        inner.with(|state, now| {
+            let known = inner.log.check(&check.id);
+            let looked_up = match &check.how {
+                How::Alias(of) => Some(alias::look(&inner.log, &check, of)),
+                How::Every { .. } | How::Ttl { .. } => None,
+            };
+            let found = looked_up.as_ref().map(|result| result.health);
+            let before = known.as_ref().map(|record| record.status);
+            let status = found.or(check.initial).or(before);
+            let status = status.unwrap_or(Health::Critical);
+            inner.log.put_check(check.record(status, false))?;
+            let critical_since = known
+                .filter(|record| record.status == Health::Critical)
+                .map_or(now, |record| Duration::from_micros(record.modify_stamp));
+            state
+                .core
+                .add(now, Arc::clone(&check), status, critical_since);
+            state.aliases.retain(|(id, _)| *id != check.id);
+            if let How::Alias(of) = &check.how {
+                state.aliases.push((Arc::clone(&check.id), of.clone()));
+                if !state.following {
+                    state.following = true;
+                    runtime.spawn(inner.until_stopped(follow_aliases(Arc::downgrade(inner))));
+                }
             }
-        };
-        checks.insert(
-            Arc::clone(&check.id),
-            Running {
-                check,
-                output,
-                updates,
-                task,
-            },
-        );
-        Ok(())
+            if let Some(result) = looked_up {
+                state.core.told(now, &check.id, result);
+            }
+            if state.runtime.is_none() {
+                let keeper = keep_time(Arc::downgrade(inner), Arc::clone(&inner.wake));
+                runtime.spawn(inner.until_stopped(keeper));
+                state.runtime = Some(runtime);
+            }
+            Ok(())
+        })
     }
 
     /// Stops a check and takes its record away; whether there was one.
     pub fn remove(&self, id: &str) -> bool {
-        let known = self.inner.checks.lock().remove(id).is_some();
+        let known = self.inner.with(|state, now| {
+            state.aliases.retain(|(alias, _)| **alias != *id);
+            state.core.remove(now, id)
+        });
         self.inner.log.remove_check(id) || known
     }
 
     /// Deregisters an instance and stops its checks; whether there was one.
     pub fn remove_service(&self, id: &InstanceId) -> bool {
-        self.inner.remove_service(id)
+        self.inner.with(|state, now| {
+            state.core.remove_instance(now, id);
+            self.inner.log.remove_service(id)
+        })
     }
 
-    /// Tells a TTL check its status. Shown shortly after; when updates come faster than they are taken in, the
-    /// newest may be dropped, as the status is fresh anyway.
+    /// Tells a TTL check its status; shown when this returns (when the check changes more than once a second for
+    /// long, what is better than before is shown up to a second later).
     ///
     /// # Errors
     /// [`CheckError::Unknown`], [`CheckError::NotTtl`].
     pub fn update(&self, id: &str, status: Health, note: &str) -> Result<(), CheckError> {
-        let checks = self.inner.checks.lock();
-        let running = checks
-            .get(id)
-            .ok_or_else(|| CheckError::Unknown(Arc::from(id)))?;
-        let updates = running
-            .updates
-            .as_ref()
-            .ok_or_else(|| CheckError::NotTtl(Arc::clone(&running.check.id)))?;
-        let _ = updates.try_send(ProbeResult {
-            health: status,
-            output: note.to_owned(),
-        });
-        Ok(())
+        self.inner.with(|state, now| {
+            let check = state.core.check(id);
+            let check = check.ok_or_else(|| CheckError::Unknown(Arc::from(id)))?;
+            if !matches!(check.how, How::Ttl { .. }) {
+                return Err(CheckError::NotTtl(Arc::clone(&check.id)));
+            }
+            let told = ProbeResult {
+                health: status,
+                output: note.to_owned(),
+            };
+            state.core.told(now, id, told);
+            Ok(())
+        })
     }
 
     /// What a check printed last; `None` when there is no such check.
     pub fn output(&self, id: &str) -> Option<String> {
-        self.inner
-            .checks
-            .lock()
-            .get(id)
-            .map(|running| running.output.lock().clone())
+        self.state(id).map(|state| state.output)
+    }
+
+    /// What a check says here; `None` when there is no such check.
+    pub fn state(&self, id: &str) -> Option<CheckState> {
+        self.inner.state.lock().core.state(id)
     }
 
     /// A check that runs.
     pub fn check(&self, id: &str) -> Option<Arc<Check>> {
-        self.inner
-            .checks
-            .lock()
-            .get(id)
-            .map(|running| Arc::clone(&running.check))
+        self.inner.state.lock().core.check(id).cloned()
     }
 
     /// The checks that run, in no order.
     pub fn checks(&self) -> Vec<Arc<Check>> {
-        self.inner
-            .checks
-            .lock()
-            .values()
-            .map(|running| Arc::clone(&running.check))
-            .collect()
+        self.inner.state.lock().core.checks().cloned().collect()
     }
 }
 
@@ -319,121 +186,188 @@ impl fmt::Debug for Scheduler {
 }
 
 impl Inner {
-    fn remove_service(&self, id: &InstanceId) -> bool {
-        // The record first: a task that is stopped here may be the caller.
-        let found = self.log.remove_service(id);
-        self.checks
-            .lock()
-            .retain(|_, running| running.check.instance.as_ref() != Some(id));
-        found
+    /// Does something with the core, then what follows from it.
+    fn with<T>(self: &Arc<Self>, run: impl FnOnce(&mut State, Duration) -> T) -> T {
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        let answer = run(&mut state, now);
+        let looks = self.follow_up(&mut state, now);
+        let next = state.core.next();
+        if next.is_some_and(|next| state.asleep_until.is_none_or(|until| next < until)) {
+            self.wake.notify_one();
+        }
+        let runtime = state.runtime.clone();
+        drop(state);
+        // Not under the lock: a runtime that ends drops what it is given at once.
+        if let Some(runtime) = runtime {
+            for (ticket, check, stop) in looks {
+                runtime.spawn(look(Arc::downgrade(self), ticket, check, stop));
+            }
+        }
+        answer
+    }
+
+    fn until_stopped(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let stop = self.stop.clone();
+        async move {
+            stop.run_until_cancelled(task).await;
+        }
+    }
+
+    fn follow_up(
+        &self,
+        state: &mut State,
+        now: Duration,
+    ) -> Vec<(Ticket, Arc<Check>, oneshot::Receiver<()>)> {
+        let mut looks = Vec::new();
+        while let Some(output) = state.core.outputs() {
+            match output {
+                Output::Look(ticket, check) => {
+                    let (stop, stopped) = oneshot::channel();
+                    state.looks.insert(ticket, stop);
+                    looks.push((ticket, check, stopped));
+                }
+                Output::Abort(ticket) => {
+                    state.looks.remove(&ticket);
+                }
+                Output::Publish(record) => {
+                    let id = Arc::clone(&record.id);
+                    if let Err(error) = self.log.put_check(record) {
+                        tracing::info!(check = &*id, %error, "the check stops");
+                        state.core.remove(now, &id);
+                    }
+                }
+                Output::Deregister(instance, check) => {
+                    tracing::info!(
+                        instance = instance.as_str(),
+                        check = &*check.id,
+                        "critical for too long: deregistered"
+                    );
+                    state.core.remove_instance(now, &instance);
+                    self.log.remove_service(&instance);
+                }
+            }
+        }
+        looks
     }
 }
 
-/// One check's task.
-struct Run {
-    scheduler: Weak<Inner>,
-    log: LocalLog,
-    check: Arc<Check>,
-    output: Arc<Mutex<String>>,
-    fold: Fold,
-    status: Health,
-    critical_since: Instant,
+/// Until the scheduler is gone.
+async fn keep_time(inner: Weak<Inner>, wake: Arc<Notify>) {
+    while let Some(strong) = inner.upgrade() {
+        let until = strong.with(|state, now| {
+            state.core.tick(now);
+            state.asleep_until = state.core.next();
+            state.asleep_until
+        });
+        let until = until.map(|until| strong.clock.instant(until));
+        drop(strong);
+        match until {
+            Some(until) => tokio::select! {
+                () = sleep_until(until) => {}
+                () = wake.notified() => {}
+            },
+            None => wake.notified().await,
+        }
+    }
 }
 
-impl Run {
-    async fn every(mut self, interval: Duration, patience: Duration, probe: Arc<dyn Probe>) {
-        let mut next = Instant::now() + interval.mul_f64(rand::random_range(0.0..1.0));
-        loop {
-            tokio::select! {
-                () = sleep_until(next) => {}
-                () = self.deregistration() => return self.deregister(),
-            }
-            let result = tokio::select! {
-                result = timeout(patience, probe.probe()) => result,
-                () = self.deregistration() => return self.deregister(),
-            };
-            let result = result.unwrap_or_else(|_| {
-                ProbeResult::critical(format!("no answer within {} ms", patience.as_millis()))
+async fn look(inner: Weak<Inner>, ticket: Ticket, check: Arc<Check>, stop: oneshot::Receiver<()>) {
+    let How::Every {
+        timeout: patience,
+        probe,
+        ..
+    } = &check.how
+    else {
+        return;
+    };
+    let report = Report { inner, ticket };
+    let result = tokio::select! {
+        result = timeout(*patience, probe.probe()) => result,
+        _ = stop => return,
+    };
+    let result = result.unwrap_or_else(|_| {
+        ProbeResult::critical(format!("no answer within {} ms", patience.as_millis()))
+    });
+    report.found(result);
+}
+
+/// Tells what a look found, also when it ends in a panic.
+struct Report {
+    inner: Weak<Inner>,
+    ticket: Ticket,
+}
+
+impl Report {
+    fn found(&self, result: ProbeResult) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.with(|state, now| {
+                if state.looks.remove(&self.ticket).is_some() {
+                    state.core.found(now, self.ticket, result);
+                }
             });
-            let status = self.fold.take(result.health);
-            if !self.publish(status, result.output) {
-                return;
-            }
-            next = (next + interval).max(Instant::now());
         }
     }
+}
 
-    async fn ttl(mut self, ttl: Duration, mut updates: mpsc::Receiver<ProbeResult>) {
-        let mut until = Some(Instant::now() + ttl);
-        loop {
-            let expiry = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let (status, output) = tokio::select! {
-                biased;
-                update = updates.recv() => {
-                    let Some(update) = update else { return };
-                    until = Some(Instant::now() + ttl);
-                    (update.health, update.output)
-                }
-                () = expiry => {
-                    until = None;
-                    let before = self.output.lock().clone();
-                    (Health::Critical, format!("TTL expired (last output before timeout follows): {before}"))
-                }
-                () = self.deregistration() => return self.deregister(),
-            };
-            if !self.publish(status, output) {
-                return;
-            }
-        }
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.found(ProbeResult::critical("the look ended without a result"));
     }
+}
 
-    /// Whether to go on: not when the check's instance is gone.
-    fn publish(&mut self, status: Health, mut output: String) -> bool {
-        output.truncate(output.floor_char_boundary(OUTPUT_MAX));
-        *self.output.lock() = output;
-        if status == self.status {
-            return true;
-        }
-        if status == Health::Critical {
-            self.critical_since = Instant::now();
-        }
-        self.status = status;
-        match self.log.put_check(self.check.record(status)) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::info!(check = &*self.check.id, %error, "the check stops");
-                false
-            }
-        }
-    }
-
-    /// Ends when the instance has been critical for too long.
-    async fn deregistration(&self) {
-        match self.check.deregister_after {
-            Some(after) if self.status == Health::Critical => {
-                sleep_until(self.critical_since + after).await
-            }
-            _ => std::future::pending().await,
-        }
-    }
-
-    fn deregister(&self) {
-        let Some(instance) = &self.check.instance else {
+/// At once when something changes anywhere, then at most every [`alias::PACE`].
+async fn follow_aliases(inner: Weak<Inner>) {
+    let Some(mut changes) = inner
+        .upgrade()
+        .map(|inner| inner.log.catalog().watch_all())
+    else {
+        return;
+    };
+    loop {
+        let Some(strong) = inner.upgrade() else {
             return;
         };
-        tracing::info!(
-            instance = instance.as_str(),
-            check = &*self.check.id,
-            "critical for too long: deregistered"
-        );
-        match self.scheduler.upgrade() {
-            Some(scheduler) => drop(scheduler.remove_service(instance)),
-            None => drop(self.log.remove_service(instance)),
+        strong.with(|state, now| {
+            for (id, of) in &state.aliases {
+                if let Some(check) = state.core.check(id) {
+                    let result = alias::look(&strong.log, check, of);
+                    state.core.told(now, id, result);
+                }
+            }
+        });
+        drop(strong);
+        sleep(alias::PACE).await;
+        if changes.changed().await.is_err() {
+            return;
         }
+    }
+}
+
+/// Unix time as it was at the start, going on without ever going back.
+struct Clock {
+    base: Duration,
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            base: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
+            start: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.base + (Instant::now() - self.start)
+    }
+
+    fn instant(&self, at: Duration) -> Instant {
+        self.start + at.saturating_sub(self.base)
     }
 }

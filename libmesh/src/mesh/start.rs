@@ -21,7 +21,7 @@ use super::{
 use crate::{
     bundle::{self, BundleError, BundleStore, Peers},
     catalog::{Catalog, Options},
-    health::Scheduler,
+    health::{Scheduler, kept_in_maintenance},
     identity::{CertificateSource, Identity, IdentityError, Subject, Trust},
     join::{self, JoinToken, NodeCredentials, NodeDirectory},
     member::{self, Driver, decode_candidates},
@@ -310,7 +310,7 @@ fn catalog(
     };
     let local = catalog.local();
     if !config.resume {
-        local.settle(|_| false);
+        local.settle(kept_in_maintenance(&local));
     }
     local.set_certificate(&identity.chain())?;
     local.put_node(NodeRecord {

@@ -91,6 +91,9 @@ pub enum AgentError {
         /// What is wrong.
         reason: String,
     },
+    /// A check of the configuration cannot be run.
+    #[error("[[check]] {0}")]
+    Check(String),
     /// The certificate or key for HTTPS cannot be used.
     #[error("[tls] {}: {reason}", path.display())]
     Tls {

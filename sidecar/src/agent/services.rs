@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use libmesh::{
-    health::{Check, HttpProbe, TcpProbe, Thresholds},
+    health::Check,
     mesh::Mesh,
     model::Instance,
 };
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{AgentError, read_private};
 use crate::{
     attach::callers::{AttachToken, Callers, Declaration},
-    config::{CheckConfig, CheckKind, Config, ServiceConfig},
+    config::{CheckConfig, Config, ServiceConfig},
 };
 
 /// Who may attach, and whether anybody may.
@@ -88,31 +88,33 @@ fn make_check(
         (None, None) => format!("service:{}", service.id),
         (None, Some(number)) => format!("service:{}:{number}", service.id),
     };
-    let invalid = |error: libmesh::model::InvalidField| format!("check {id:?}: {error}");
-    let mut check = match &config.kind {
-        CheckKind::Http(url) => {
-            let probe = HttpProbe::new(url).map_err(invalid)?;
-            Check::every(&id, config.interval, probe)
-        }
-        CheckKind::Tcp(address) => {
-            let probe = TcpProbe::new(address).map_err(invalid)?;
-            Check::every(&id, config.interval, probe)
-        }
-        CheckKind::Ttl(ttl) => Check::ttl(&id, *ttl),
-    };
-    if let libmesh::health::How::Every { timeout, .. } = &mut check.how {
-        *timeout = config.timeout;
+    let made = config.make(&id);
+    let mut check = made.map_err(|error| format!("check {id:?}: {error}"))?;
+    if config.name.is_none() {
+        check.name = format!("Service '{}' check", service.name).into();
     }
-    check.name = match &config.name {
-        Some(name) => name.as_str().into(),
-        None => format!("Service '{}' check", service.name).into(),
-    };
-    check.thresholds = Thresholds {
-        success_before_passing: config.success_before_passing,
-        failures_before_warning: None,
-        failures_before_critical: config.failures_before_critical,
-    };
     Ok(check.of(service.id.clone()))
+}
+
+/// Runs a check of the node.
+pub fn add_check(mesh: &Mesh, config: &CheckConfig) -> Result<(), String> {
+    // One without an id is not a valid configuration.
+    let id = config.id.as_deref().unwrap_or_default();
+    let failed = |error: &dyn std::fmt::Display| format!("check {id:?}: {error}");
+    let check = config.make(id).map_err(|error| failed(&error))?;
+    mesh.checks().add(check).map_err(|error| failed(&error))
+}
+
+/// The same as [`replace`] for the checks of the node.
+pub fn replace_checks(mesh: &Mesh, old: &[CheckConfig], new: &[CheckConfig]) {
+    for gone in old.iter().filter(|o| !new.iter().any(|n| n.id == o.id)) {
+        mesh.checks().remove(gone.id.as_deref().unwrap_or_default());
+    }
+    for check in new.iter().filter(|check| !old.contains(check)) {
+        if let Err(reason) = add_check(mesh, check) {
+            warn!(reason, "check not reloaded");
+        }
+    }
 }
 
 /// Brings what is published from the old definitions to the new ones. What did not change is not touched,

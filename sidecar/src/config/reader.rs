@@ -125,6 +125,20 @@ impl<'p> Reader<'p> {
         self.parsed(key, "a duration such as \"10s\"", parse_duration)
     }
 
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.take(key)?;
+        let flag = match &value.kind {
+            Kind::Flag(flag) => Some(*flag),
+            Kind::Loose(text) => text.parse().ok(),
+            _ => None,
+        };
+        if flag.is_none() {
+            self.wrong(key, &value, "true or false");
+        }
+        flag
+    }
+
     /// A whole number within bounds.
     pub fn integer(&mut self, key: &'static str, low: i64, high: i64) -> Option<i64> {
         let value = self.take(key)?;

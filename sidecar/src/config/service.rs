@@ -1,10 +1,12 @@
 //! `[[service]]`: what a host offers, written down instead of registered over HTTP.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use libmesh::model::{Host, InstanceId, ServiceName, Weights};
 
 use super::{
+    ExecChecks,
+    check::CheckConfig,
     reader::Reader,
     tree::{Kind, Place},
 };
@@ -47,38 +49,8 @@ pub struct Attach {
     pub token_file: Option<PathBuf>,
 }
 
-/// One `[[service.check]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckConfig {
-    /// Unique on the node; `service:<service id>` (and `:<n>` when there are several) unless set.
-    pub id: Option<String>,
-    /// For people.
-    pub name: Option<String>,
-    /// What is done.
-    pub kind: CheckKind,
-    /// Time between runs. Default 10 s.
-    pub interval: Duration,
-    /// Time for a run. Default 10 s, at most the interval.
-    pub timeout: Duration,
-    /// Good results in a row before it passes. Default 1.
-    pub success_before_passing: u32,
-    /// Bad results in a row before it is critical. Default 1.
-    pub failures_before_critical: u32,
-}
-
-/// What a check does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckKind {
-    /// GET this URL: 2xx passes, 429 warns, all else fails.
-    Http(String),
-    /// Connect to `host:port`.
-    Tcp(String),
-    /// The service reports itself at least this often.
-    Ttl(Duration),
-}
-
 impl ServiceConfig {
-    pub(super) fn read(mut reader: Reader<'_>) -> Option<ServiceConfig> {
+    pub(super) fn read(mut reader: Reader<'_>, exec: ExecChecks) -> Option<ServiceConfig> {
         let place = reader.place().clone();
         if !reader.has("name") {
             reader.report(&place, "a [[service]] needs a `name`");
@@ -96,7 +68,7 @@ impl ServiceConfig {
         let checks = reader
             .sections("check")
             .into_iter()
-            .filter_map(CheckConfig::read)
+            .filter_map(|reader| CheckConfig::read(reader, exec))
             .collect();
         reader.finish();
         let name = name?;
@@ -157,62 +129,5 @@ impl Attach {
         });
         reader.finish();
         Attach { uid, token_file }
-    }
-}
-
-impl CheckConfig {
-    fn read(mut reader: Reader<'_>) -> Option<CheckConfig> {
-        let place = reader.place().clone();
-        let kinds = ["http", "tcp", "ttl"].iter().filter(|key| reader.has(key));
-        if kinds.count() != 1 {
-            let message = "a check needs exactly one of `http`, `tcp` and `ttl`";
-            reader.report(&place, message);
-        }
-        let id = reader.text("id");
-        let name = reader.text("name");
-        let http = reader.parsed(
-            "http",
-            "a URL such as \"http://127.0.0.1:8080/health\"",
-            |url| {
-                let known = url.starts_with("http://") || url.starts_with("https://");
-                match known
-                    && url
-                        .parse::<http::Uri>()
-                        .is_ok_and(|uri| uri.host().is_some())
-                {
-                    true => Ok(CheckKind::Http(url.to_owned())),
-                    false => Err("it is no http or https URL"),
-                }
-            },
-        );
-        let tcp = reader.parsed("tcp", "\"host:port\"", |address| {
-            match address
-                .rsplit_once(':')
-                .map(|(_, port)| port.parse::<u16>())
-            {
-                Some(Ok(_)) => Ok(CheckKind::Tcp(address.to_owned())),
-                _ => Err("the port is missing or no number"),
-            }
-        });
-        let ttl = reader.duration("ttl").map(CheckKind::Ttl);
-        let interval = reader.duration("interval");
-        let timeout = reader.duration("timeout");
-        let mut threshold = |key| {
-            let given = reader.integer(key, 1, 1000).unwrap_or(1);
-            u32::try_from(given).unwrap_or(1)
-        };
-        let success_before_passing = threshold("success_before_passing");
-        let failures_before_critical = threshold("failures_before_critical");
-        reader.finish();
-        let interval = interval.unwrap_or(Duration::from_secs(10));
-        Some(CheckConfig {
-            id,
-            name,
-            kind: http.or(tcp).or(ttl)?,
-            interval,
-            timeout: timeout.unwrap_or(Duration::from_secs(10)).min(interval),
-            success_before_passing,
-            failures_before_critical,
-        })
     }
 }

@@ -1,6 +1,9 @@
 use std::fs;
 
+use libmesh::{health::Thresholds, model::Health};
+
 use super::*;
+use crate::checks::CheckKind;
 
 fn load(files: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
     let dir = tempfile::tempdir().unwrap();
@@ -64,6 +67,8 @@ fn documented_example_is_read() {
     assert_eq!(service.attach.uid, Some(0));
     assert_eq!(service.checks.len(), 3);
     assert!(matches!(service.checks[2].kind, CheckKind::Ttl(_)));
+    assert_eq!(config.checks.len(), 1);
+    assert_eq!(config.health.exec_checks, ExecChecks::Config);
 }
 
 #[test]
@@ -168,4 +173,102 @@ fn a_missing_file_is_named() {
     let sources = Sources::new(&["/nonexistent/mesh.toml".into()]);
     let found = Config::load(&sources).unwrap_err().to_string();
     assert!(found.starts_with("/nonexistent/mesh.toml: cannot be read: "));
+}
+
+/// One `[[check]]` per block of lines; the first has an id of its own.
+fn checks(lines: &str) -> Result<Vec<CheckConfig>, ConfigErrors> {
+    let exec = "[health]\nexec_checks = \"config\"\n";
+    let checks = lines.split("\n\n").enumerate();
+    let checks: String = checks
+        .map(|(at, lines)| format!("[[check]]\nid = \"c{at}\"\n{lines}\n"))
+        .collect();
+    load(&[("a.toml", &format!("{exec}{checks}"))]).map(|config| config.checks)
+}
+
+#[test]
+fn every_kind_of_check_is_read_and_can_be_made() {
+    let read = checks(
+        "http = \"https://127.0.0.1/\"\nmethod = \"PUT\"\nheaders = { X-A = \"b\" }\nbody = \"x\"\n\
+         follow_redirects = false\ntls_server_name = \"a.test\"\ntls_skip_verify = true\n\
+         interval = \"20s\"\ntimeout = \"3s\"\noutput_max_size = 100\n\n\
+         tcp = \"db:5432\"\ntls = true\n\n\
+         udp = \"127.0.0.1:53\"\n\n\
+         grpc = \"127.0.0.1:1/shop\"\ntls = true\ntls_skip_verify = true\n\n\
+         h2ping = \"[::1]:1\"\n\n\
+         exec = [\"/bin/true\", \"-x\"]\nsuccess_before_passing = 1\nfailures_before_warning = 2\n\
+         failures_before_critical = 3\nsettle = \"1s\"\nflap_damping = false\n\n\
+         systemd = \"nginx\"\nstatus = \"passing\"\nnotes = \"n\"\nname = \"proxy\"\n\n\
+         ttl = \"30s\"\n\n\
+         alias_service = \"web-1\"\nalias_node = \"n2\"\n\n\
+         alias_node = \"n2\"",
+    );
+    let read = read.unwrap_or_else(|errors| panic!("{errors}"));
+    let made: Vec<_> = read.iter().map(|check| check.make("c").unwrap()).collect();
+    let kinds: Vec<_> = made.iter().map(|check| check.kind()).collect();
+    let wanted = [
+        "http", "tcp", "udp", "grpc", "h2ping", "script", "systemd", "ttl", "alias", "alias",
+    ];
+    assert_eq!(kinds, wanted);
+    let CheckKind::Http(http) = &read[0].kind else {
+        panic!("{:?}", read[0].kind);
+    };
+    assert_eq!(http.headers["X-A"], ["b"]);
+    assert_eq!((http.follow_redirects, http.tls.skip_verify), (false, true));
+    assert_eq!((made[0].output_max, made[1].output_max), (100, 4096));
+    assert!(matches!(&read[1].kind, CheckKind::Tcp { tls: Some(tls), .. } if !tls.skip_verify));
+    assert!(matches!(&read[4].kind, CheckKind::H2Ping { tls: None, .. }));
+    let thresholds = Thresholds {
+        success_before_passing: 1,
+        failures_before_warning: Some(2),
+        failures_before_critical: 3,
+        settle: Duration::from_secs(1),
+    };
+    assert_eq!(made[5].thresholds, thresholds);
+    assert_eq!(made[1].thresholds, Thresholds::default());
+    assert_eq!((made[5].damping, made[1].damping), (false, true));
+    let proxy = &made[6];
+    assert_eq!(
+        (&*proxy.name, &*proxy.notes, proxy.initial),
+        ("proxy", "n", Some(Health::Passing))
+    );
+}
+
+#[test]
+fn wrong_checks_are_named_with_field_and_nearest_key() {
+    for (lines, wanted) in [
+        ("htpp = \"http://a/\"", "unknown key `htpp` in [check]; did you mean `http`?"),
+        ("tcp = \"a:1\"\nintervall = \"1s\"", "did you mean `interval`?"),
+        ("tcp = \"a\"", "`check.tcp`: \"a\" is not host:port"),
+        ("http = \"ftp://a/\"", "`check.http`: \"ftp://a/\" is not an http:// or https:// URL"),
+        ("http = \"http://a/\"\nmethod = \"A B\"", "`check.method`: \"A B\" is no method"),
+        ("tcp = \"a:1\"\nmethod = \"GET\"", "`method` is for checks with `http` only"),
+        ("ttl = \"1s\"\ninterval = \"1s\"", "`interval` is for checks with `http`, `tcp`"),
+        ("tcp = \"a:1\"\ninterval = \"1ms\"", "`check.interval`: must be at least 100 ms"),
+        ("exec = []", "`check.exec`: must begin with a program"),
+        ("systemd = \"a b\"", "`check.systemd`: \"a b\" is no unit's name"),
+        (
+            "tcp = \"a:1\"\nfailures_before_warning = 3\nfailures_before_critical = 2",
+            "`failures_before_warning` can't be higher than `failures_before_critical`",
+        ),
+        ("tcp = \"a:1\"\nstatus = \"maintenance\"", "\"maintenance\": there is no such status"),
+        ("tcp = \"a:1\"\ntls = true\ntls_ca_file = \"/nonexistent\"", "`check.tls_ca_file`: /nonexistent: "),
+        ("tcp = \"a:1\"\ntls = 1", "`check.tls` must be true or false, this is a number"),
+        ("alias_service = \"a\"\ntcp = \"a:1\"", "a check needs exactly one of"),
+        (
+            "tcp = \"a:1\"\nderegister_critical_service_after = \"2m\"",
+            "is for checks of services only",
+        ),
+    ] {
+        let found = checks(lines).unwrap_err().to_string();
+        assert!(found.contains(wanted), "{wanted}\nis not in\n{found}");
+    }
+    let found = errors(&[("a.toml", "[[check]]\ntcp = \"a:1\"\n")]);
+    assert!(found.contains("a [[check]] needs an `id`"), "{found}");
+    let twice = "[[check]]\nid = \"c\"\ntcp = \"a:1\"\n".repeat(2);
+    assert!(errors(&[("a.toml", &twice)]).contains("check id \"c\" is used twice"));
+    let exec = "[[service]]\nname = \"web\"\n[[service.check]]\nexec = [\"/bin/true\"]\n";
+    let found = errors(&[("a.toml", exec)]);
+    assert!(found.contains("set `health.exec_checks` to \"config\""), "{found}");
+    let found = errors(&[("a.toml", "health.exec_checks = \"yes\"")]);
+    assert!(found.contains("must be \"off\", \"config\" or \"api\""), "{found}");
 }

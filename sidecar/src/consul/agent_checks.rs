@@ -4,21 +4,22 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use libmesh::{
-    health::{Check, CheckError, HttpProbe, TcpProbe, Thresholds},
-    model::{Health, Instance, InstanceId},
+    health::{Check, CheckError, Thresholds},
+    model::{Health, Instance, InstanceId, NodeName},
 };
 use serde_json::Value;
 
 use super::{
-    Inner, Refused, bad_request, catalog::no_filter, decode::Fields, done, handler, render,
+    Inner, Refused, bad_request, decode::Fields, done, filter::Filter, handler, render,
     server_error,
 };
+use crate::checks::{self, CheckKind, HttpKind, Timing, TlsKind};
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 /// Consul's defaults and floors.
 const TIMEOUT: Duration = Duration::from_secs(10);
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL_FLOOR: Duration = Duration::from_secs(1);
-const DEREGISTER_FLOOR: Duration = Duration::from_secs(60);
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
@@ -33,6 +34,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
 
 /// A check inside a service's registration; `number` when there are several.
 pub fn of_service(
+    inner: &Inner,
     fields: Fields,
     instance: &Instance,
     number: Option<usize>,
@@ -43,7 +45,7 @@ pub fn of_service(
         None => format!("service:{id}"),
     };
     let name = format!("Service '{}' check", instance.service);
-    let parsed = parse(fields, &id, &name)?;
+    let parsed = parse(inner, fields, &id, &name)?;
     Ok(parsed.check.of(instance.id.clone()))
 }
 
@@ -52,7 +54,12 @@ struct Parsed {
     service: String,
 }
 
-fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Parsed, Refused> {
+fn parse(
+    inner: &Inner,
+    mut fields: Fields,
+    default_id: &str,
+    default_name: &str,
+) -> Result<Parsed, Refused> {
     let first = |one: String, two: String| if one.is_empty() { two } else { one };
     let id = first(fields.text("CheckID")?, fields.text("ID")?);
     let name = first(fields.text("Name")?, default_name.to_owned());
@@ -67,74 +74,59 @@ fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Par
     let ttl = fields.duration("TTL")?;
     let interval = fields.duration("Interval")?;
     let timeout = fields.duration("Timeout")?;
-    let http = fields.text("HTTP")?;
-    let method = fields.text("Method")?;
-    let header = fields.take("Header");
-    let body = fields.text("Body")?;
-    let tcp = fields.text("TCP")?;
+    let kinds = kinds(&mut fields, ttl)?;
     let success = fields.integer("SuccessBeforePassing")?;
     let warning = fields.integer("FailuresBeforeWarning")?;
     let critical = fields.integer("FailuresBeforeCritical")?;
+    let output_max = fields.integer("OutputMaxSize")?;
     let deregister_after = fields.duration("DeregisterCriticalServiceAfter")?;
-    let script = [fields.texts("Args")?, fields.texts("ScriptArgs")?].concat();
-    fields.unsupported(&[
-        "TLSServerName",
-        "TLSSkipVerify",
-        "DisableRedirects",
-        "TCPUseTLS",
-        "UDP",
-        "GRPC",
-        "GRPCUseTLS",
-        "H2PING",
-        "H2PingUseTLS",
-        "DockerContainerID",
-        "OSService",
-        "AliasNode",
-        "AliasService",
-    ])?;
-    fields.ignore(&["Shell", "OutputMaxSize", "Token", "Namespace", "Partition"]);
+    fields.unsupported(&["DockerContainerID", "OSService"])?;
+    fields.ignore(&["Shell", "Token", "Namespace", "Partition"]);
     fields.finish()?;
 
     let invalid = |reason: &str| bad_request(format!("Invalid check: {reason}"));
-    if !script.is_empty() {
+    let script = kinds.iter().any(|kind| matches!(kind, CheckKind::Exec { .. }));
+    if script && !inner.about.exec_checks {
         return Err(server_error(
             "Scripts are disabled on this agent from remote calls; to enable, configure \
              'enable_script_checks' to true",
         ));
     }
+    let is_alias = |kind: &CheckKind| matches!(kind, CheckKind::Alias { .. });
+    let is_ttl = |kind: &CheckKind| matches!(kind, CheckKind::Ttl(_));
+    let alias = kinds.iter().any(is_alias);
+    let looks = kinds.iter().any(|kind| !is_alias(kind) && !is_ttl(kind));
     if ttl.is_some() && interval.is_some() {
         return Err(invalid("Interval and TTL cannot both be specified"));
     }
-    let every = || {
-        let reason = "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks";
-        let interval = interval.map(|interval| interval.max(INTERVAL_FLOOR));
-        interval.ok_or_else(|| invalid(reason))
-    };
-    let mut check = match (http.as_str(), tcp.as_str(), ttl) {
-        ("", "", Some(ttl)) => Check::ttl(&id, ttl),
-        ("", "", None) => return Err(invalid("TTL must be > 0 for TTL checks")),
-        (url, "", None) => {
-            let interval = every()?;
-            let refuse = |error: libmesh::model::InvalidField| invalid(&error.to_string());
-            let mut probe = HttpProbe::new(url).map_err(refuse)?;
-            if !method.is_empty() {
-                probe = probe.method(&method).map_err(refuse)?;
-            }
-            for (name, value) in headers(header)? {
-                probe = probe.header(&name, &value).map_err(refuse)?;
-            }
-            Check::every(&id, interval, probe.body(body))
-        }
-        ("", address, None) => {
-            let interval = every()?;
-            let probe = TcpProbe::new(address).map_err(|error| invalid(&error.to_string()))?;
-            Check::every(&id, interval, probe)
-        }
-        _ => return Err(invalid("exactly one of HTTP, TCP and TTL can be specified")),
-    };
-    if let libmesh::health::How::Every { timeout: own, .. } = &mut check.how {
-        *own = timeout.unwrap_or(TIMEOUT);
+    if looks && interval.is_none() {
+        return Err(invalid(
+            "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks",
+        ));
     }
+    if looks && alias {
+        return Err(invalid("Interval cannot be set for Alias checks"));
+    }
+    if alias && ttl.is_some() {
+        return Err(invalid("TTL must be not be set for Alias checks"));
+    }
+    let kind = match &kinds[..] {
+        [] => return Err(invalid("TTL must be > 0 for TTL checks")),
+        [kind] => kind,
+        [..] => return Err(invalid("only one type of check can be specified")),
+    };
+    let output_max = match output_max {
+        0 => None,
+        size => Some(
+            usize::try_from(size).map_err(|_| invalid("MaxOutputMaxSize must be positive"))?,
+        ),
+    };
+    let timing = Timing {
+        interval: interval.unwrap_or_default().max(INTERVAL_FLOOR),
+        timeout: timeout.unwrap_or(if script { SCRIPT_TIMEOUT } else { TIMEOUT }),
+    };
+    let made = checks::make(&id, kind, timing, output_max);
+    let mut check = made.map_err(|error| invalid(&error.to_string()))?;
     let count = |number: i64, what: &str| {
         u32::try_from(number).map_err(|_| invalid(&format!("{what} must be non-negative")))
     };
@@ -145,6 +137,7 @@ fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Par
             failures => Some(failures),
         },
         failures_before_critical: count(critical, "FailuresBeforeCritical")?,
+        ..Thresholds::IMMEDIATE
     };
     if warning > critical {
         return Err(invalid(
@@ -160,22 +153,74 @@ fn parse(mut fields: Fields, default_id: &str, default_name: &str) -> Result<Par
     };
     check.name = name.as_str().into();
     check.notes = notes.as_str().into();
-    check.deregister_after = deregister_after.map(|after| after.max(DEREGISTER_FLOOR));
+    check.deregister_after = deregister_after;
     Ok(Parsed { check, service })
 }
 
-/// `{"name": ["value", …]}`
-fn headers(value: Option<Value>) -> Result<Vec<(String, String)>, Refused> {
-    let mut pairs = Vec::new();
-    let Some(value) = value else {
-        return Ok(pairs);
+/// What the fields ask for: one thing, if all is well.
+fn kinds(fields: &mut Fields, ttl: Option<Duration>) -> Result<Vec<CheckKind>, Refused> {
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    let tls = TlsKind {
+        server_name: some(fields.text("TLSServerName")?),
+        skip_verify: fields.flag("TLSSkipVerify")?,
+        ca_file: None,
     };
-    let given: BTreeMap<String, Vec<String>> = serde_json::from_value(value)
-        .map_err(|_| bad_request("Request decode failed: Header must be lists of strings"))?;
-    for (name, values) in given {
-        pairs.extend(values.into_iter().map(|value| (name.clone(), value)));
-    }
-    Ok(pairs)
+    let http = HttpKind {
+        method: some(fields.text("Method")?),
+        headers: headers(fields.take("Header"))?,
+        body: fields.text("Body")?,
+        follow_redirects: !fields.flag("DisableRedirects")?,
+        tls: tls.clone(),
+        ..HttpKind::get(fields.text("HTTP")?)
+    };
+    let http = (!http.url.is_empty()).then_some(CheckKind::Http(http));
+    let over_tls = |wanted: bool| wanted.then(|| tls.clone());
+    let tcp_tls = over_tls(fields.flag("TCPUseTLS")?);
+    let grpc_tls = over_tls(fields.flag("GRPCUseTLS")?);
+    // The only one that Consul turns on unless told otherwise.
+    let h2_tls = over_tls(fields.flag_or("H2PingUseTLS", true)?);
+    let tcp = some(fields.text("TCP")?);
+    let udp = some(fields.text("UDP")?);
+    let grpc = some(fields.text("GRPC")?);
+    let h2ping = some(fields.text("H2PING")?);
+    let args = [fields.texts("Args")?, fields.texts("ScriptArgs")?].concat();
+    let named = |text: &str| bad_request(format!("Invalid check: {text}"));
+    let service = some(fields.text("AliasService")?);
+    let service = service.map(|id| InstanceId::parse(&id)).transpose();
+    let service = service.map_err(|error| named(&format!("AliasService: {error}")))?;
+    let node = some(fields.text("AliasNode")?);
+    let node = node.map(|name| NodeName::parse(&name)).transpose();
+    let node = node.map_err(|error| named(&format!("AliasNode: {error}")))?;
+    let alias = service.is_some() || node.is_some();
+    let kinds = [
+        http,
+        tcp.map(|address| CheckKind::Tcp {
+            address,
+            tls: tcp_tls,
+        }),
+        udp.map(|address| CheckKind::Udp { address }),
+        grpc.map(|target| CheckKind::Grpc {
+            target,
+            tls: grpc_tls,
+        }),
+        h2ping.map(|address| CheckKind::H2Ping {
+            address,
+            tls: h2_tls,
+        }),
+        (!args.is_empty()).then_some(CheckKind::Exec { args }),
+        ttl.map(CheckKind::Ttl),
+        alias.then_some(CheckKind::Alias { node, service }),
+    ];
+    Ok(kinds.into_iter().flatten().collect())
+}
+
+/// `{"name": ["value", …]}`
+fn headers(value: Option<Value>) -> Result<BTreeMap<String, Vec<String>>, Refused> {
+    let Some(value) = value else {
+        return Ok(BTreeMap::new());
+    };
+    serde_json::from_value(value)
+        .map_err(|_| bad_request("Request decode failed: Header must be lists of strings"))
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -207,7 +252,7 @@ fn publish(inner: &Inner, check: Check) -> Result<(), Refused> {
 }
 
 fn check_of(inner: &Inner, fields: Fields) -> Result<Check, Refused> {
-    let parsed = parse(fields, "", "")?;
+    let parsed = parse(inner, fields, "", "")?;
     if parsed.check.name.is_empty() {
         return Err(bad_request("Missing check name"));
     }
@@ -241,15 +286,15 @@ fn unknown(id: &str) -> Refused {
 }
 
 async fn pass(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    set(&inner, &call, Health::Passing, call.query.get("note")).await
+    set(&inner, &call, Health::Passing, call.query.get("note"))
 }
 
 async fn warn(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    set(&inner, &call, Health::Warning, call.query.get("note")).await
+    set(&inner, &call, Health::Warning, call.query.get("note"))
 }
 
 async fn fail(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    set(&inner, &call, Health::Critical, call.query.get("note")).await
+    set(&inner, &call, Health::Critical, call.query.get("note"))
 }
 
 async fn update(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -262,10 +307,10 @@ async fn update(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         "critical" => Health::Critical,
         other => return Err(bad_request(format!("Invalid check status: '{other}'"))),
     };
-    set(&inner, &call, health, Some(&output)).await
+    set(&inner, &call, health, Some(&output))
 }
 
-async fn set(
+fn set(
     inner: &Inner,
     call: &Call,
     health: Health,
@@ -280,27 +325,28 @@ async fn set(
         }
         CheckError::Refused(error) => server_error(error.to_string()),
     })?;
-    shown(inner, id, health).await;
     Ok(done())
 }
 
-/// Whoever asked for a status reads it back at once: waits until the check's own task has taken it in.
-async fn shown(inner: &Inner, id: &str, health: Health) {
-    let mut changes = inner.catalog.watch_all();
-    let done = || {
-        inner
-            .catalog
-            .local()
-            .check(id)
-            .is_none_or(|c| c.status == health)
-    };
-    let wait = async { while !done() && changes.changed().await.is_ok() {} };
-    // A newer update may have overtaken this one; then there is nothing to wait for.
-    let _ = tokio::time::timeout(Duration::from_millis(500), wait).await;
-}
+/// What a filter may ask of a check.
+const FIELDS: &[&str] = &[
+    "Node",
+    "CheckID",
+    "Name",
+    "Status",
+    "Notes",
+    "Output",
+    "ServiceID",
+    "ServiceName",
+    "ServiceTags",
+    "Type",
+    "Interval",
+    "Timeout",
+    "ExposedPort",
+];
 
 async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    no_filter(&call)?;
+    let filter = Filter::of(&call, FIELDS)?;
     let local = inner.catalog.local();
     let checks = local.checks();
     let instances: BTreeMap<InstanceId, Arc<Instance>> = local
@@ -309,14 +355,15 @@ async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .map(|instance| (instance.id.clone(), instance))
         .collect();
     let node = inner.about.node.as_str();
-    let list: BTreeMap<&str, _> = checks
-        .iter()
-        .map(|check| {
-            let instance = check.service.as_ref().and_then(|id| instances.get(id));
-            let output = inner.checks.output(&check.id);
-            let rendered = render::agent_check(node, check, instance.map(|i| &**i), output);
-            (&*check.id, rendered)
-        })
-        .collect();
+    let mut list = BTreeMap::new();
+    for check in &checks {
+        let instance = check.service.as_ref().and_then(|id| instances.get(id));
+        let rendered = render::agent_check(&inner, node, check, instance.map(|i| &**i));
+        let rendered =
+            serde_json::to_value(rendered).map_err(|error| server_error(error.to_string()))?;
+        if filter.keeps(&rendered) {
+            list.insert(&*check.id, rendered);
+        }
+    }
     Ok(json_reply(StatusCode::OK, &list))
 }

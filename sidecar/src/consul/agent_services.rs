@@ -17,8 +17,8 @@ use libmesh::{
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, agent_checks, bad_request, blocking::Blocking, catalog::no_filter,
-    decode::Fields, done, handler, registered::ServiceRequest, render,
+    Inner, Refused, agent_checks, bad_request, blocking::Blocking,
+    decode::Fields, done, filter::Filter, handler, registered::ServiceRequest, render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 
@@ -47,7 +47,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    let parsed = parse(Fields::parse(call.body())?)?;
+    let parsed = parse(&inner, Fields::parse(call.body())?)?;
     let local = inner.catalog.local();
     let id = parsed.0.id.clone();
     let replaced: Vec<_> = match call.query.has("replace-existing-checks") {
@@ -83,7 +83,7 @@ fn publish(inner: &Inner, (instance, checks): Parsed) -> Result<(), Refused> {
 
 /// Registers again what was registered in the agent's last life; its checks go on from where they were.
 pub fn resume(inner: &Inner, request: ServiceRequest) -> Result<(), Refused> {
-    let (instance, mut checks) = parse(Fields::of(request.body)?)?;
+    let (instance, mut checks) = parse(inner, Fields::of(request.body)?)?;
     checks.retain(|check| request.checks.contains(&*check.id));
     for check in &mut checks {
         agent_checks::go_on(inner, check);
@@ -109,7 +109,7 @@ pub fn refused(error: LocalError) -> Refused {
 
 type Parsed = (Instance, Vec<Check>);
 
-fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
+fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
@@ -173,7 +173,7 @@ fn parse(mut fields: Fields) -> Result<Parsed, Refused> {
     let several = given.len() > 1;
     let checks = given.into_iter().enumerate().map(|(at, check)| {
         let number = several.then_some(at + 1);
-        agent_checks::of_service(Fields::of(check)?, &instance, number)
+        agent_checks::of_service(inner, Fields::of(check)?, &instance, number)
     });
     let checks = checks.collect::<Result<_, _>>()?;
     Ok((instance, checks))
@@ -314,26 +314,12 @@ fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
 async fn maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let enable = enable(&call)?;
     let instance = known(&inner, &call)?;
-    let id = format!("_service_maintenance:{}", instance.id.as_str());
-    let reason = "Maintenance mode is enabled for this service, but no reason was provided. \
-                  This is a default message.";
-    let record = maintenance_record(&id, "Service Maintenance Mode", &call, reason);
-    set_maintenance(
-        &inner,
-        CheckRecord {
-            service: Some(instance.id.clone()),
-            ..record
-        },
-        enable,
-    )
+    set_maintenance(&inner, &call, Some(&instance.id), enable)
 }
 
 async fn node_maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let enable = enable(&call)?;
-    let reason = "Maintenance mode is enabled for this node, but no reason was provided. \
-                  This is a default message.";
-    let record = maintenance_record("_node_maintenance", "Node Maintenance Mode", &call, reason);
-    set_maintenance(&inner, record, enable)
+    set_maintenance(&inner, &call, None, enable)
 }
 
 fn enable(call: &Call) -> Result<bool, Refused> {
@@ -345,32 +331,43 @@ fn enable(call: &Call) -> Result<bool, Refused> {
     }
 }
 
-fn maintenance_record(id: &str, name: &str, call: &Call, reason: &str) -> CheckRecord {
-    CheckRecord {
-        id: id.into(),
-        name: name.into(),
-        service: None,
-        status: Health::Maintenance,
-        kind: "maintenance".into(),
-        notes: call.query.filled("reason").unwrap_or(reason).into(),
-        create_stamp: 0,
-        modify_stamp: 0,
-    }
-}
-
-fn set_maintenance(inner: &Inner, record: CheckRecord, enable: bool) -> Result<Reply, Refused> {
-    let local = inner.catalog.local();
+fn set_maintenance(
+    inner: &Inner,
+    call: &Call,
+    instance: Option<&InstanceId>,
+    enable: bool,
+) -> Result<Reply, Refused> {
+    let checks = &inner.checks;
     match enable {
-        true => local.put_check(record).map_err(refused)?,
+        true => {
+            let reason = call.query.get("reason").unwrap_or_default();
+            let begun = checks.begin_maintenance(instance, reason);
+            begun.map_err(|error| bad_request(format!("Invalid reason: {error}")))?;
+        }
         false => {
-            local.remove_check(&record.id);
+            checks.end_maintenance(instance);
         }
     }
     Ok(done())
 }
 
+/// What a filter may ask of an instance.
+const FIELDS: &[&str] = &[
+    "ID",
+    "Service",
+    "Tags",
+    "Meta",
+    "Port",
+    "Address",
+    "TaggedAddresses",
+    "Weights",
+    "EnableTagOverride",
+    "Kind",
+    "Datacenter",
+];
+
 async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    no_filter(&call)?;
+    let filter = Filter::of(&call, FIELDS)?;
     let services = inner.catalog.local().services();
     let list: BTreeMap<&str, Value> = services
         .iter()
@@ -380,6 +377,7 @@ async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
                 render::agent_service(&inner, instance),
             )
         })
+        .filter(|(_, instance)| filter.keeps(instance))
         .collect();
     Ok(json_reply(StatusCode::OK, &list))
 }
@@ -456,8 +454,7 @@ fn health_of(inner: &Inner, instance: &Instance) -> (Health, Value) {
     let worst = worst.unwrap_or(Health::Passing);
     let rendered = own.iter().map(|check| {
         let instance = check.service.is_some().then_some(instance);
-        let output = inner.checks.output(&check.id);
-        render::health_check(&render::agent_check(node, check, instance, output))
+        render::health_check(&render::agent_check(inner, node, check, instance))
     });
     let value = json!({
         "AggregatedStatus": worst.as_str(),

@@ -57,8 +57,13 @@ impl Fields {
 
     /// A boolean; false when absent.
     pub fn flag(&mut self, name: &str) -> Result<bool, Refused> {
+        self.flag_or(name, false)
+    }
+
+    /// A boolean; `default` when absent.
+    pub fn flag_or(&mut self, name: &str, default: bool) -> Result<bool, Refused> {
         match self.take(name) {
-            None => Ok(false),
+            None => Ok(default),
             Some(Value::Bool(flag)) => Ok(flag),
             Some(other) => Err(mismatch(name, &other, "bool")),
         }
@@ -208,9 +213,38 @@ pub fn go_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(invalid)
 }
 
+/// A duration as Go writes it: `10s`, `1m30s`, `1h0m0s`, `1.5s`, `250ms`, `0s`.
+pub fn go_format(duration: Duration) -> String {
+    let total = duration.as_secs();
+    if total == 0 {
+        let micros = duration.as_micros();
+        return match micros {
+            0 => "0s".to_owned(),
+            1..1000 => format!("{micros}µs"),
+            _ => format!("{}ms", micros as f64 / 1e3),
+        };
+    }
+    let (hours, minutes) = (total / 3600, total / 60 % 60);
+    let seconds = (total % 60) as f64 + f64::from(duration.subsec_micros()) / 1e6;
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        for text in [
+            "0s", "10s", "1m30s", "1h0m0s", "2h45m1s", "1.5s", "250ms", "1.5ms", "20µs", "1m0s",
+        ] {
+            assert_eq!(go_format(go_duration(text).unwrap()), text);
+        }
+    }
 
     #[test]
     fn go_durations() {

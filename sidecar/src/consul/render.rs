@@ -4,12 +4,13 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use libmesh::{
     catalog::{InstanceView, NodeView},
+    health::How,
     model::{CheckRecord, Health, Host, Instance, Kind, Liveness, Meta, NodeId},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Inner;
+use super::{Inner, decode::go_format};
 
 type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
 
@@ -115,8 +116,8 @@ pub struct Check<'a> {
     service_name: &'a str,
     service_tags: &'a [Arc<str>],
     r#type: &'a str,
-    interval: &'static str,
-    timeout: &'static str,
+    interval: String,
+    timeout: String,
     exposed_port: u16,
     definition: Empty,
     create_index: u64,
@@ -392,22 +393,34 @@ pub fn check<'a>(
     record: &'a CheckRecord,
     instance: Option<&'a Instance>,
 ) -> Check<'a> {
-    let own = node.record.id == inner.about.id;
-    let output = own.then(|| inner.checks.output(&record.id)).flatten();
-    own_check(node.record.name.as_str(), record, instance, output)
+    let mut check = any_check(node.record.name.as_str(), record, instance);
+    if node.record.id == inner.about.id {
+        check.output = inner.checks.output(&record.id).unwrap_or_default();
+    }
+    check
 }
 
-/// A check as the agent's own endpoints show it: without indexes.
+/// A check as the agent's own endpoints show it: with its timing, without indexes.
 pub fn agent_check<'a>(
+    inner: &Inner,
     node: &'a str,
     record: &'a CheckRecord,
     instance: Option<&'a Instance>,
-    output: Option<String>,
 ) -> Check<'a> {
+    let check = inner.checks.check(&record.id);
+    let (interval, timeout) = match check.as_deref().map(|check| &check.how) {
+        Some(How::Every {
+            interval, timeout, ..
+        }) => (go_format(*interval), go_format(*timeout)),
+        Some(How::Ttl { .. } | How::Alias(_)) | None => Default::default(),
+    };
     Check {
+        output: inner.checks.output(&record.id).unwrap_or_default(),
+        interval,
+        timeout,
         create_index: 0,
         modify_index: 0,
-        ..own_check(node, record, instance, output)
+        ..any_check(node, record, instance)
     }
 }
 
@@ -437,11 +450,10 @@ pub fn health_check(check: &Check<'_>) -> Value {
     })
 }
 
-fn own_check<'a>(
+fn any_check<'a>(
     node: &'a str,
     record: &'a CheckRecord,
     instance: Option<&'a Instance>,
-    output: Option<String>,
 ) -> Check<'a> {
     Check {
         node,
@@ -449,13 +461,13 @@ fn own_check<'a>(
         name: &record.name,
         status: status(record.status),
         notes: &record.notes,
-        output: output.unwrap_or_default(),
+        output: String::new(),
         service_id: instance.map_or("", |instance| instance.id.as_str()),
         service_name: instance.map_or("", |instance| instance.service.as_str()),
         service_tags: instance.map_or(&[], |instance| &instance.tags),
         r#type: &record.kind,
-        interval: "",
-        timeout: "",
+        interval: String::new(),
+        timeout: String::new(),
         exposed_port: 0,
         definition: Empty {},
         create_index: record.create_stamp,
@@ -480,8 +492,8 @@ pub fn member_check(node: &NodeView) -> Check<'_> {
         service_name: "",
         service_tags: &[],
         r#type: "",
-        interval: "",
-        timeout: "",
+        interval: String::new(),
+        timeout: String::new(),
         exposed_port: 0,
         definition: Empty {},
         create_index: node.revision,

@@ -29,6 +29,10 @@ impl Forward for Echo {
 }
 
 fn api() -> ConsulApi {
+    api_with(|_| {})
+}
+
+fn api_with(change: impl FnOnce(&mut About)) -> ConsulApi {
     let id = NodeId([7; 16]);
     let node = NodeName::parse("n1").unwrap();
     let catalog = Catalog::new(id);
@@ -39,7 +43,7 @@ fn api() -> ConsulApi {
     };
     catalog.local().put_node(record).unwrap();
     catalog.set_liveness(id, Liveness::Alive);
-    let about = About {
+    let mut about = About {
         node,
         id,
         datacenter: Datacenter::default(),
@@ -47,7 +51,9 @@ fn api() -> ConsulApi {
         advertise: ([127, 0, 0, 9], 8301).into(),
         dns: None,
         default_allow: true,
+        exec_checks: false,
     };
+    change(&mut about);
     let checks = Scheduler::new(catalog.local());
     ConsulApi::new(about, catalog, checks, None, Arc::new(Echo))
 }
@@ -501,4 +507,129 @@ async fn paths_methods_and_parameters_as_consul_has_them() {
     assert_eq!(pretty.text, "[\n  \"dc1\"\n]\n");
     let own = get(&api, "/v1/agent/self").await.json();
     assert_eq!(own["Config"]["NodeName"], "n1");
+}
+
+#[tokio::test]
+async fn checks_of_every_kind_are_registered_and_shown() {
+    let api = api_with(|about| about.exec_checks = true);
+    register(&api, json!({"Name": "web", "Port": 1})).await;
+    let kinds = [
+        (json!({"HTTP": "https://127.0.0.1:1/", "Interval": "10s", "Method": "POST", "Body": "b",
+                "Header": {"X": ["1", "2"]}, "TLSSkipVerify": true, "TLSServerName": "a.test",
+                "DisableRedirects": true, "OutputMaxSize": 100}), "http", "10s", "10s"),
+        (json!({"TCP": "127.0.0.1:1", "TCPUseTLS": true, "Interval": "90s", "Timeout": "1500ms"}),
+         "tcp", "1m30s", "1.5s"),
+        (json!({"UDP": "127.0.0.1:1", "Interval": "10ms"}), "udp", "1s", "10s"),
+        (json!({"GRPC": "127.0.0.1:1/a", "GRPCUseTLS": true, "Interval": 1_000_000_000u64}),
+         "grpc", "1s", "10s"),
+        (json!({"H2PING": "127.0.0.1:1", "H2PingUseTLS": false, "Interval": "1h"}),
+         "h2ping", "1h0m0s", "10s"),
+        (json!({"Args": ["/bin/true"], "Interval": "10s"}), "script", "10s", "30s"),
+        (json!({"ScriptArgs": ["/bin/true"], "Interval": "10s", "Timeout": "1s"}),
+         "script", "10s", "1s"),
+        (json!({"TTL": "1h"}), "ttl", "", ""),
+        (json!({"AliasService": "web"}), "alias", "", ""),
+        (json!({"AliasNode": "n1"}), "alias", "", ""),
+    ];
+    for (at, (mut body, kind, interval, timeout)) in kinds.into_iter().enumerate() {
+        let name = format!("c{at}");
+        body["Name"] = json!(name);
+        body["ServiceID"] = json!("web");
+        let path = "/v1/agent/check/register";
+        let answer = ask(&api, "PUT", path, &body.to_string()).await;
+        assert_eq!((answer.status, &*answer.text), (200, ""), "{body}");
+        let shown = get(&api, "/v1/agent/checks").await.json()[&name].clone();
+        assert_eq!(
+            (&shown["Type"], &shown["Interval"], &shown["Timeout"]),
+            (&json!(kind), &json!(interval), &json!(timeout)),
+            "{body}"
+        );
+    }
+    let filter = "/v1/agent/checks?filter=Type%20%3D%3D%20alias%20and%20Interval%20is%20empty";
+    let aliases = get(&api, filter).await.json();
+    let names: Vec<_> = aliases.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["c8", "c9"]);
+    let bad = get(&api, "/v1/agent/checks?filter=Nope%20%3D%3D%20a").await;
+    assert_eq!(
+        (bad.status, &*bad.text),
+        (500, "Failed to create boolean expression evaluator: Selector \"Nope\" is not valid")
+    );
+}
+
+#[tokio::test]
+async fn checks_that_make_no_sense_are_refused_in_consuls_words() {
+    let api = api();
+    let interval = "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks";
+    for (body, reason) in [
+        (json!({"GRPC": "127.0.0.1:1"}), interval),
+        (json!({"UDP": "127.0.0.1:1"}), interval),
+        (json!({"AliasService": "a", "TTL": "1s"}), "TTL must be not be set for Alias checks"),
+        (
+            json!({"AliasService": "a", "TCP": "a:1", "Interval": "1s"}),
+            "Interval cannot be set for Alias checks",
+        ),
+        (
+            json!({"TCP": "a:1", "UDP": "a:1", "Interval": "1s"}),
+            "only one type of check can be specified",
+        ),
+        (
+            json!({"TTL": "1s", "FailuresBeforeWarning": 3, "FailuresBeforeCritical": 2}),
+            "FailuresBeforeWarning can't be higher than FailuresBeforeCritical",
+        ),
+        (
+            json!({"TCP": "a:1", "Interval": "1s", "OutputMaxSize": -1}),
+            "MaxOutputMaxSize must be positive",
+        ),
+        (json!({"H2PING": "a", "Interval": "1s"}), "h2ping: \"a\" is not host:port"),
+    ] {
+        let mut body = body;
+        body["Name"] = json!("c");
+        let answer = ask(&api, "PUT", "/v1/agent/check/register", &body.to_string()).await;
+        assert_eq!(
+            (answer.status, answer.text),
+            (400, format!("Invalid check: {reason}")),
+            "{body}"
+        );
+    }
+    for (field, value) in [("OSService", "a"), ("DockerContainerID", "a")] {
+        let body = json!({"Name": "c", field: value, "Interval": "1s"});
+        let answer = ask(&api, "PUT", "/v1/agent/check/register", &body.to_string()).await;
+        assert_eq!(
+            (answer.status, answer.text),
+            (400, format!("{field} is not supported by this version of mesh"))
+        );
+    }
+    let script = json!({"Name": "c", "Args": ["/bin/true"], "Interval": "1s"});
+    let answer = ask(&api, "PUT", "/v1/agent/check/register", &script.to_string()).await;
+    assert_eq!(answer.status, 500);
+    assert!(answer.text.starts_with("Scripts are disabled on this agent from remote calls"));
+}
+
+#[tokio::test]
+async fn maintenance_takes_a_node_and_a_service_out_of_use() {
+    let api = api();
+    register(&api, json!({"Name": "web", "Port": 1})).await;
+    let put = async |path: &str| ask(&api, "PUT", path, "").await.status;
+    assert_eq!(put("/v1/agent/maintenance?enable=true&reason=reboot").await, 200);
+    let checks = get(&api, "/v1/agent/checks").await.json();
+    let check = &checks["_node_maintenance"];
+    assert_eq!(
+        (&check["Status"], &check["Notes"], &check["Type"]),
+        (&json!("critical"), &json!("reboot"), &json!("maintenance"))
+    );
+    let passing = get(&api, "/v1/health/service/web?passing").await.json();
+    assert_eq!(passing, json!([]));
+    assert_eq!(put("/v1/agent/maintenance?enable=false").await, 200);
+    assert_eq!(put("/v1/agent/service/maintenance/web?enable=true").await, 200);
+    let passing = get(&api, "/v1/health/service/web?passing").await.json();
+    assert_eq!(passing, json!([]));
+    let notes = get(&api, "/v1/agent/checks").await.json()["_service_maintenance:web"].clone();
+    assert_eq!(
+        notes["Notes"],
+        "Maintenance mode is enabled for this service, but no reason was provided. \
+         This is a default message."
+    );
+    assert_eq!(put("/v1/agent/service/maintenance/web?enable=false").await, 200);
+    let passing = get(&api, "/v1/health/service/web?passing").await.json();
+    assert_eq!(passing.as_array().unwrap().len(), 1);
 }

@@ -1,0 +1,373 @@
+//! `filter=`: the expressions of Consul (go-bexpr) over answers as they would be sent.
+//!
+//! `Selector == value`, `!=`, `value in Selector`, `value not in Selector`, `Selector contains value`, `Selector not
+//! contains value`, `Selector is empty`, `Selector is not empty`, joined by `and`, `or`, `not` and parentheses. A selector
+//! is a path of fields in the case they have (`Meta.team`, `Meta["team"]`). `matches` is refused: it would need a regular
+//! expression engine that takes patterns from outside.
+
+use serde_json::Value;
+
+use super::{Refused, server_error};
+use crate::http::Call;
+
+/// How deep parentheses and `not` may go.
+const DEPTH_MAX: usize = 32;
+/// Longest expression, in bytes.
+const LENGTH_MAX: usize = 4096;
+
+/// A parsed expression; `None` lets everything pass.
+pub struct Filter(Option<Expression>);
+
+#[derive(Debug, PartialEq)]
+enum Expression {
+    Or(Box<Expression>, Box<Expression>),
+    And(Box<Expression>, Box<Expression>),
+    Not(Box<Expression>),
+    Equal(Vec<String>, String),
+    Contains(Vec<String>, String),
+    Empty(Vec<String>),
+}
+
+impl Filter {
+    /// The request's filter, whose selectors must begin with one of `fields`. Without one everything passes.
+    pub fn of(call: &Call, fields: &[&str]) -> Result<Filter, Refused> {
+        match call.query.filled("filter") {
+            Some(text) => Filter::parse(text, fields).map_err(|reason| {
+                server_error(format!(
+                    "Failed to create boolean expression evaluator: {reason}"
+                ))
+            }),
+            None => Ok(Filter(None)),
+        }
+    }
+
+    fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
+        if text.len() > LENGTH_MAX {
+            return Err(format!("longer than {LENGTH_MAX} bytes"));
+        }
+        let mut parser = Parser {
+            tokens: tokens(text)?,
+            at: 0,
+            fields,
+        };
+        let expression = parser.or(0)?;
+        match parser.next() {
+            None => Ok(Filter(Some(expression))),
+            Some(token) => Err(format!("{token} is not expected there")),
+        }
+    }
+
+    /// Whether an entry passes.
+    pub fn keeps(&self, entry: &Value) -> bool {
+        let expression = self.0.as_ref();
+        expression.is_none_or(|expression| expression.holds(entry))
+    }
+}
+
+impl Expression {
+    fn holds(&self, entry: &Value) -> bool {
+        match self {
+            Expression::Or(a, b) => a.holds(entry) || b.holds(entry),
+            Expression::And(a, b) => a.holds(entry) && b.holds(entry),
+            Expression::Not(inner) => !inner.holds(entry),
+            Expression::Equal(path, wanted) => match select(entry, path) {
+                Some(value) => is(value, wanted),
+                None => false,
+            },
+            Expression::Contains(path, wanted) => match select(entry, path) {
+                Some(Value::Array(items)) => items.iter().any(|item| is(item, wanted)),
+                Some(Value::Object(fields)) => fields.contains_key(wanted),
+                Some(Value::String(text)) => text.contains(wanted.as_str()),
+                Some(Value::Null | Value::Bool(_) | Value::Number(_)) | None => false,
+            },
+            Expression::Empty(path) => match select(entry, path) {
+                Some(Value::Array(items)) => items.is_empty(),
+                Some(Value::Object(fields)) => fields.is_empty(),
+                Some(Value::String(text)) => text.is_empty(),
+                Some(Value::Bool(_) | Value::Number(_)) => false,
+                Some(Value::Null) | None => true,
+            },
+        }
+    }
+}
+
+fn select<'v>(entry: &'v Value, path: &[String]) -> Option<&'v Value> {
+    path.iter().try_fold(entry, |value, field| value.get(field))
+}
+
+fn is(value: &Value, wanted: &str) -> bool {
+    match value {
+        Value::String(text) => text == wanted,
+        Value::Bool(flag) => wanted.parse() == Ok(*flag),
+        Value::Number(number) => wanted
+            .parse::<f64>()
+            .is_ok_and(|wanted| number.as_f64() == Some(wanted)),
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    /// A bare word: keyword, selector or value.
+    Word(String),
+    /// In quotes: a value, or the key in `Meta["key"]`.
+    Quoted(String),
+    Mark(&'static str),
+}
+
+impl std::fmt::Display for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Token::Word(text) | Token::Quoted(text) => write!(f, "{text:?}"),
+            Token::Mark(mark) => write!(f, "{mark:?}"),
+        }
+    }
+}
+
+fn tokens(text: &str) -> Result<Vec<Token>, String> {
+    let mut tokens = Vec::new();
+    let mut rest = text.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let marks = ["==", "!=", "(", ")", "[", "]"];
+        if let Some(mark) = marks.into_iter().find(|mark| rest.starts_with(mark)) {
+            tokens.push(Token::Mark(mark));
+            rest = &rest[mark.len()..];
+        } else if first == '"' || first == '`' {
+            let (value, length) = quoted(rest, first)?;
+            tokens.push(Token::Quoted(value));
+            rest = &rest[length..];
+        } else {
+            let fits = |c: char| c.is_alphanumeric() || "_-./:".contains(c);
+            let end = rest.find(|c| !fits(c)).unwrap_or(rest.len());
+            if end == 0 {
+                return Err(format!("{first:?} is not expected there"));
+            }
+            tokens.push(Token::Word(rest[..end].to_owned()));
+            rest = &rest[end..];
+        }
+        rest = rest.trim_start();
+    }
+    Ok(tokens)
+}
+
+/// The value in quotes that `text` begins with, and how long it is with them.
+fn quoted(text: &str, quote: char) -> Result<(String, usize), String> {
+    let mut value = String::new();
+    let mut chars = text.char_indices().skip(1);
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' if quote == '"' => {
+                let (_, escaped) = chars.next().ok_or("a quote is not closed")?;
+                value.push(escaped);
+            }
+            c if c == quote => return Ok((value, at + 1)),
+            c => value.push(c),
+        }
+    }
+    Err("a quote is not closed".to_owned())
+}
+
+struct Parser<'f> {
+    tokens: Vec<Token>,
+    at: usize,
+    fields: &'f [&'f str],
+}
+
+impl Parser<'_> {
+    fn next(&mut self) -> Option<Token> {
+        let token = self.tokens.get(self.at).cloned();
+        self.at += 1;
+        token
+    }
+
+    /// Takes a keyword or mark if it is next.
+    fn takes(&mut self, wanted: &str) -> bool {
+        let found = match self.tokens.get(self.at) {
+            Some(Token::Word(word)) => word == wanted,
+            Some(Token::Mark(mark)) => *mark == wanted,
+            Some(Token::Quoted(_)) | None => false,
+        };
+        self.at += usize::from(found);
+        found
+    }
+
+    fn or(&mut self, depth: usize) -> Result<Expression, String> {
+        let mut left = self.and(depth)?;
+        while self.takes("or") {
+            left = Expression::Or(Box::new(left), Box::new(self.and(depth)?));
+        }
+        Ok(left)
+    }
+
+    fn and(&mut self, depth: usize) -> Result<Expression, String> {
+        let mut left = self.not(depth)?;
+        while self.takes("and") {
+            left = Expression::And(Box::new(left), Box::new(self.not(depth)?));
+        }
+        Ok(left)
+    }
+
+    fn not(&mut self, depth: usize) -> Result<Expression, String> {
+        if depth > DEPTH_MAX {
+            return Err(format!("deeper than {DEPTH_MAX} levels"));
+        }
+        if self.takes("not") {
+            return Ok(Expression::Not(Box::new(self.not(depth + 1)?)));
+        }
+        if self.takes("(") {
+            let inner = self.or(depth + 1)?;
+            return match self.takes(")") {
+                true => Ok(inner),
+                false => Err("\")\" is missing".to_owned()),
+            };
+        }
+        self.comparison()
+    }
+
+    fn comparison(&mut self) -> Result<Expression, String> {
+        let begin = self.at;
+        let first = self.next();
+        if let Some(Token::Quoted(value) | Token::Word(value)) = first {
+            let negated = self.takes("not");
+            if self.takes("in") {
+                return Ok(negate(negated, Expression::Contains(self.selector()?, value)));
+            }
+        }
+        self.at = begin;
+        let path = self.selector()?;
+        if self.takes("==") {
+            return Ok(Expression::Equal(path, self.value()?));
+        }
+        if self.takes("!=") {
+            return Ok(negate(true, Expression::Equal(path, self.value()?)));
+        }
+        if self.takes("is") {
+            let negated = self.takes("not");
+            return match self.takes("empty") {
+                true => Ok(negate(negated, Expression::Empty(path))),
+                false => Err("\"empty\" is missing after \"is\"".to_owned()),
+            };
+        }
+        let negated = self.takes("not");
+        if self.takes("contains") {
+            return Ok(negate(negated, Expression::Contains(path, self.value()?)));
+        }
+        Err(match self.next() {
+            Some(Token::Word(word)) if word == "matches" => {
+                "\"matches\" is not supported by this version of mesh".to_owned()
+            }
+            Some(token) => format!("{token} is no operator"),
+            None => "an operator is missing".to_owned(),
+        })
+    }
+
+    fn selector(&mut self) -> Result<Vec<String>, String> {
+        let Some(Token::Word(word)) = self.next() else {
+            return Err("a selector is missing".to_owned());
+        };
+        let mut path: Vec<String> = word.split('.').map(str::to_owned).collect();
+        if !self.fields.contains(&path[0].as_str()) {
+            return Err(format!("Selector {word:?} is not valid"));
+        }
+        while self.takes("[") {
+            let Some(Token::Quoted(key)) = self.next() else {
+                return Err("a key in quotes is missing after \"[\"".to_owned());
+            };
+            path.push(key);
+            if !self.takes("]") {
+                return Err("\"]\" is missing".to_owned());
+            }
+        }
+        Ok(path)
+    }
+
+    fn value(&mut self) -> Result<String, String> {
+        match self.next() {
+            Some(Token::Word(value) | Token::Quoted(value)) => Ok(value),
+            Some(Token::Mark(mark)) => Err(format!("{mark:?} is no value")),
+            None => Err("a value is missing".to_owned()),
+        }
+    }
+}
+
+fn negate(negated: bool, expression: Expression) -> Expression {
+    match negated {
+        true => Expression::Not(Box::new(expression)),
+        false => expression,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const FIELDS: &[&str] = &["Service", "Tags", "Meta", "Port", "Flag"];
+
+    fn keeps(text: &str) -> bool {
+        let entry = json!({
+            "Service": "web", "Tags": ["v1", "primary"], "Meta": {"team": "a b", "x.y": "z"},
+            "Port": 8001, "Flag": true,
+        });
+        let filter = Filter::parse(text, FIELDS).unwrap_or_else(|e| panic!("{text}: {e}"));
+        filter.keeps(&entry)
+    }
+
+    #[test]
+    fn expressions_decide_as_in_consul() {
+        for yes in [
+            "Service == web",
+            "Service == \"web\" and \"v1\" in Tags",
+            "v1 in Tags",
+            "Tags contains `primary`",
+            "Service contains eb",
+            "team in Meta",
+            "Meta.team == \"a b\"",
+            "Meta[\"x.y\"] == z",
+            "Port == 8001 and Flag == true",
+            "Service != db",
+            "Meta.none != x",
+            "Meta.none is empty and Tags is not empty",
+            "not (Service == db or Port == 1)",
+            "Service == db and Port == 1 or Flag == true",
+            "v2 not in Tags and Tags not contains v3",
+            "not not Service==web",
+        ] {
+            assert!(keeps(yes), "{yes}");
+        }
+        for no in [
+            "Service == WEB",
+            "Service == db or Port == 8002",
+            "Flag == true and (Service == db or Port == 1)",
+            "Meta.none == x",
+            "Tags is empty",
+            "not Service == web",
+        ] {
+            assert!(!keeps(no), "{no}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_expression_is_refused_with_a_reason() {
+        let deep = format!("{}Service == a", "not ".repeat(100));
+        let long = format!("Service == {}", "a".repeat(5000));
+        for (bad, reason) in [
+            ("Service ==", "a value is missing"),
+            ("((", "a selector is missing"),
+            ("(Service == a", "\")\" is missing"),
+            ("Nope == web", "Selector \"Nope\" is not valid"),
+            ("Service = web", "'=' is not expected there"),
+            ("Service == a b", "\"b\" is not expected there"),
+            ("Service == \"a", "a quote is not closed"),
+            ("Service matches \"a.*\"", "\"matches\" is not supported by this version of mesh"),
+            ("Meta[team] == a", "a key in quotes is missing after \"[\""),
+            ("Tags is full", "\"empty\" is missing after \"is\""),
+            ("Service", "an operator is missing"),
+            (&deep, "deeper than 32 levels"),
+            (&long, "longer than 4096 bytes"),
+        ] {
+            assert_eq!(Filter::parse(bad, FIELDS).err().as_deref(), Some(reason), "{bad}");
+        }
+    }
+}
