@@ -434,8 +434,9 @@ async fn a_program_that_takes_too_long_goes_with_all_that_it_began() {
 
 #[tokio::test]
 async fn what_a_program_leaves_behind_holds_nobody_up() {
-    let result = shell("sleep 1000 & echo $!").probe();
-    let result = timeout(Duration::from_secs(60), result).await.unwrap();
+    let probe = shell("sleep 1000 & echo $!");
+    let result = timeout(Duration::from_secs(60), probe.probe()).await;
+    let result = result.unwrap();
     assert_eq!(result.health, Health::Passing);
     let left: i32 = result.output.trim().parse().unwrap();
     let left = rustix::process::Pid::from_raw(left).unwrap();
