@@ -74,12 +74,14 @@ impl ExecProbe {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut tail = Tail::new(self.output_max);
         let mut reading = Box::pin(read(stdout, stderr, &mut tail));
-        let status = tokio::select! {
-            status = child.wait() => status.map_err(failed)?,
-            () = &mut reading => child.wait().await.map_err(failed)?,
+        let (status, more) = tokio::select! {
+            status = child.wait() => (status.map_err(failed)?, true),
+            () = &mut reading => (child.wait().await.map_err(failed)?, false),
         };
         group.ended();
-        let _ = timeout(AFTERMATH, reading).await;
+        if more {
+            let _ = timeout(AFTERMATH, reading).await;
+        }
         Ok((status, tail))
     }
 }
