@@ -356,9 +356,7 @@ impl Core {
         entry.output = result.output.into_boxed_str();
         let before = entry.fold.status;
         match entry.check.how {
-            How::Every { .. } => entry
-                .fold
-                .take(&entry.check.thresholds, now, result.health),
+            How::Every { .. } => entry.fold.take(&entry.check.thresholds, now, result.health),
             How::Ttl { .. } | How::Alias(_) => entry.fold.status = result.health,
         }
         let after = entry.fold.status;
@@ -384,7 +382,10 @@ impl Core {
         let changed = status != entry.shown || flapping != entry.shown_flapping;
         if changed && (status > entry.shown || entry.paced <= entry.pace_limit(now)) {
             if flapping && !entry.shown_flapping {
-                tracing::warn!(check = &*entry.check.id, "flapping: critical until it is steady");
+                tracing::warn!(
+                    check = &*entry.check.id,
+                    "flapping: critical until it is steady"
+                );
             }
             entry.paced = entry.paced.max(now) + PACE;
             (entry.shown, entry.shown_flapping) = (status, flapping);

@@ -61,7 +61,11 @@ impl Scheduler {
             create_stamp: 0,
             modify_stamp: 0,
         })?;
-        tracing::info!(instance = instance.map(|id| id.as_str()), reason, "maintenance begins");
+        tracing::info!(
+            instance = instance.map(|id| id.as_str()),
+            reason,
+            "maintenance begins"
+        );
         Ok(())
     }
 
@@ -70,7 +74,10 @@ impl Scheduler {
     pub fn end_maintenance(&self, instance: Option<&InstanceId>) -> bool {
         let ended = self.inner.log.remove_check(&check_id(instance));
         if ended {
-            tracing::info!(instance = instance.map(|id| id.as_str()), "maintenance ends");
+            tracing::info!(
+                instance = instance.map(|id| id.as_str()),
+                "maintenance ends"
+            );
         }
         if let Some(id) = instance
             && self.inner.log.is_inherited(id)
@@ -100,7 +107,9 @@ impl Scheduler {
 pub fn kept_in_maintenance(log: &LocalLog) -> impl Fn(Inherited<'_>) -> bool + use<> {
     let checks = log.checks();
     let reserved = checks.iter().filter(|record| is_maintenance(record));
-    let instances: BTreeSet<_> = reserved.filter_map(|record| record.service.clone()).collect();
+    let instances: BTreeSet<_> = reserved
+        .filter_map(|record| record.service.clone())
+        .collect();
     move |record| match record {
         Inherited::Instance(instance) => instances.contains(&instance.id),
         Inherited::Check(check) => is_maintenance(check),

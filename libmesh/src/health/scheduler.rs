@@ -321,10 +321,7 @@ impl Drop for Report {
 
 /// At once when something changes anywhere, then at most every [`alias::PACE`].
 async fn follow_aliases(inner: Weak<Inner>) {
-    let Some(mut changes) = inner
-        .upgrade()
-        .map(|inner| inner.log.catalog().watch_all())
-    else {
+    let Some(mut changes) = inner.upgrade().map(|inner| inner.log.catalog().watch_all()) else {
         return;
     };
     loop {

@@ -440,7 +440,11 @@ async fn an_instance_in_maintenance_gets_no_traffic_until_that_ends() {
         all.iter().map(|it| it.instance.clone()).collect::<Vec<_>>(),
         [None, Some(id.clone())]
     );
-    assert!(all[0].reason.starts_with("Maintenance mode is enabled for this node, but no reason"));
+    assert!(
+        all[0]
+            .reason
+            .starts_with("Maintenance mode is enabled for this node, but no reason")
+    );
     assert!(scheduler.end_maintenance(Some(&id)) && !scheduler.end_maintenance(Some(&id)));
     assert_eq!(health(&node), Health::Maintenance, "the node still is");
     assert!(scheduler.end_maintenance(None));
@@ -450,7 +454,11 @@ async fn an_instance_in_maintenance_gets_no_traffic_until_that_ends() {
 
     let none = InstanceId::parse("none").unwrap();
     assert!(scheduler.begin_maintenance(Some(&none), "").is_err());
-    assert!(scheduler.begin_maintenance(None, &"x".repeat(2000)).is_err());
+    assert!(
+        scheduler
+            .begin_maintenance(None, &"x".repeat(2000))
+            .is_err()
+    );
     scheduler.begin_maintenance(Some(&id), "").unwrap();
     scheduler.remove_service(&id);
     assert!(scheduler.maintenance().is_empty());
@@ -548,7 +556,9 @@ async fn an_alias_follows_an_instance_and_a_node_elsewhere() {
         };
         Check::alias(id, of)
     };
-    scheduler.add(alias("of-db", Some("db")).of(id.clone())).unwrap();
+    scheduler
+        .add(alias("of-db", Some("db")).of(id.clone()))
+        .unwrap();
     scheduler.add(alias("of-node", None)).unwrap();
     assert_eq!(
         scheduler.output("of-node").unwrap(),
@@ -578,5 +588,8 @@ async fn an_alias_follows_an_instance_and_a_node_elsewhere() {
     becomes(&node, "of-node", Health::Passing).await;
     node.catalog.set_liveness(far.record.id, Liveness::Down);
     becomes(&node, "of-node", Health::Critical).await;
-    assert_eq!(scheduler.output("of-node").unwrap(), "node far does not answer");
+    assert_eq!(
+        scheduler.output("of-node").unwrap(),
+        "node far does not answer"
+    );
 }

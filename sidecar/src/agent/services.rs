@@ -2,11 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use libmesh::{
-    health::Check,
-    mesh::Mesh,
-    model::Instance,
-};
+use libmesh::{health::Check, mesh::Mesh, model::Instance};
 use tracing::warn;
 
 use super::{AgentError, read_private};

@@ -35,7 +35,12 @@ pub struct On {
     #[command(flatten)]
     target: Target,
     /// Why; shown to everybody who looks at the node.
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
     reason: String,
 }
 

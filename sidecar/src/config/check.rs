@@ -94,7 +94,9 @@ impl CheckConfig {
         let kind = read_kind(&mut reader);
         let interval = reader.duration("interval");
         let interval = interval.unwrap_or(Duration::from_secs(10));
-        let timeout = reader.duration("timeout").unwrap_or(Duration::from_secs(10));
+        let timeout = reader
+            .duration("timeout")
+            .unwrap_or(Duration::from_secs(10));
         let mut threshold = |key| {
             let given = reader.integer(key, 1, 1000);
             given.and_then(|n| u32::try_from(n).ok())

@@ -236,24 +236,60 @@ fn every_kind_of_check_is_read_and_can_be_made() {
 #[test]
 fn wrong_checks_are_named_with_field_and_nearest_key() {
     for (lines, wanted) in [
-        ("htpp = \"http://a/\"", "unknown key `htpp` in [check]; did you mean `http`?"),
-        ("tcp = \"a:1\"\nintervall = \"1s\"", "did you mean `interval`?"),
+        (
+            "htpp = \"http://a/\"",
+            "unknown key `htpp` in [check]; did you mean `http`?",
+        ),
+        (
+            "tcp = \"a:1\"\nintervall = \"1s\"",
+            "did you mean `interval`?",
+        ),
         ("tcp = \"a\"", "`check.tcp`: \"a\" is not host:port"),
-        ("http = \"ftp://a/\"", "`check.http`: \"ftp://a/\" is not an http:// or https:// URL"),
-        ("http = \"http://a/\"\nmethod = \"A B\"", "`check.method`: \"A B\" is no method"),
-        ("tcp = \"a:1\"\nmethod = \"GET\"", "`method` is for checks with `http` only"),
-        ("ttl = \"1s\"\ninterval = \"1s\"", "`interval` is for checks with `http`, `tcp`"),
-        ("tcp = \"a:1\"\ninterval = \"1ms\"", "`check.interval`: must be at least 100 ms"),
+        (
+            "http = \"ftp://a/\"",
+            "`check.http`: \"ftp://a/\" is not an http:// or https:// URL",
+        ),
+        (
+            "http = \"http://a/\"\nmethod = \"A B\"",
+            "`check.method`: \"A B\" is no method",
+        ),
+        (
+            "tcp = \"a:1\"\nmethod = \"GET\"",
+            "`method` is for checks with `http` only",
+        ),
+        (
+            "ttl = \"1s\"\ninterval = \"1s\"",
+            "`interval` is for checks with `http`, `tcp`",
+        ),
+        (
+            "tcp = \"a:1\"\ninterval = \"1ms\"",
+            "`check.interval`: must be at least 100 ms",
+        ),
         ("exec = []", "`check.exec`: must begin with a program"),
-        ("systemd = \"a b\"", "`check.systemd`: \"a b\" is no unit's name"),
+        (
+            "systemd = \"a b\"",
+            "`check.systemd`: \"a b\" is no unit's name",
+        ),
         (
             "tcp = \"a:1\"\nfailures_before_warning = 3\nfailures_before_critical = 2",
             "`failures_before_warning` can't be higher than `failures_before_critical`",
         ),
-        ("tcp = \"a:1\"\nstatus = \"maintenance\"", "\"maintenance\": there is no such status"),
-        ("tcp = \"a:1\"\ntls = true\ntls_ca_file = \"/nonexistent\"", "`check.tls_ca_file`: /nonexistent: "),
-        ("tcp = \"a:1\"\ntls = 1", "`check.tls` must be true or false, this is a number"),
-        ("alias_service = \"a\"\ntcp = \"a:1\"", "a check needs exactly one of"),
+        (
+            "tcp = \"a:1\"\nstatus = \"maintenance\"",
+            "\"maintenance\": there is no such status",
+        ),
+        (
+            "tcp = \"a:1\"\ntls = true\ntls_ca_file = \"/nonexistent\"",
+            "`check.tls_ca_file`: /nonexistent: ",
+        ),
+        (
+            "tcp = \"a:1\"\ntls = 1",
+            "`check.tls` must be true or false, this is a number",
+        ),
+        (
+            "alias_service = \"a\"\ntcp = \"a:1\"",
+            "a check needs exactly one of",
+        ),
         (
             "tcp = \"a:1\"\nderegister_critical_service_after = \"2m\"",
             "is for checks of services only",
@@ -268,7 +304,13 @@ fn wrong_checks_are_named_with_field_and_nearest_key() {
     assert!(errors(&[("a.toml", &twice)]).contains("check id \"c\" is used twice"));
     let exec = "[[service]]\nname = \"web\"\n[[service.check]]\nexec = [\"/bin/true\"]\n";
     let found = errors(&[("a.toml", exec)]);
-    assert!(found.contains("set `health.exec_checks` to \"config\""), "{found}");
+    assert!(
+        found.contains("set `health.exec_checks` to \"config\""),
+        "{found}"
+    );
     let found = errors(&[("a.toml", "health.exec_checks = \"yes\"")]);
-    assert!(found.contains("must be \"off\", \"config\" or \"api\""), "{found}");
+    assert!(
+        found.contains("must be \"off\", \"config\" or \"api\""),
+        "{found}"
+    );
 }

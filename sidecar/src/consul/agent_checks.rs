@@ -85,7 +85,9 @@ fn parse(
     fields.finish()?;
 
     let invalid = |reason: &str| bad_request(format!("Invalid check: {reason}"));
-    let script = kinds.iter().any(|kind| matches!(kind, CheckKind::Exec { .. }));
+    let script = kinds
+        .iter()
+        .any(|kind| matches!(kind, CheckKind::Exec { .. }));
     if script && !inner.about.exec_checks {
         return Err(server_error(
             "Scripts are disabled on this agent from remote calls; to enable, configure \
@@ -117,9 +119,9 @@ fn parse(
     };
     let output_max = match output_max {
         0 => None,
-        size => Some(
-            usize::try_from(size).map_err(|_| invalid("MaxOutputMaxSize must be positive"))?,
-        ),
+        size => {
+            Some(usize::try_from(size).map_err(|_| invalid("MaxOutputMaxSize must be positive"))?)
+        }
     };
     let timing = Timing {
         interval: interval.unwrap_or_default().max(INTERVAL_FLOOR),
@@ -310,12 +312,7 @@ async fn update(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     set(&inner, &call, health, Some(&output))
 }
 
-fn set(
-    inner: &Inner,
-    call: &Call,
-    health: Health,
-    note: Option<&str>,
-) -> Result<Reply, Refused> {
+fn set(inner: &Inner, call: &Call, health: Health, note: Option<&str>) -> Result<Reply, Refused> {
     let id = call.params.get("id");
     let updated = inner.checks.update(id, health, note.unwrap_or_default());
     updated.map_err(|error| match error {

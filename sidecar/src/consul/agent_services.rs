@@ -17,8 +17,8 @@ use libmesh::{
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, agent_checks, bad_request, blocking::Blocking,
-    decode::Fields, done, filter::Filter, handler, registered::ServiceRequest, render,
+    Inner, Refused, agent_checks, bad_request, blocking::Blocking, decode::Fields, done,
+    filter::Filter, handler, registered::ServiceRequest, render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 

@@ -230,7 +230,10 @@ impl Parser<'_> {
         if let Some(Token::Quoted(value) | Token::Word(value)) = first {
             let negated = self.takes("not");
             if self.takes("in") {
-                return Ok(negate(negated, Expression::Contains(self.selector()?, value)));
+                return Ok(negate(
+                    negated,
+                    Expression::Contains(self.selector()?, value),
+                ));
             }
         }
         self.at = begin;
@@ -360,14 +363,21 @@ mod tests {
             ("Service = web", "'=' is not expected there"),
             ("Service == a b", "\"b\" is not expected there"),
             ("Service == \"a", "a quote is not closed"),
-            ("Service matches \"a.*\"", "\"matches\" is not supported by this version of mesh"),
+            (
+                "Service matches \"a.*\"",
+                "\"matches\" is not supported by this version of mesh",
+            ),
             ("Meta[team] == a", "a key in quotes is missing after \"[\""),
             ("Tags is full", "\"empty\" is missing after \"is\""),
             ("Service", "an operator is missing"),
             (&deep, "deeper than 32 levels"),
             (&long, "longer than 4096 bytes"),
         ] {
-            assert_eq!(Filter::parse(bad, FIELDS).err().as_deref(), Some(reason), "{bad}");
+            assert_eq!(
+                Filter::parse(bad, FIELDS).err().as_deref(),
+                Some(reason),
+                "{bad}"
+            );
         }
     }
 }

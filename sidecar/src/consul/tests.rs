@@ -514,19 +514,50 @@ async fn checks_of_every_kind_are_registered_and_shown() {
     let api = api_with(|about| about.exec_checks = true);
     register(&api, json!({"Name": "web", "Port": 1})).await;
     let kinds = [
-        (json!({"HTTP": "https://127.0.0.1:1/", "Interval": "10s", "Method": "POST", "Body": "b",
+        (
+            json!({"HTTP": "https://127.0.0.1:1/", "Interval": "10s", "Method": "POST", "Body": "b",
                 "Header": {"X": ["1", "2"]}, "TLSSkipVerify": true, "TLSServerName": "a.test",
-                "DisableRedirects": true, "OutputMaxSize": 100}), "http", "10s", "10s"),
-        (json!({"TCP": "127.0.0.1:1", "TCPUseTLS": true, "Interval": "90s", "Timeout": "1500ms"}),
-         "tcp", "1m30s", "1.5s"),
-        (json!({"UDP": "127.0.0.1:1", "Interval": "10ms"}), "udp", "1s", "10s"),
-        (json!({"GRPC": "127.0.0.1:1/a", "GRPCUseTLS": true, "Interval": 1_000_000_000u64}),
-         "grpc", "1s", "10s"),
-        (json!({"H2PING": "127.0.0.1:1", "H2PingUseTLS": false, "Interval": "1h"}),
-         "h2ping", "1h0m0s", "10s"),
-        (json!({"Args": ["/bin/true"], "Interval": "10s"}), "script", "10s", "30s"),
-        (json!({"ScriptArgs": ["/bin/true"], "Interval": "10s", "Timeout": "1s"}),
-         "script", "10s", "1s"),
+                "DisableRedirects": true, "OutputMaxSize": 100}),
+            "http",
+            "10s",
+            "10s",
+        ),
+        (
+            json!({"TCP": "127.0.0.1:1", "TCPUseTLS": true, "Interval": "90s", "Timeout": "1500ms"}),
+            "tcp",
+            "1m30s",
+            "1.5s",
+        ),
+        (
+            json!({"UDP": "127.0.0.1:1", "Interval": "10ms"}),
+            "udp",
+            "1s",
+            "10s",
+        ),
+        (
+            json!({"GRPC": "127.0.0.1:1/a", "GRPCUseTLS": true, "Interval": 1_000_000_000u64}),
+            "grpc",
+            "1s",
+            "10s",
+        ),
+        (
+            json!({"H2PING": "127.0.0.1:1", "H2PingUseTLS": false, "Interval": "1h"}),
+            "h2ping",
+            "1h0m0s",
+            "10s",
+        ),
+        (
+            json!({"Args": ["/bin/true"], "Interval": "10s"}),
+            "script",
+            "10s",
+            "30s",
+        ),
+        (
+            json!({"ScriptArgs": ["/bin/true"], "Interval": "10s", "Timeout": "1s"}),
+            "script",
+            "10s",
+            "1s",
+        ),
         (json!({"TTL": "1h"}), "ttl", "", ""),
         (json!({"AliasService": "web"}), "alias", "", ""),
         (json!({"AliasNode": "n1"}), "alias", "", ""),
@@ -552,7 +583,10 @@ async fn checks_of_every_kind_are_registered_and_shown() {
     let bad = get(&api, "/v1/agent/checks?filter=Nope%20%3D%3D%20a").await;
     assert_eq!(
         (bad.status, &*bad.text),
-        (500, "Failed to create boolean expression evaluator: Selector \"Nope\" is not valid")
+        (
+            500,
+            "Failed to create boolean expression evaluator: Selector \"Nope\" is not valid"
+        )
     );
 }
 
@@ -563,7 +597,10 @@ async fn checks_that_make_no_sense_are_refused_in_consuls_words() {
     for (body, reason) in [
         (json!({"GRPC": "127.0.0.1:1"}), interval),
         (json!({"UDP": "127.0.0.1:1"}), interval),
-        (json!({"AliasService": "a", "TTL": "1s"}), "TTL must be not be set for Alias checks"),
+        (
+            json!({"AliasService": "a", "TTL": "1s"}),
+            "TTL must be not be set for Alias checks",
+        ),
         (
             json!({"AliasService": "a", "TCP": "a:1", "Interval": "1s"}),
             "Interval cannot be set for Alias checks",
@@ -580,7 +617,10 @@ async fn checks_that_make_no_sense_are_refused_in_consuls_words() {
             json!({"TCP": "a:1", "Interval": "1s", "OutputMaxSize": -1}),
             "MaxOutputMaxSize must be positive",
         ),
-        (json!({"H2PING": "a", "Interval": "1s"}), "h2ping: \"a\" is not host:port"),
+        (
+            json!({"H2PING": "a", "Interval": "1s"}),
+            "h2ping: \"a\" is not host:port",
+        ),
     ] {
         let mut body = body;
         body["Name"] = json!("c");
@@ -596,13 +636,20 @@ async fn checks_that_make_no_sense_are_refused_in_consuls_words() {
         let answer = ask(&api, "PUT", "/v1/agent/check/register", &body.to_string()).await;
         assert_eq!(
             (answer.status, answer.text),
-            (400, format!("{field} is not supported by this version of mesh"))
+            (
+                400,
+                format!("{field} is not supported by this version of mesh")
+            )
         );
     }
     let script = json!({"Name": "c", "Args": ["/bin/true"], "Interval": "1s"});
     let answer = ask(&api, "PUT", "/v1/agent/check/register", &script.to_string()).await;
     assert_eq!(answer.status, 500);
-    assert!(answer.text.starts_with("Scripts are disabled on this agent from remote calls"));
+    assert!(
+        answer
+            .text
+            .starts_with("Scripts are disabled on this agent from remote calls")
+    );
 }
 
 #[tokio::test]
@@ -610,7 +657,10 @@ async fn maintenance_takes_a_node_and_a_service_out_of_use() {
     let api = api();
     register(&api, json!({"Name": "web", "Port": 1})).await;
     let put = async |path: &str| ask(&api, "PUT", path, "").await.status;
-    assert_eq!(put("/v1/agent/maintenance?enable=true&reason=reboot").await, 200);
+    assert_eq!(
+        put("/v1/agent/maintenance?enable=true&reason=reboot").await,
+        200
+    );
     let checks = get(&api, "/v1/agent/checks").await.json();
     let check = &checks["_node_maintenance"];
     assert_eq!(
@@ -620,7 +670,10 @@ async fn maintenance_takes_a_node_and_a_service_out_of_use() {
     let passing = get(&api, "/v1/health/service/web?passing").await.json();
     assert_eq!(passing, json!([]));
     assert_eq!(put("/v1/agent/maintenance?enable=false").await, 200);
-    assert_eq!(put("/v1/agent/service/maintenance/web?enable=true").await, 200);
+    assert_eq!(
+        put("/v1/agent/service/maintenance/web?enable=true").await,
+        200
+    );
     let passing = get(&api, "/v1/health/service/web?passing").await.json();
     assert_eq!(passing, json!([]));
     let notes = get(&api, "/v1/agent/checks").await.json()["_service_maintenance:web"].clone();
@@ -629,7 +682,10 @@ async fn maintenance_takes_a_node_and_a_service_out_of_use() {
         "Maintenance mode is enabled for this service, but no reason was provided. \
          This is a default message."
     );
-    assert_eq!(put("/v1/agent/service/maintenance/web?enable=false").await, 200);
+    assert_eq!(
+        put("/v1/agent/service/maintenance/web?enable=false").await,
+        200
+    );
     let passing = get(&api, "/v1/health/service/web?passing").await.json();
     assert_eq!(passing.as_array().unwrap().len(), 1);
 }

@@ -123,7 +123,10 @@ impl World {
     }
 
     fn shown(&self, id: &str) -> Vec<(u128, Health)> {
-        let own = self.published.iter().filter(|(_, record)| *record.id == *id);
+        let own = self
+            .published
+            .iter()
+            .filter(|(_, record)| *record.id == *id);
         own.map(|(at, record)| ((*at - START).as_millis(), record.status))
             .collect()
     }
@@ -188,7 +191,11 @@ fn looks_that_hang_leave_room_for_no_more_than_the_bound_and_the_others_follow()
         world.core.remove(world.now, &format!("p{n}"));
         world.follow_up();
     }
-    assert_eq!(world.looks.len(), 1, "those that were stopped left their places");
+    assert_eq!(
+        world.looks.len(),
+        1,
+        "those that were stopped left their places"
+    );
     assert_eq!(world.core.looking, [1, 0]);
 }
 
@@ -287,7 +294,10 @@ fn a_flapping_check_stays_critical_says_so_once_and_is_believed_when_steady() {
     assert!(!state_is_critical(&world), "what it finds is known here");
     world.run(15 * SECOND, |_, _| Health::Passing);
     let (_, last) = world.published.last().unwrap();
-    assert_eq!((last.status, &*last.notes), (Health::Passing, "of the shop"));
+    assert_eq!(
+        (last.status, &*last.notes),
+        (Health::Passing, "of the shop")
+    );
     assert_eq!(world.published.len(), before + 1);
 }
 
@@ -351,7 +361,14 @@ fn a_ttl_expires_at_its_time_and_being_told_costs_no_timer() {
     world.run(3600 * SECOND, |_, _| unreachable!());
     let (at, record) = world.published.last().unwrap();
     assert_eq!((*at, record.status), (last + 30 * SECOND, Health::Critical));
-    assert!(world.core.state("t").unwrap().output.starts_with("TTL expired"));
+    assert!(
+        world
+            .core
+            .state("t")
+            .unwrap()
+            .output
+            .starts_with("TTL expired")
+    );
     assert_eq!(world.core.next(), None, "nothing is left to do");
 }
 
@@ -414,7 +431,9 @@ fn an_earlier_life_of_the_node_counts_for_deregistration_when_this_one_agrees() 
         check.deregister_after = Some(60 * SECOND);
         let yesterday = START - 86_400 * SECOND;
         let check = Arc::new(check);
-        world.core.add(world.now, check, Health::Critical, yesterday);
+        world
+            .core
+            .add(world.now, check, Health::Critical, yesterday);
     };
     let mut world = World::new();
     add(&mut world);

@@ -100,7 +100,11 @@ impl GrpcProbe {
 }
 
 fn status(headers: &HeaderMap) -> Result<(), String> {
-    let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()));
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|v| String::from_utf8_lossy(v.as_bytes()))
+    };
     match text("grpc-status") {
         Some(code) if code != "0" => {
             let message = text("grpc-message").unwrap_or_default();
@@ -204,7 +208,11 @@ mod tests {
         assert_eq!(serving_status(b"\0\0\0\0\x02\x08\x01"), Some(1));
         assert_eq!(serving_status(b"\0\0\0\0\0"), Some(0));
         let with_unknown_fields = b"\0\0\0\0\x09\x12\x03abc\x18\x96\x08\x02";
-        assert_eq!(serving_status(with_unknown_fields), None, "a byte is missing");
+        assert_eq!(
+            serving_status(with_unknown_fields),
+            None,
+            "a byte is missing"
+        );
         let with_unknown_fields = b"\0\0\0\0\x0a\x12\x03abc\x18\x96\x01\x08\x02";
         assert_eq!(serving_status(with_unknown_fields), Some(2));
         for bad in [

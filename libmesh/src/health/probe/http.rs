@@ -177,7 +177,11 @@ impl HttpProbe {
         }))
     }
 
-    fn request(&self, asked: &Asked, authority: &Authority) -> Result<Request<Full<Bytes>>, String> {
+    fn request(
+        &self,
+        asked: &Asked,
+        authority: &Authority,
+    ) -> Result<Request<Full<Bytes>>, String> {
         let path = asked.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::builder().method(&asked.method).uri(path);
         let headers = request
@@ -227,7 +231,11 @@ impl Asked {
         } else if location.contains("://") {
             location.to_owned()
         } else {
-            let folder = self.uri.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+            let folder = self
+                .uri
+                .path()
+                .rsplit_once('/')
+                .map_or("", |(folder, _)| folder);
             format!("{scheme}://{authority}{folder}/{location}")
         };
         let uri: Uri = target.parse().map_err(|_| wrong())?;
@@ -249,11 +257,16 @@ enum Answer {
 }
 
 fn takes(uri: &Uri) -> bool {
-    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
 }
 
 fn port(uri: &Uri, authority: &Authority) -> u16 {
-    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let default = if uri.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
     authority.port_u16().unwrap_or(default)
 }
 

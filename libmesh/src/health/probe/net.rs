@@ -28,8 +28,8 @@ impl Address {
             let port = port.parse().ok()?;
             (!host.is_empty() && port != 0).then(|| (host.to_owned(), port))
         });
-        let (host, port) = parts
-            .ok_or_else(|| InvalidField::new(field, format!("{text:?} is not host:port")))?;
+        let (host, port) =
+            parts.ok_or_else(|| InvalidField::new(field, format!("{text:?} is not host:port")))?;
         Ok(Self { host, port })
     }
 

@@ -87,7 +87,9 @@ async fn one_request(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &s
         request.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(request).unwrap();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
     let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
     stream.read_exact(&mut body).await.unwrap();
     // The client may have enough before all is written.
@@ -112,11 +114,17 @@ async fn http_over_tls_needs_a_certificate_of_the_right_name_from_somebody_trust
     let anybody = probe(ProbeTls::default().skip_verify()).probe().await;
     assert_eq!(anybody.health, Health::Passing, "{}", anybody.output);
     let other_name = trusting(&certificate).server_name("other.test").unwrap();
-    let roots_only = ProbeTls::default().roots(certificate.pem.as_bytes()).unwrap();
+    let roots_only = ProbeTls::default()
+        .roots(certificate.pem.as_bytes())
+        .unwrap();
     for tls in [other_name, roots_only, ProbeTls::default()] {
         let bad = probe(tls).probe().await;
         assert_eq!(bad.health, Health::Critical);
-        assert!(bad.output.contains("TLS handshake") || bad.output.contains("authorities"), "{}", bad.output);
+        assert!(
+            bad.output.contains("TLS handshake") || bad.output.contains("authorities"),
+            "{}",
+            bad.output
+        );
     }
     assert!(ProbeTls::default().roots(b"no certificate").is_err());
     assert!(ProbeTls::default().server_name("not a name").is_err());
@@ -140,9 +148,17 @@ async fn http_asks_as_told_and_reads_no_more_than_it_may() {
         .body("question");
     let result = probe.probe().await;
     assert_eq!(result.health, Health::Passing);
-    assert!((4096..4200).contains(&result.output.len()), "{}", result.output.len());
+    assert!(
+        (4096..4200).contains(&result.output.len()),
+        "{}",
+        result.output.len()
+    );
     let short = probe.clone().output_max(10).probe().await;
-    assert!(short.output.ends_with(&format!("Output: {}", "x".repeat(10))));
+    assert!(
+        short
+            .output
+            .ends_with(&format!("Output: {}", "x".repeat(10)))
+    );
     let asked = asked.lock()[0].clone();
     assert!(asked.starts_with("POST /?a=b HTTP/1.1\r\n"), "{asked}");
     assert!(asked.contains("host: shop.test\r\n") && asked.contains("x-token: t\r\n"));
@@ -152,7 +168,9 @@ async fn http_asks_as_told_and_reads_no_more_than_it_may() {
 #[tokio::test]
 async fn http_follows_redirects_without_taking_credentials_elsewhere() {
     let (target, target_asked) = http1(vec![ok(); 2], None).await;
-    let elsewhere = format!("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{target}/x\r\ncontent-length: 0\r\n\r\n");
+    let elsewhere = format!(
+        "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{target}/x\r\ncontent-length: 0\r\n\r\n"
+    );
     let (port, _) = http1(vec![elsewhere.clone(), elsewhere], None).await;
     let probe = HttpProbe::new(&format!("http://127.0.0.1:{port}/"))
         .unwrap()
@@ -177,7 +195,11 @@ async fn http_follows_redirects_without_taking_credentials_elsewhere() {
     let lost = HttpProbe::new(&format!("http://127.0.0.1:{port}/a/b")).unwrap();
     let lost = lost.probe().await;
     assert_eq!(lost.health, Health::Critical);
-    assert!(lost.output.ends_with("more than 10 redirects"), "{}", lost.output);
+    assert!(
+        lost.output.ends_with("more than 10 redirects"),
+        "{}",
+        lost.output
+    );
     assert!(asked.lock()[1].starts_with("GET /a/again HTTP"));
 }
 
@@ -333,7 +355,13 @@ async fn grpc_asks_by_the_standard_protocol() {
     assert_eq!(probe.probe().await.health, Health::Critical, "in clear");
     let (port, _) = http1(vec![ok()], None).await;
     let http1 = GrpcProbe::new(&format!("127.0.0.1:{port}")).unwrap();
-    assert_eq!(timeout(Duration::from_secs(60), http1.probe()).await.unwrap().health, Health::Critical);
+    assert_eq!(
+        timeout(Duration::from_secs(60), http1.probe())
+            .await
+            .unwrap()
+            .health,
+        Health::Critical
+    );
 }
 
 #[tokio::test]
@@ -352,7 +380,10 @@ async fn an_http2_ping_comes_back_or_the_check_fails() {
     assert_eq!(over_tls.health, Health::Passing, "{}", over_tls.output);
 
     for (answer, reason) in [
-        ("HTTP/1.1 400 Bad Request\r\n\r\n", "what answers is no HTTP/2"),
+        (
+            "HTTP/1.1 400 Bad Request\r\n\r\n",
+            "what answers is no HTTP/2",
+        ),
         (
             "\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0",
             "the connection was ended (GOAWAY)",
@@ -404,7 +435,11 @@ async fn a_programs_exit_code_decides() {
 async fn the_end_of_what_a_program_prints_is_kept() {
     let result = shell("seq 1 100000").probe().await;
     assert_eq!(result.output.len(), 4096);
-    assert!(result.output.starts_with("Captured 4096 of 588895 bytes\n...\n"));
+    assert!(
+        result
+            .output
+            .starts_with("Captured 4096 of 588895 bytes\n...\n")
+    );
     assert!(result.output.ends_with("99999\n100000\n"));
     let short = shell("seq 1 100000").output_max(40).probe().await;
     assert_eq!(short.output.len(), 40);
@@ -463,13 +498,47 @@ async fn a_unit_is_as_well_as_systemd_says() {
         );
         program(&systemctl, &script);
     };
-    let probe = || SystemdProbe::new("web").unwrap().with(&systemctl, dir.path());
+    let probe = || {
+        SystemdProbe::new("web")
+            .unwrap()
+            .with(&systemctl, dir.path())
+    };
     for (load, active, sub, health, output) in [
-        ("loaded", "active", "running", Health::Passing, "web.service: active (running)"),
-        ("loaded", "reloading", "x", Health::Warning, "web.service: reloading (x)"),
-        ("loaded", "activating", "x", Health::Warning, "web.service: activating (x)"),
-        ("loaded", "failed", "failed", Health::Critical, "web.service: failed (failed)"),
-        ("not-found", "inactive", "dead", Health::Critical, "web.service: inactive (not-found)"),
+        (
+            "loaded",
+            "active",
+            "running",
+            Health::Passing,
+            "web.service: active (running)",
+        ),
+        (
+            "loaded",
+            "reloading",
+            "x",
+            Health::Warning,
+            "web.service: reloading (x)",
+        ),
+        (
+            "loaded",
+            "activating",
+            "x",
+            Health::Warning,
+            "web.service: activating (x)",
+        ),
+        (
+            "loaded",
+            "failed",
+            "failed",
+            Health::Critical,
+            "web.service: failed (failed)",
+        ),
+        (
+            "not-found",
+            "inactive",
+            "dead",
+            Health::Critical,
+            "web.service: inactive (not-found)",
+        ),
     ] {
         state(load, active, sub);
         let output = output.to_owned();

@@ -55,7 +55,10 @@ impl ProbeTls {
     pub fn server_name(mut self, name: &str) -> Result<Self, InvalidField> {
         let parsed = ServerName::try_from(name.to_owned());
         self.server_name = Some(parsed.map_err(|_| {
-            InvalidField::new("tls_server_name", format!("{name:?} is no DNS name and no IP address"))
+            InvalidField::new(
+                "tls_server_name",
+                format!("{name:?} is no DNS name and no IP address"),
+            )
         })?);
         Ok(self)
     }
@@ -104,9 +107,7 @@ impl ProbeTls {
         };
         let make = || match &self.trust {
             Trusted::Anybody => Ok(trusting_anybody(alpn)),
-            Trusted::System | Trusted::Roots(_) => {
-                Ok(trusting(Arc::new(system_roots()?), alpn))
-            }
+            Trusted::System | Trusted::Roots(_) => Ok(trusting(Arc::new(system_roots()?), alpn)),
         };
         made[alpn as usize].get_or_init(make).clone()
     }
@@ -114,9 +115,9 @@ impl ProbeTls {
 
 fn system_roots() -> Result<RootCertStore, String> {
     let mut files = SYSTEM_ROOTS.iter();
-    let file = files
-        .find(|path| fs::exists(path).unwrap_or(false))
-        .ok_or("the system has no list of certificate authorities; name one, or skip the verification")?;
+    let file = files.find(|path| fs::exists(path).unwrap_or(false)).ok_or(
+        "the system has no list of certificate authorities; name one, or skip the verification",
+    )?;
     let pem = fs::read(file).map_err(|error| format!("{file}: {error}"))?;
     parse_roots(&pem).map_err(|reason| format!("{file}: {reason}"))
 }
