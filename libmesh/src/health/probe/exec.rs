@@ -80,8 +80,9 @@ impl ExecProbe {
         };
         group.ended();
         if more {
-            let _ = timeout(AFTERMATH, reading).await;
+            let _ = timeout(AFTERMATH, &mut reading).await;
         }
+        drop(reading);
         Ok((status, tail))
     }
 }
