@@ -28,7 +28,7 @@ pub struct Preset {
     pub announce_period: Duration,
     /// How often two members that are down are announced to, so that a healed partition is noticed.
     pub announce_down_period: Duration,
-    /// Full state is exchanged with a random known address after this long, plus up to as much again at random.
+    /// State is compared with a random known address after this long, plus up to as much again at random.
     pub push_pull_period: Duration,
     /// First and longest pause between two announces to a seed that is not a member.
     pub seed_backoff: (Duration, Duration),
@@ -48,9 +48,9 @@ impl Preset {
             refusal_patience: Duration::from_millis(1100),
             gossip_period: Duration::from_millis(100),
             gossip_fanout: 3,
-            announce_period: Duration::from_secs(10),
+            announce_period: Duration::from_secs(30),
             announce_down_period: Duration::from_secs(20),
-            push_pull_period: Duration::from_secs(10),
+            push_pull_period: Duration::from_secs(15),
             seed_backoff: (Duration::from_millis(500), Duration::from_secs(15)),
         }
     }
@@ -68,7 +68,7 @@ impl Preset {
             gossip_fanout: 4,
             announce_period: Duration::from_secs(30),
             announce_down_period: Duration::from_secs(60),
-            push_pull_period: Duration::from_secs(20),
+            push_pull_period: Duration::from_secs(15),
             seed_backoff: (Duration::from_secs(2), Duration::from_secs(60)),
         }
     }

@@ -7,15 +7,16 @@
 //! * **Late suspicions.** foca 2.0 tells a member that it is down when a suspicion timer fires, even if the suspicion
 //!   was refuted meanwhile; the healthy member then takes a new generation (at N = 50 and 5 % loss, about one every
 //!   twenty seconds). A timer is only delivered while foca still shows the member Suspect at that incarnation.
-//! * **Lost packets.** A ping that got no answer is asked again over the stream transport when foca starts to ask
-//!   others; before Down the target is asked once more, and refutes if it can. Loss alone makes no suspect.
+//! * **Lost packets.** A ping that got no answer is sent again every 100 ms, first before foca asks others (one
+//!   packet instead of a dozen), and asked over the stream transport when they do not reach the target either; before Down the target
+//!   is asked once more, and refutes if it can. Loss alone makes no suspect.
 //! * **Our own stalls.** Time that this process slept through does not count (`timers`). The caller hands in waiting
 //!   packets before timers.
 //! * **Joins and heals.** A join answer over UDP holds 30 random members; the whole list is exchanged over a stream at
-//!   join and every 10–20 s with a random known address, members that are down included. Seeds are announced to for
-//!   ever (`seeds`).
+//!   join, and compared by digests every 15–30 s with a random known address, members that are down included
+//!   (`exchange`). Seeds are announced to for ever (`seeds`).
 //! * **Killed processes.** A refused connection is evidence that a process is gone. A second later (a restart may be
-//!   under way) it is tried again, and another member tries too; when both are refused, Down follows at once instead of
+//!   under way) it is tried again, and three others try too; when another is refused and none is answered, Down follows at once instead of
 //!   after five seconds. Any packet from the member cancels it, so a firewall that rejects cannot kill a node that
 //!   others reach. Where there is no other member, the second refusal decides, if a ping over UDP meanwhile is not
 //!   answered either.
@@ -29,6 +30,7 @@
 mod asks;
 mod discovery;
 mod effects;
+mod exchange;
 mod seeds;
 mod suspicion;
 mod table;
@@ -59,7 +61,7 @@ use super::handle::{AnswerError, MembershipGone};
 use super::stream::{self, Peer, StreamReply};
 use super::wire::{self, Identity, Packet, WireCodec};
 use super::{Member, MemberEvent, MemberState, candidates};
-use crate::model::NodeId;
+use crate::model::{Liveness, NodeId};
 
 /// Rounds of gossip that carry a goodbye.
 const GOODBYE_ROUNDS: u8 = 4;
@@ -229,6 +231,16 @@ impl Core {
         self.table.states()
     }
 
+    /// How many other members are alive or suspect.
+    pub fn present(&self) -> usize {
+        self.table.present()
+    }
+
+    /// What is thought of a member; `None` if it is not known.
+    pub fn liveness(&self, node: NodeId) -> Option<Liveness> {
+        self.table.shown(node)
+    }
+
     /// Addresses of present members as bytes, one a line; see [`Config::candidates`].
     pub fn candidates(&self) -> Vec<u8> {
         candidates::encode(
@@ -294,10 +306,9 @@ impl Core {
         if self.is_leaving() {
             return Err(MembershipGone.into());
         }
-        let members = stream::decode_state(body)?;
+        let question = stream::decode_sync(body)?;
         count(&self.counters.push_pulls);
-        self.apply_state(members, true);
-        Ok(self.state().into())
+        Ok(self.exchange(question))
     }
 
     /// Announces to `addr` now and for as long as nobody there is a member.
@@ -437,23 +448,22 @@ impl Core {
                 self.suspicion_due(member_id, incarnation, token);
             }
             Item::Foca(timer) => {
-                let indirect = match &timer {
-                    Timer::SendIndirectProbe { probed_id, .. } => Some(*probed_id),
-                    _ => None,
-                };
-                // A probe that failed makes its target suspect, and only we know which it was.
-                let target = match &timer {
-                    Timer::ProbeRandomMember(_) => {
-                        self.probe.as_ref().map(|probe| probe.target.node)
-                    }
-                    _ => None,
-                };
+                let indirect = matches!(timer, Timer::SendIndirectProbe { .. });
+                // The end of a probe that failed makes its target suspect, and only we know which it was.
+                let ends = matches!(timer, Timer::ProbeRandomMember(_));
+                let target = self
+                    .probe
+                    .as_ref()
+                    .filter(|probe| ends && !probe.answered)
+                    .map(|probe| probe.target.node);
                 let result = self.foca.handle_timer(timer, &mut self.effects);
                 self.settle(result, target.as_slice());
-                if let Some(target) = indirect {
-                    self.repeat_ping(target);
+                if indirect {
+                    self.stream_ping_later();
                 }
             }
+            Item::PingAgain(number) => self.ping_again(number),
+            Item::PingOverStream(number) => self.repeat_ping(number),
             Item::AskDeadline(id) => {
                 if let Some(asked) = self.asks.take(id) {
                     self.resolve(&asked, &StreamReply::Timeout);
@@ -528,6 +538,8 @@ impl Core {
                     number,
                     answered: false,
                 });
+                self.timers
+                    .set(Item::PingAgain(number), self.preset.probe_rtt / 2);
             }
         }
         match &mut self.capture {
@@ -548,10 +560,18 @@ impl Core {
         changed.sort_unstable();
         let (own, time) = (self.foca.identity().node, self.timers.time());
         let mut changes = Changes::default();
+        changed.dedup();
+        let mut left = changed.len();
         for member in self.foca.iter_membership_state() {
+            if left == 0 {
+                break;
+            }
             let node = member.id().node;
-            if node != own && changed.binary_search(&node).is_ok() {
-                self.table.refresh(member, time, &mut changes);
+            if changed.binary_search(&node).is_ok() {
+                left -= 1;
+                if node != own {
+                    self.table.refresh(member, time, &mut changes);
+                }
             }
         }
         self.publish(changes);

@@ -7,12 +7,15 @@
 //!   the target would have sent back in datagrams.
 //! * `/member/ping` *suspicion*: "I am about to declare you down". The target refutes.
 //! * `/member/ping` *witness*: "ask that member yourself and tell me what you saw".
-//! * `/member/sync`: the whole member list; the answer is the other's.
+//! * `/member/sync`: the whole member list; the answer is the other's. Or a digest of it; the answer is the parts of
+//!   the list that differ. Or the asker's view of these parts; the answer is empty.
 //!
 //! ```text
 //! ping    version u8 ‖ kind u8 ‖ from identity ‖ target identity ‖ incarnation u16 ‖ packets
 //! answer  version u8 ‖ outcome u8 ‖ by identity ‖ packets            packets: count u8 ‖ (len u16 ‖ bytes)*
 //! state   version u8 ‖ count u32 ‖ member*
+//! digest  2 u8 ‖ count u8 (64) ‖ hash u64*
+//! parts   3 u8 ‖ parts u64, a bit each ‖ count u32 ‖ member*
 //! ```
 
 use std::future::Future;
@@ -23,11 +26,14 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 use foca::{Incarnation, Member};
 
+use super::digest::{Digest, PARTS, Parts};
 use super::keyring::MAX_DATAGRAM;
 use super::wire::{self, Identity, WireError};
 use crate::model::NodeId;
 
 const VERSION: u8 = 1;
+const DIGEST: u8 = 2;
+const PARTIAL: u8 = 3;
 /// Packets that one answer may hold.
 pub(crate) const MAX_PACKETS: usize = 4;
 
@@ -233,30 +239,86 @@ impl PingAnswer {
     }
 }
 
-/// Encodes a whole member list.
-pub(crate) fn encode_state(members: &[Member<Identity>]) -> Vec<u8> {
+/// Body of a `/member/sync` and of its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    State(Vec<Member<Identity>>),
+    Digest(Box<Digest>),
+    Parts(Parts, Vec<Member<Identity>>),
+}
+
+fn put_members(members: &[Member<Identity>], out: &mut Vec<u8>) {
     let members = &members[..members.len().min(MAX_SYNC_MEMBERS)];
-    let mut out = Vec::with_capacity(5 + members.len() * 48);
-    out.put_u8(VERSION);
+    out.reserve(4 + members.len() * 48);
     out.put_u32(u32::try_from(members.len()).expect("at most MAX_SYNC_MEMBERS"));
     for member in members {
-        wire::encode_member(member, &mut out);
+        wire::encode_member(member, out);
     }
+}
+
+/// Encodes a whole member list.
+pub(crate) fn encode_state(members: &[Member<Identity>]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    put_members(members, &mut out);
     out
 }
 
-/// Reads a whole member list. Never panics; allocates no more than a few times the body's own length.
-pub(crate) fn decode_state(mut body: &[u8]) -> Result<Vec<Member<Identity>>, WireError> {
-    if body.len() > MAX_SYNC_BODY {
-        return Err(WireError::TooMany("bytes in a state"));
-    }
-    let input = &mut body;
-    take_version(input)?;
+pub(crate) fn encode_digest(digest: &Digest) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 + PARTS * 8);
+    out.put_u8(DIGEST);
+    out.put_u8(u8::try_from(PARTS).expect("64"));
+    digest.0.iter().for_each(|part| out.put_u64(*part));
+    out
+}
+
+/// Encodes the members of some parts of the list.
+pub(crate) fn encode_parts(parts: Parts, members: &[Member<Identity>]) -> Vec<u8> {
+    let mut out = vec![PARTIAL];
+    out.put_u64(parts.0);
+    put_members(members, &mut out);
+    out
+}
+
+fn take_members(input: &mut &[u8]) -> Result<Vec<Member<Identity>>, WireError> {
     let count = u32::from_be_bytes(wire::take_array(input)?);
     if count as usize > MAX_SYNC_MEMBERS {
         return Err(WireError::TooMany("members"));
     }
     (0..count).map(|_| wire::decode_member(input)).collect()
+}
+
+/// Reads any body of `/member/sync`. Never panics; allocates no more than a few times the body's own length.
+pub(crate) fn decode_sync(mut body: &[u8]) -> Result<Exchange, WireError> {
+    if body.len() > MAX_SYNC_BODY {
+        return Err(WireError::TooMany("bytes in a state"));
+    }
+    let input = &mut body;
+    match wire::take_u8(input)? {
+        VERSION => take_members(input).map(Exchange::State),
+        DIGEST => {
+            if usize::from(wire::take_u8(input)?) != PARTS {
+                return Err(WireError::Malformed("number of parts"));
+            }
+            let mut digest = Digest([0; PARTS]);
+            for part in &mut digest.0 {
+                *part = u64::from_be_bytes(wire::take_array(input)?);
+            }
+            Ok(Exchange::Digest(Box::new(digest)))
+        }
+        PARTIAL => {
+            let parts = Parts(u64::from_be_bytes(wire::take_array(input)?));
+            Ok(Exchange::Parts(parts, take_members(input)?))
+        }
+        _ => Err(WireError::Malformed("version")),
+    }
+}
+
+/// Reads a whole member list, as [`decode_sync`].
+pub(crate) fn decode_state(body: &[u8]) -> Result<Vec<Member<Identity>>, WireError> {
+    match decode_sync(body)? {
+        Exchange::State(members) => Ok(members),
+        Exchange::Digest(_) | Exchange::Parts(..) => Err(WireError::Malformed("state")),
+    }
 }
 
 /// Entry points for fuzzing: every decoder of outside bytes. They never panic.
@@ -287,15 +349,17 @@ pub mod fuzz {
         super::Identity::decode(&mut &*bytes).is_ok()
     }
 
-    /// A member list; what decodes must encode and decode to the same.
+    /// A body of `/member/sync`; what decodes must encode and decode to the same.
     pub fn state(bytes: &[u8]) -> bool {
-        let Ok(members) = super::decode_state(bytes) else {
+        let Ok(body) = super::decode_sync(bytes) else {
             return false;
         };
-        assert_eq!(
-            super::decode_state(&super::encode_state(&members)).as_ref(),
-            Ok(&members)
-        );
+        let again = match &body {
+            super::Exchange::State(members) => super::encode_state(members),
+            super::Exchange::Digest(digest) => super::encode_digest(digest),
+            super::Exchange::Parts(parts, members) => super::encode_parts(*parts, members),
+        };
+        assert_eq!(super::decode_sync(&again).as_ref(), Ok(&body));
         true
     }
 

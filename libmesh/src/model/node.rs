@@ -15,8 +15,21 @@ use super::{Datacenter, InvalidField, Locality, NodeName, limits};
 ///
 /// Nobody can claim another's id without its key, and a certificate renewed for the same key keeps the id.
 /// Text form: 32 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(pub [u8; 16]);
+
+impl Ord for NodeId {
+    /// As the bytes, but compared as one number: indexes are searched with every packet.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        u128::from_be_bytes(self.0).cmp(&u128::from_be_bytes(other.0))
+    }
+}
+
+impl PartialOrd for NodeId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl NodeId {
     /// The id that belongs to a public key.

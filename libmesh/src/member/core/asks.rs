@@ -10,14 +10,14 @@ use rand::RngExt;
 use super::timers::Item;
 use super::{Core, Output, Route};
 use crate::member::counters::count;
-use crate::member::stream::{self, Peer, PingAnswer, PingBody, PingKind, Seen, StreamReply};
+use crate::member::stream::{Peer, PingAnswer, PingBody, PingKind, Seen, StreamReply};
 use crate::member::wire::{self, Identity, WireError};
 use crate::model::NodeId;
 
 /// Most questions under way.
 const MAX_ASKS: usize = 64;
 /// Members asked whether they see a refused port too.
-const WITNESSES: usize = 2;
+const WITNESSES: usize = 3;
 /// Members that are told at once of a process that is gone.
 const TOLD: usize = 16;
 
@@ -49,7 +49,14 @@ pub(super) enum Purpose {
         target: Identity,
         token: u64,
     },
+    /// The whole state of a peer, for a node that knows little.
     Sync,
+    /// What a peer knows otherwise than we do.
+    Compare {
+        peer: Peer,
+    },
+    /// What we know otherwise than a peer that has told us its part.
+    Push,
     Goodbye,
 }
 
@@ -180,14 +187,42 @@ impl Core {
         });
     }
 
-    /// foca starts to ask others because its ping got no answer: try the stream meanwhile.
-    pub(super) fn repeat_ping(&mut self, target: Identity) {
-        let unanswered = self
-            .probe
+    /// The current probe, if it has this number and no answer.
+    fn unanswered(&self, number: u8) -> Option<Identity> {
+        self.probe
             .as_ref()
-            .filter(|probe| probe.target == target && !probe.answered);
-        if let Some(number) = unanswered.map(|probe| probe.number) {
-            self.ping_over_stream(target, number, self.preset.probe_rtt);
+            .filter(|probe| probe.number == number && !probe.answered)
+            .map(|probe| probe.target)
+    }
+
+    /// A while has passed since the last ping: it, or its answer, may be lost. Until the probe ends.
+    pub(super) fn ping_again(&mut self, number: u8) {
+        if let Some(target) = self.unanswered(number).filter(|_| !self.is_leaving()) {
+            let packet = self.ping_packet(target, number, None);
+            self.outputs.push_back(Output::Send {
+                to: target.addr,
+                packet,
+            });
+            self.timers
+                .set(Item::PingAgain(number), self.preset.probe_rtt / 2);
+        }
+    }
+
+    /// foca starts to ask others because its ping got no answer. Most often one of them gets one in a moment, and a
+    /// stream is spared.
+    pub(super) fn stream_ping_later(&mut self) {
+        if let Some(number) = self.probe.as_ref().map(|probe| probe.number) {
+            let moment = (self.preset.probe_period - self.preset.probe_rtt) / 4;
+            self.timers.set(Item::PingOverStream(number), moment);
+        }
+    }
+
+    /// Nobody got an answer: try the stream.
+    pub(super) fn repeat_ping(&mut self, number: u8) {
+        if let Some(target) = self.unanswered(number) {
+            let silent =
+                self.preset.probe_rtt + (self.preset.probe_period - self.preset.probe_rtt) / 4;
+            self.ping_over_stream(target, number, silent);
         }
     }
 
@@ -299,24 +334,9 @@ impl Core {
                 let seen = self.take_in(&target, reply);
                 self.testify(token, seen);
             }
-            Purpose::Sync => {
-                if let StreamReply::Acked(body) = reply {
-                    match stream::decode_state(body) {
-                        Ok(members) => {
-                            count(&self.counters.push_pulls);
-                            // What a joining node learns, everybody else knows already.
-                            let spread = self.joined;
-                            self.apply_state(members, spread);
-                            if !self.joined {
-                                self.joined = true;
-                                self.push_pull_soon();
-                            }
-                        }
-                        Err(_) => count(&self.counters.dropped_malformed),
-                    }
-                }
-            }
-            Purpose::Goodbye => {}
+            Purpose::Sync => self.take_state(reply),
+            Purpose::Compare { peer } => self.compare(peer, reply),
+            Purpose::Push | Purpose::Goodbye => {}
         }
     }
 
@@ -390,8 +410,9 @@ impl Core {
         if seen == Seen::Gone {
             note(case);
         }
-        let proven = case.gone && case.confirmed;
-        if proven || seen == Seen::Acked || case.open == 0 {
+        // All are heard out: whoever reaches it outweighs two firewalls that refuse.
+        let proven = case.gone && case.confirmed && case.open == 0;
+        if seen == Seen::Acked || case.open == 0 {
             self.cases.remove(&target.node);
         }
         let Some(known) = self.table.present_as(target).filter(|_| proven) else {

@@ -22,6 +22,11 @@ pub(super) const FORGET_PERIOD: Duration = Duration::from_secs(60);
 impl Core {
     /// The whole member list as bytes, this node first.
     pub fn state(&self) -> Vec<u8> {
+        stream::encode_state(&self.everybody().collect::<Vec<_>>())
+    }
+
+    /// All members that are known, this node first.
+    pub(super) fn everybody(&self) -> impl Iterator<Item = foca::Member<Identity>> {
         let own = *self.foca.identity();
         let myself = if self.is_leaving() {
             foca::Member::new(own, wire::LEFT, State::Down)
@@ -31,9 +36,9 @@ impl Core {
         let others = self
             .foca
             .iter_membership_state()
-            .filter(|member| member.id().node != own.node)
+            .filter(move |member| member.id().node != own.node)
             .cloned();
-        stream::encode_state(&std::iter::once(myself).chain(others).collect::<Vec<_>>())
+        std::iter::once(myself).chain(others)
     }
 
     pub(super) fn set_seed_timer(&mut self) {
@@ -82,7 +87,7 @@ impl Core {
         self.set_push_pull_timer();
     }
 
-    /// Exchanges everything with a random known address. Those that are down too: that is how the two sides of a
+    /// Compares what is known with a random known address. Those that are down too: that is how the two sides of a
     /// partition find each other.
     pub(super) fn push_pull(&mut self) {
         if self.is_leaving() {
@@ -104,12 +109,13 @@ impl Core {
         let peers: Vec<Peer> = members.chain(seeds).collect();
         if !peers.is_empty() {
             let peer = peers[self.rng.random_range(0..peers.len())];
-            self.sync_with(peer);
+            self.compare_with(peer);
         }
         self.set_push_pull_timer();
     }
 
-    fn sync_with(&mut self, to: Peer) {
+    /// Exchanges everything: we know nobody there, or it does not understand less.
+    pub(super) fn sync_with(&mut self, to: Peer) {
         let body = self.state().into();
         self.ask(
             Purpose::Sync,
@@ -129,6 +135,10 @@ impl Core {
                 let node = member.id().node;
                 if node == own || self.table.get(node).is_some() {
                     return node == own || self.table.is_news(member);
+                }
+                // Who is gone and forgotten here stays forgotten: nodes would remind each other for ever.
+                if self.joined && member.state() == State::Down {
+                    return false;
                 }
                 let fits = room > 0;
                 room = room.saturating_sub(1);

@@ -72,6 +72,11 @@ impl Table {
         self.known.get(&node)
     }
 
+    /// What others are told of a member.
+    pub(super) fn shown(&self, node: NodeId) -> Option<Liveness> {
+        self.known.get(&node).map(|known| known.shown)
+    }
+
     /// The entry of exactly this life of a node, if it is present.
     pub(super) fn present_as(&self, identity: &Identity) -> Option<&Known> {
         self.known

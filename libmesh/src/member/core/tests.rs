@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::member::Preset;
+use crate::member::digest::{Digest, Parts};
 use crate::member::stream::{PingAnswer, PingBody, PingKind, Seen};
 use crate::member::wire::tests::{identity, member};
 use crate::model::Liveness;
@@ -473,7 +474,7 @@ fn presets_leave_time_for_suspicion() {
     let transmissions = |members| foca_config(&Preset::lan(), members).max_transmissions.get();
     assert_eq!(
         (transmissions(1), transmissions(50), transmissions(5000)),
-        (6, 7, 15)
+        (10, 10, 19)
     );
 }
 
@@ -601,4 +602,131 @@ fn own_entries(core: &Core) -> usize {
         .iter_members()
         .filter(|member| member.id().node == own)
         .count()
+}
+
+fn sync_asks(outputs: &[Output]) -> Vec<(u64, stream::Exchange)> {
+    let asks = outputs.iter().filter_map(|output| match output {
+        Output::Ask {
+            id,
+            route: Route::Sync,
+            body,
+            ..
+        } => Some((*id, stream::decode_sync(body).unwrap())),
+        _ => None,
+    });
+    asks.collect()
+}
+
+/// Lets time pass until the core asks for an exchange of state.
+fn next_sync(core: &mut Core, now: &mut Duration) -> (u64, stream::Exchange) {
+    loop {
+        *now = core.next_timeout().unwrap();
+        core.handle_timeout(*now);
+        if let Some(ask) = sync_asks(&outputs(core)).pop() {
+            return ask;
+        }
+        assert!(*now < 100 * SEC, "it never asks");
+    }
+}
+
+#[test]
+fn members_that_know_the_same_exchange_a_digest_and_nothing_else() {
+    let mut core = knowing(40);
+    let mut now = Duration::ZERO;
+    let (ask, question) = next_sync(&mut core, &mut now);
+    let stream::Exchange::Digest(digest) = question else {
+        panic!("{question:?}");
+    };
+    assert_eq!(*digest, core.everybody().collect());
+    let nothing = stream::encode_parts(Parts::default(), &[]);
+    let answer = core.answer_sync(now, &stream::encode_digest(&digest));
+    assert_eq!(answer.as_deref(), Ok(&nothing[..]));
+    core.handle_stream_reply(now, ask, &StreamReply::Acked(nothing.into()));
+    assert_eq!(sync_asks(&outputs(&mut core)), []);
+}
+
+#[test]
+fn what_differs_goes_both_ways() {
+    let mut core = knowing(40);
+    let mut now = Duration::ZERO;
+    let (ask, _) = next_sync(&mut core, &mut now);
+    // The other knows 41, which we do not, and not 2 to 9, which we do.
+    let theirs: Vec<_> = core
+        .everybody()
+        .filter(|member| !(2..10).contains(&member.id().node.0[0]))
+        .chain([foca::Member::alive(id(41, 1))])
+        .collect();
+    let digest: Digest = theirs.iter().cloned().collect();
+    let parts = core.everybody().collect::<Digest>().differing(&digest);
+    let told: Vec<_> = theirs
+        .into_iter()
+        .filter(|member| parts.contain(member.id().node))
+        .collect();
+    let reply = stream::encode_parts(parts, &told);
+    core.handle_stream_reply(now, ask, &StreamReply::Acked(reply.into()));
+    assert_eq!(core.liveness(id(41, 1).node), Some(Liveness::Alive));
+    let pushed = sync_asks(&outputs(&mut core)).pop().unwrap().1;
+    let stream::Exchange::Parts(_, pushed) = pushed else {
+        panic!("{pushed:?}");
+    };
+    let mut pushed: Vec<_> = pushed.iter().map(|member| member.id().node.0[0]).collect();
+    pushed.sort_unstable();
+    assert_eq!(pushed, (2..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_peer_that_does_not_understand_a_digest_gets_the_whole_state() {
+    let mut core = knowing(3);
+    let mut now = Duration::ZERO;
+    let (ask, _) = next_sync(&mut core, &mut now);
+    core.handle_stream_reply(now, ask, &StreamReply::Timeout);
+    let (ask, question) = sync_asks(&outputs(&mut core)).pop().unwrap();
+    assert!(matches!(question, stream::Exchange::State(members) if members.len() == 3));
+    core.handle_stream_reply(now, ask, &StreamReply::Timeout);
+    assert_eq!(sync_asks(&outputs(&mut core)), [], "once");
+}
+
+#[test]
+fn who_is_gone_and_forgotten_is_not_brought_back_by_others() {
+    let mut core = knowing(3);
+    core.answer_sync(SEC, &stream::encode_state(&[foca::Member::down(id(9, 1))]))
+        .unwrap();
+    assert_eq!(core.members().len(), 3, "who joins is told of the dead");
+    let mut now = SEC;
+    let (ask, _) = next_sync(&mut core, &mut now);
+    let nothing = stream::encode_parts(Parts::default(), &[]);
+    core.handle_stream_reply(now, ask, &StreamReply::Acked(nothing.into()));
+    core.answer_sync(now, &stream::encode_state(&[foca::Member::down(id(8, 1))]))
+        .unwrap();
+    assert_eq!(core.members().len(), 3);
+}
+
+#[test]
+fn a_ping_without_answer_is_sent_again_and_then_over_the_stream() {
+    let mut core = knowing(2);
+    let mut pings = Vec::new();
+    let mut stream_ping = None;
+    while stream_ping.is_none() {
+        let now = core.next_timeout().unwrap();
+        core.handle_timeout(now);
+        let said = outputs(&mut core);
+        pings.extend(said.iter().filter_map(|output| match output {
+            Output::Send { packet, .. } => {
+                match wire::decode_packet(packet).unwrap().header.message {
+                    Message::Ping(number) => Some((now, number)),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }));
+        stream_ping = asks(&said).first().map(|_| now);
+    }
+    let (first, number) = pings[0];
+    let later: Vec<_> = pings[1..]
+        .iter()
+        .map(|(at, same)| (*at - first, *same))
+        .collect();
+    let after = |ms| (Duration::from_millis(ms), number);
+    assert_eq!(later, [after(100), after(200)]);
+    assert_eq!(stream_ping.unwrap() - first, Duration::from_millis(275));
 }

@@ -20,6 +20,10 @@ const STALL: Duration = Duration::from_millis(200);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item {
     Foca(Timer<Identity>),
+    /// The probe with this number has no answer yet: ping once more.
+    PingAgain(u8),
+    /// Neither the second ping nor others reached the target of this probe: try the stream.
+    PingOverStream(u8),
     /// A stream question gets no answer any more.
     AskDeadline(u64),
     Seeds,

@@ -18,20 +18,21 @@ pub(super) fn foca_config(preset: &Preset, members: usize) -> foca::Config {
             num_members: size(n),
         })
     };
-    // As memberlist: 4·log10(N+1), rounded up; six at least, they cost nothing in a small cluster.
+    // memberlist has 4·log10(N+1). With ours one crash in a thousand is missed by a single member, which would find out
+    // by its own probe half a minute later; they cost nothing while nothing happens.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "between 6 and 40"
+        reason = "between 10 and 40"
     )]
-    let transmissions = (4.0 * ((members + 1) as f64).log10())
+    let transmissions = (5.0 * ((members + 1) as f64).log10())
         .ceil()
-        .clamp(6.0, 40.0) as u8;
+        .clamp(10.0, 40.0) as u8;
     foca::Config {
         probe_period: preset.probe_period,
         probe_rtt: preset.probe_rtt,
         num_indirect_probes: size(INDIRECT_PROBES),
-        max_transmissions: NonZeroU8::new(transmissions).expect("at least 6"),
+        max_transmissions: NonZeroU8::new(transmissions).expect("at least 10"),
         // The preset counts from the unanswered ping to Down; foca from the end of the probe to the last question.
         suspect_to_down_after: preset
             .suspect_to_down

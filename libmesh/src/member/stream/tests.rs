@@ -40,6 +40,16 @@ proptest! {
     }
 
     #[test]
+    fn digests_and_parts_round_trip(members in vec(member(), 0..100), parts in any::<u64>()) {
+        let digest: Digest = members.iter().cloned().collect();
+        let body = encode_digest(&digest);
+        prop_assert!(body.len() <= 520);
+        prop_assert_eq!(decode_sync(&body), Ok(Exchange::Digest(Box::new(digest))));
+        let body = encode_parts(Parts(parts), &members);
+        prop_assert_eq!(decode_sync(&body), Ok(Exchange::Parts(Parts(parts), members)));
+    }
+
+    #[test]
     fn cut_or_garbled_bodies_never_panic(members in vec(member(), 1..4), garbage in vec(any::<u8>(), 0..300)) {
         let bytes = encode_state(&members);
         for cut in 0..bytes.len() {

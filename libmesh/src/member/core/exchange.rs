@@ -1,0 +1,115 @@
+//! Exchange of state over streams: the whole list for whoever joins, digests for those who know each other.
+//!
+//! A whole list takes 36 bytes a member; sent both ways every twenty seconds it would be most of a large cluster's
+//! traffic, and tell nothing new. So members that know each other compare one hash for each of 64 parts of the member
+//! list (520 bytes) and exchange the parts that differ. A peer that does not understand a digest (an older version)
+//! gets the whole list.
+
+use bytes::Bytes;
+use foca::Member;
+
+use super::asks::Purpose;
+use super::{Core, Route};
+use crate::member::counters::count;
+use crate::member::digest::{Digest, Parts};
+use crate::member::stream::{self, Exchange, Peer, StreamReply};
+use crate::member::wire::Identity;
+
+impl Core {
+    fn digest(&self) -> Digest {
+        self.everybody().collect()
+    }
+
+    fn members_in(&self, parts: Parts) -> Vec<Member<Identity>> {
+        self.everybody()
+            .filter(|member| parts.contain(member.id().node))
+            .collect()
+    }
+
+    /// Exchanges what is known otherwise there.
+    pub(super) fn compare_with(&mut self, peer: Peer) {
+        let body = stream::encode_digest(&self.digest()).into();
+        self.ask_sync(Purpose::Compare { peer }, peer, body);
+    }
+
+    fn ask_sync(&mut self, purpose: Purpose, to: Peer, body: Bytes) {
+        let deadline = self.preset.push_pull_period / 2;
+        self.ask(purpose, to, Route::Sync, body, deadline);
+    }
+
+    /// The server side of `/member/sync`.
+    pub(super) fn exchange(&mut self, question: Exchange) -> Bytes {
+        match question {
+            Exchange::State(members) => {
+                self.apply_state(members, true);
+                self.state().into()
+            }
+            Exchange::Digest(theirs) => {
+                let parts = self.digest().differing(&theirs);
+                stream::encode_parts(parts, &self.members_in(parts)).into()
+            }
+            Exchange::Parts(_, members) => {
+                self.apply_state(members, true);
+                stream::encode_parts(Parts::default(), &[]).into()
+            }
+        }
+    }
+
+    /// The answer with a whole state.
+    pub(super) fn take_state(&mut self, reply: &StreamReply) {
+        let StreamReply::Acked(body) = reply else {
+            return;
+        };
+        let Ok(members) = stream::decode_state(body) else {
+            count(&self.counters.dropped_malformed);
+            return;
+        };
+        count(&self.counters.push_pulls);
+        // What a joining node learns, everybody else knows already.
+        let spread = self.joined;
+        self.apply_state(members, spread);
+        if !self.joined {
+            self.joined = true;
+            self.push_pull_soon();
+        }
+    }
+
+    /// The answer to a digest: what differs there. What we know better goes back.
+    pub(super) fn compare(&mut self, peer: Peer, reply: &StreamReply) {
+        let body = match reply {
+            StreamReply::Acked(body) => body,
+            StreamReply::Refused => return,
+            StreamReply::Timeout => {
+                let present = peer
+                    .node
+                    .and_then(|node| self.table.get(node))
+                    .is_some_and(|known| known.liveness.is_present());
+                if present {
+                    self.sync_with(peer);
+                }
+                return;
+            }
+        };
+        let Ok(Exchange::Parts(parts, mut theirs)) = stream::decode_sync(body) else {
+            count(&self.counters.dropped_malformed);
+            return;
+        };
+        count(&self.counters.push_pulls);
+        self.joined = true;
+        if parts == Parts::default() {
+            return;
+        }
+        self.apply_state(theirs.clone(), true);
+        theirs.sort_unstable_by_key(|member| member.id().node);
+        let mut ours = self.members_in(parts);
+        ours.retain(|member| {
+            theirs
+                .binary_search_by_key(&member.id().node, |their| their.id().node)
+                .map_or(true, |place| theirs[place] != *member)
+        });
+        if !ours.is_empty() {
+            let body = stream::encode_parts(parts, &ours).into();
+            self.ask_sync(Purpose::Push, peer, body);
+        }
+    }
+}
