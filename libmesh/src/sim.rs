@@ -1,160 +1,73 @@
 //! A cluster in one process, in virtual time: membership's own core under a seeded event heap.
 //!
 //! Why: what goes wrong in a cluster goes wrong once in ten minutes at 5 % loss, or when forty nodes join in one
-//! second. Here ten minutes of fifty nodes take a few seconds, and a run that failed fails again: latency, loss and every
-//! choice of every node come from one seed, which is printed when a test panics.
+//! second. Here a virtual minute of a thousand nodes takes seconds, and a run that failed fails again: latency, loss
+//! and every choice of every node come from one seed, which is printed when a test panics. [`seed`] takes it from the
+//! environment.
 //!
-//! Datagrams take 1–5 ms and are lost at random; streams take as long and are not lost (TCP repeats). A host that
-//! crashes is silent, a process that is killed refuses connections, a paused one reads nothing until it goes on. Not
-//! modelled: bandwidth, CPU time, and the sealing of datagrams.
+//! * `schedule` is the heap of events.
+//! * [`Network`] says how long packets and streams take and which get lost; [`Fault`]s and partitions say who cannot hear
+//!   whom.
+//! * `node` is one node: its protocol (our core, or plain foca as the baseline: [`Kind`]), its clock, and what it
+//!   remembers between lives.
+//! * [`Seen`], [`Traffic`] and [`Times`] are what a run showed.
+//!
+//! A host that crashes is silent, a process that is killed refuses connections, a paused one reads nothing until it
+//! goes on. Not modelled: bandwidth, CPU time, and the sealing of datagrams (its bytes are counted).
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+mod measure;
+mod network;
+mod node;
+mod plain;
+mod schedule;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
+use self::network::{Dial, HANDSHAKE, Links, stream_bytes};
+use self::node::{Node, Protocol, State, address, first_identity, index_at, index_of};
+use self::schedule::{Event, Input, Schedule, StreamInput};
 use crate::member::core::{Core, Output, Route};
-use crate::member::{Config, Counters, MemberEvent, Preset, StreamReply};
-use crate::model::{Liveness, NodeId};
+use crate::member::{Counters, MemberEvent, StreamReply, stream};
+use crate::model::Liveness;
 
-/// Datagrams that wait for a paused process at most.
+pub use measure::{Seen, Times, Traffic, What};
+pub use network::{Fault, Latency, Network};
+pub use node::{Crash, Kind, Memory, node_id};
+
+/// Inputs that wait for a paused process at most.
 const SOCKET_BUFFER: usize = 256;
 /// Bytes that IP and UDP headers and sealing add to a packet.
 const WIRE_OVERHEAD: u64 = 28 + crate::member::keyring::OVERHEAD as u64;
+/// Names the environment variable that [`seed`] reads.
+pub const SEED_VARIABLE: &str = "MESH_SIM_SEED";
 
-/// How the simulated network behaves.
-#[derive(Debug, Clone)]
-pub struct Network {
-    /// Share of datagrams that are lost, 0 to 1.
-    pub loss: f64,
-    /// Shortest and longest way of a datagram.
-    pub latency: (Duration, Duration),
-    /// Whether stream questions get through at all.
-    pub streams: bool,
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self {
-            loss: 0.0,
-            latency: (Duration::from_millis(1), Duration::from_millis(5)),
-            streams: true,
-        }
-    }
-}
-
-/// How a node ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Crash {
-    /// The host is gone: nothing answers.
-    Host,
-    /// The process is gone, the host refuses connections in its name.
-    Process,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum State {
-    Running,
-    Paused,
-    Ended(Crash),
-}
-
-enum Input {
-    Packet(Bytes),
-    Question {
-        from: usize,
-        life: u64,
-        id: u64,
-        route: Route,
-        body: Bytes,
-    },
-    Reply {
-        life: u64,
-        id: u64,
-        reply: StreamReply,
-    },
-}
-
-enum Event {
-    Input(usize, Input),
-    Wake(usize),
-}
-
-struct Scheduled {
-    at: Duration,
-    number: u64,
-    event: Event,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
-struct Node {
-    core: Core,
-    counters: Arc<Counters>,
-    state: State,
-    /// Counts restarts: what was on its way to an earlier life is dropped.
-    life: u64,
-    wake: Option<Duration>,
-    waiting: VecDeque<Input>,
-    /// Who waits for the answer with a token.
-    askers: BTreeMap<u64, (usize, u64, u64)>,
-    tokens: u64,
-    preset: Preset,
-    seeds: Vec<SocketAddr>,
-}
-
-/// Something that a node saw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
-    /// When.
-    pub at: Duration,
-    /// Which node.
-    pub by: usize,
-    /// What.
-    pub event: MemberEvent,
+/// The seed of a run: the environment's `MESH_SIM_SEED` if it is set to a number, otherwise `default`.
+pub fn seed(default: u64) -> u64 {
+    std::env::var(SEED_VARIABLE)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(default)
 }
 
 /// The simulated cluster. Nodes are named by their index.
 pub struct Sim {
     seed: u64,
-    now: Duration,
+    /// Nanoseconds since the simulation began, on a clock that no node has.
+    now: u64,
     rng: Xoshiro256PlusPlus,
-    heap: BinaryHeap<Reverse<Scheduled>>,
-    number: u64,
+    schedule: Schedule,
     nodes: Vec<Node>,
-    /// The side of the network that each node is on; empty when whole.
-    sides: Vec<bool>,
+    links: Links,
+    traffic: Traffic,
     /// How the network behaves from now on.
     pub network: Network,
     /// Everything that was seen, in order.
     pub seen: Vec<Seen>,
-    /// Datagrams sent so far.
-    pub datagrams: u64,
-    /// Bytes of them on the wire.
-    pub bytes: u64,
 }
 
 impl Drop for Sim {
@@ -162,32 +75,17 @@ impl Drop for Sim {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!(
-                "simulation failed with seed {} at {:?}",
-                self.seed, self.now
+                "simulation failed with seed {} at {:?}; {SEED_VARIABLE}={} repeats it",
+                self.seed,
+                self.now(),
+                self.seed
             );
         }
     }
 }
 
-fn address(node: usize) -> SocketAddr {
-    let [.., high, low] = (node as u32 + 1).to_be_bytes();
-    SocketAddr::from(([10, 0, high, low], 8301))
-}
-
-fn index(addr: SocketAddr) -> Option<usize> {
-    match addr.ip() {
-        std::net::IpAddr::V4(ip) => {
-            usize::from(u16::from_be_bytes([ip.octets()[2], ip.octets()[3]])).checked_sub(1)
-        }
-        std::net::IpAddr::V6(_) => None,
-    }
-}
-
-/// The id of a node.
-pub fn node_id(node: usize) -> NodeId {
-    let mut id = [0xab; 16];
-    id[..8].copy_from_slice(&(node as u64).to_be_bytes());
-    NodeId(id)
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Sim {
@@ -195,68 +93,116 @@ impl Sim {
     pub fn new(seed: u64, network: Network) -> Self {
         Self {
             seed,
-            now: Duration::ZERO,
+            now: 0,
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
-            heap: BinaryHeap::new(),
-            number: 0,
+            schedule: Schedule::default(),
             nodes: Vec::new(),
-            sides: Vec::new(),
+            links: Links::new(seed),
+            traffic: Traffic::default(),
             network,
             seen: Vec::new(),
-            datagrams: 0,
-            bytes: 0,
         }
+    }
+
+    /// A cluster of `count` nodes that know each other, each at its own point of its periods, two seconds after the
+    /// last start. Costs a fraction of a join storm.
+    pub fn established(seed: u64, network: Network, kind: &Kind, count: usize) -> Self {
+        let mut sim = Self::new(seed, network);
+        let all: Vec<_> = (0..count)
+            .map(|node| foca::Member::alive(first_identity(node)))
+            .collect();
+        let state = Bytes::from(stream::encode_state(&all));
+        // Nobody is probed before the first period is over: none of them is late.
+        let period = match kind {
+            Kind::Mesh(preset) => preset.probe_period,
+            Kind::Plain(_) => Duration::from_secs(1),
+        };
+        let mut starts: Vec<u64> = (0..count)
+            .map(|_| sim.rng.random_range(0..nanos(period)))
+            .collect();
+        starts.sort_unstable();
+        for (node, start) in starts.into_iter().enumerate() {
+            sim.run_to(start);
+            let seeds = if node < 3 { [3, 4, 5] } else { [0, 1, 2] };
+            sim.push_node(kind, &seeds, 0);
+            sim.tell_all(node, &state, &all);
+        }
+        sim.run_for(Duration::from_secs(2));
+        sim.seen.clear();
+        sim
+    }
+
+    /// Lets a node that has just started know everybody.
+    fn tell_all(
+        &mut self,
+        node: usize,
+        state: &Bytes,
+        all: &[foca::Member<crate::member::wire::Identity>],
+    ) {
+        let now = self.nodes[node].clock(self.now);
+        match &mut self.nodes[node].protocol {
+            Protocol::Plain(plain) => plain.believe(all.iter().map(|member| *member.id())),
+            Protocol::Mesh(core) => {
+                core.handle_timeout(now);
+                let ask =
+                    std::iter::from_fn(|| core.poll_output()).find_map(|output| match output {
+                        Output::Ask {
+                            id,
+                            route: Route::Sync,
+                            ..
+                        } => Some(id),
+                        _ => None,
+                    });
+                let ask = ask.expect("a node with seeds asks them for the state");
+                core.handle_stream_reply(now, ask, &StreamReply::Acked(state.clone()));
+            }
+        }
+        while let Some(output) = self.nodes[node].protocol.poll_output() {
+            if let Output::Event(event) = output {
+                self.see(node, event);
+            }
+        }
+        self.seen.clear();
+        self.drain(node);
     }
 
     /// Virtual time since the cluster began.
     pub fn now(&self) -> Duration {
-        self.now
+        Duration::from_nanos(self.now)
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Starts a node that announces to the nodes `seeds`; returns its index.
-    pub fn start(&mut self, preset: Preset, seeds: &[usize]) -> usize {
-        let node = self.nodes.len();
-        let seeds: Vec<_> = seeds.iter().copied().map(address).collect();
-        let (core, counters) = self.core(node, 1, &preset, &seeds);
-        self.nodes.push(Node {
-            core,
-            counters,
-            state: State::Running,
-            life: 1,
-            wake: None,
-            waiting: VecDeque::new(),
-            askers: BTreeMap::new(),
-            tokens: 0,
-            preset,
-            seeds,
-        });
+    pub fn start(&mut self, kind: &Kind, seeds: &[usize]) -> usize {
+        let node = self.push_node(kind, seeds, self.now);
         self.drain(node);
         node
     }
 
-    /// Starts `count` nodes at random moments within `spread`, all with the first three as seeds.
-    pub fn start_many(&mut self, preset: &Preset, count: usize, spread: Duration) {
-        for _ in 0..count {
-            self.start(preset.clone(), &[0, 1, 2]);
-            self.run_for(spread / u32::try_from(count).unwrap_or(u32::MAX));
-        }
+    fn push_node(&mut self, kind: &Kind, seeds: &[usize], dated: u64) -> usize {
+        let node = self.nodes.len();
+        let seeds = seeds.iter().copied().map(address).collect();
+        let seed = self.rng.random();
+        self.nodes.push(Node::new(
+            node,
+            kind.clone(),
+            seeds,
+            (self.now, dated),
+            seed,
+        ));
+        node
     }
 
-    fn core(
-        &mut self,
-        node: usize,
-        life: u64,
-        preset: &Preset,
-        seeds: &[SocketAddr],
-    ) -> (Core, Arc<Counters>) {
-        let counters = Arc::new(Counters::default());
-        let mut config = Config::lan(node_id(node), address(node), life * 1000);
-        config.preset = preset.clone();
-        config.seeds = seeds.to_vec();
-        (
-            Core::new(&config, self.now, self.rng.random(), Arc::clone(&counters)),
-            counters,
-        )
+    /// Starts `count` nodes within `spread`, all with the first three as seeds.
+    pub fn start_many(&mut self, kind: &Kind, count: usize, spread: Duration) {
+        for _ in 0..count {
+            self.start(kind, &[0, 1, 2]);
+            self.run_for(spread / u32::try_from(count).unwrap_or(u32::MAX));
+        }
     }
 
     /// Number of nodes, ended ones included.
@@ -269,9 +215,25 @@ impl Sim {
         self.nodes.is_empty()
     }
 
-    /// A node's core.
+    /// A node's core, to give it inputs by hand; [`settle`](Self::settle) carries out what it wants then.
+    ///
+    /// # Panics
+    /// If the node runs plain foca.
     pub fn core_of(&mut self, node: usize) -> &mut Core {
-        &mut self.nodes[node].core
+        match &mut self.nodes[node].protocol {
+            Protocol::Mesh(core) => core,
+            Protocol::Plain(_) => panic!("node {node} is the baseline"),
+        }
+    }
+
+    /// Carries out what a node's core wants.
+    pub fn settle(&mut self, node: usize) {
+        self.drain(node);
+    }
+
+    /// What a node's own clock shows.
+    pub fn clock_of(&self, node: usize) -> Duration {
+        self.nodes[node].clock(self.now)
     }
 
     /// A node's counters.
@@ -279,214 +241,296 @@ impl Sim {
         &self.nodes[node].counters
     }
 
-    /// What a node thinks of another; `None` if it does not know it.
-    pub fn liveness(&self, of: usize, by: usize) -> Option<Liveness> {
-        let id = node_id(of);
-        self.nodes[by]
-            .core
-            .members()
-            .into_iter()
-            .find(|state| state.member.id == id)
-            .map(|state| state.liveness)
+    /// Sum of a counter over all nodes.
+    pub fn sum(&self, counter: impl Fn(&Counters) -> &std::sync::atomic::AtomicU64) -> u64 {
+        let value =
+            |node: &Node| counter(&node.counters).load(std::sync::atomic::Ordering::Relaxed);
+        self.nodes.iter().map(value).sum()
     }
 
-    /// Whether every running node shows every other running node Alive, and no other node present.
+    /// What all nodes together sent so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// What a node thinks of another; `None` if it does not know it.
+    pub fn liveness(&self, of: usize, by: usize) -> Option<Liveness> {
+        self.nodes[by].protocol.liveness(node_id(of))
+    }
+
+    /// Nodes that run.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len())
+            .filter(|node| self.nodes[*node].is_running())
+            .collect()
+    }
+
+    /// Whether every running node shows every other running node Alive, and no other node present. Cheap until it is
+    /// nearly true, then linear in the pairs.
     pub fn agrees(&self) -> bool {
-        let running: Vec<_> = (0..self.nodes.len())
-            .filter(|node| self.nodes[*node].state == State::Running)
-            .collect();
-        running.iter().all(|by| {
-            let members = self.nodes[*by].core.members();
-            let alive = members
+        let running = self.running();
+        running
+            .iter()
+            .all(|by| self.nodes[*by].protocol.present() + 1 == running.len())
+            && running
                 .iter()
-                .filter(|state| state.liveness == Liveness::Alive)
-                .count();
-            let present = members
-                .iter()
-                .filter(|state| state.liveness.is_present())
-                .count();
-            alive == present
-                && alive + 1 == running.len()
-                && members
-                    .iter()
-                    .filter(|state| state.liveness.is_present())
-                    .all(|state| running.iter().any(|node| node_id(*node) == state.member.id))
-        })
+                .all(|by| self.knows(&running, *by) + 1 == running.len())
+    }
+
+    /// How many of `running` a node shows Alive.
+    fn knows(&self, running: &[usize], by: usize) -> usize {
+        running
+            .iter()
+            .filter(|of| **of != by && self.liveness(**of, by) == Some(Liveness::Alive))
+            .count()
+    }
+
+    /// Share of ordered pairs of running nodes of which one shows the other Alive. Linear in the pairs.
+    pub fn known_pairs(&self) -> f64 {
+        let running = self.running();
+        let pairs = running.len() * running.len().saturating_sub(1);
+        let known: usize = running.iter().map(|by| self.knows(&running, *by)).sum();
+        known as f64 / pairs.max(1) as f64
+    }
+
+    /// When each node saw `what` of a node, counted from `since`.
+    pub fn times(&self, of: usize, what: What, since: Duration) -> Times {
+        self.seen
+            .iter()
+            .filter(|seen| seen.of as usize == of && seen.what == what && seen.at >= since)
+            .map(|seen| seen.at - since)
+            .collect()
+    }
+
+    /// How many times any node saw any other go.
+    pub fn departures(&self) -> usize {
+        self.seen
+            .iter()
+            .filter(|seen| matches!(seen.what, What::Down | What::Left))
+            .count()
     }
 
     /// Ends a node.
     pub fn crash(&mut self, node: usize, how: Crash) {
-        self.nodes[node].state = State::Ended(how);
-        self.nodes[node].life += 1;
-        self.nodes[node].waiting.clear();
-        self.nodes[node].askers.clear();
-        self.nodes[node].wake = None;
+        self.nodes[node].end(how);
+        if how == Crash::Process {
+            self.break_streams(node);
+        }
     }
 
-    /// Starts an ended node again, with a higher generation and an empty memory.
-    pub fn restart(&mut self, node: usize) {
-        let (preset, seeds) = (
-            self.nodes[node].preset.clone(),
-            self.nodes[node].seeds.clone(),
-        );
-        let life = self.nodes[node].life + 1;
-        let (core, counters) = self.core(node, life, &preset, &seeds);
-        let this = &mut self.nodes[node];
-        (this.core, this.counters, this.life, this.state) = (core, counters, life, State::Running);
+    /// Those that kept a stream to a process see it end.
+    fn break_streams(&mut self, node: usize) {
+        let others: Vec<_> = self.running();
+        for _ in 0..self.network.kept_streams.min(others.len()) {
+            let to = others[self.rng.random_range(0..others.len())];
+            if self.network.streams && self.links.is_connected(node, to) {
+                let takes = self.links.answer(&self.network, node, to, &mut self.rng);
+                self.stream_input(to, takes, StreamInput::Closed(node));
+            }
+        }
+    }
+
+    /// Starts an ended node again.
+    pub fn restart(&mut self, node: usize, memory: Memory) {
+        let seed = self.rng.random();
+        self.nodes[node].restart(node, memory, self.now, seed);
         self.drain(node);
+    }
+
+    /// Gives a node other seeds for its next start.
+    pub fn reseed(&mut self, node: usize, seeds: &[usize]) {
+        self.nodes[node].seeds = seeds.iter().copied().map(address).collect();
     }
 
     /// Stops a process without ending it.
     pub fn pause(&mut self, node: usize) {
-        self.nodes[node].state = State::Paused;
+        self.nodes[node].state = State::Paused(self.now);
     }
 
-    /// Lets a paused process go on: it reads what waits, then looks at its clock.
+    /// Lets a paused process go on; its monotone clock went on meanwhile. It reads what waits, then looks at its clock.
     pub fn resume(&mut self, node: usize) {
         self.nodes[node].state = State::Running;
         while let Some(input) = self.nodes[node].waiting.pop_front() {
             self.input(node, input);
         }
-        self.nodes[node].core.handle_timeout(self.now);
+        let clock = self.clock_of(node);
+        self.nodes[node].protocol.handle_timeout(clock);
+        // What it set before the pause may lie before the clock's jump.
+        self.nodes[node].wake = None;
         self.drain(node);
+    }
+
+    /// As [`resume`](Self::resume), but its monotone clock stood still: a machine that was suspended.
+    pub fn wake_up(&mut self, node: usize) {
+        if let State::Paused(since) = self.nodes[node].state {
+            self.nodes[node].jump_monotone(-((self.now - since) as i64));
+        }
+        self.resume(node);
+    }
+
+    /// Moves a node's monotone clock forward, as a virtual machine sees it that was moved to another host.
+    pub fn jump_monotone(&mut self, node: usize, by: Duration) {
+        self.nodes[node].jump_monotone(nanos(by) as i64);
+        self.resume(node);
+    }
+
+    /// Sets a node's wall clock, by seconds forward or back. The protocol reads no wall clock; the next start does, for
+    /// the generation.
+    pub fn jump_wall(&mut self, node: usize, seconds: i64) {
+        self.nodes[node].wall += seconds * 1_000_000;
     }
 
     /// Lets a node say goodbye.
+    ///
+    /// # Panics
+    /// If the node runs plain foca.
     pub fn leave(&mut self, node: usize) {
-        self.nodes[node].core.leave(self.now);
+        let clock = self.clock_of(node);
+        self.core_of(node).leave(clock);
         self.drain(node);
     }
 
-    /// Splits the network: nodes for which `side` differs do not hear each other.
-    pub fn partition(&mut self, side: impl Fn(usize) -> bool) {
-        self.sides = (0..self.nodes.len()).map(side).collect();
+    /// Splits the network: nodes in different groups do not hear each other.
+    pub fn partition(&mut self, group: impl Fn(usize) -> u32) {
+        let groups = (0..self.nodes.len()).map(group).collect();
+        self.links.partition(groups);
     }
 
-    /// Ends a partition.
+    /// Breaks the way from one node to another.
+    pub fn fault(&mut self, from: usize, to: usize, fault: Fault) {
+        self.links.set(from, to, fault);
+    }
+
+    /// Ends partitions and faults.
     pub fn heal(&mut self) {
-        self.sides.clear();
+        self.links.clear();
+    }
+
+    /// Delivers a packet that no node sent.
+    pub fn inject(&mut self, to: usize, packet: Bytes) {
+        self.schedule
+            .push(self.now, Event::Input(to as u32, Input::Packet(packet)));
     }
 
     /// Lets virtual time pass.
     pub fn run_for(&mut self, time: Duration) {
-        let end = self.now + time;
-        while self.heap.peek().is_some_and(|Reverse(next)| next.at <= end) {
-            self.step();
-        }
-        self.now = end;
+        self.run_to(self.now + nanos(time));
     }
 
     /// Lets time pass until `done`, looked at every 100 ms; how long that took, or `None` after `limit`.
     pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
-        let start = self.now;
-        while self.now - start <= limit {
+        let start = self.now();
+        while self.now() - start <= limit {
             if done(self) {
-                return Some(self.now - start);
+                return Some(self.now() - start);
             }
             self.run_for(Duration::from_millis(100));
         }
         None
     }
 
-    fn step(&mut self) {
-        let Some(Reverse(next)) = self.heap.pop() else {
-            return;
-        };
-        self.now = next.at;
-        match next.event {
-            Event::Wake(node) => {
-                // A wake that was replaced by an earlier one, or of a process that does not run.
-                if self.nodes[node].state == State::Running
-                    && self.nodes[node].wake == Some(self.now)
-                {
-                    self.nodes[node].wake = None;
-                    self.nodes[node].core.handle_timeout(self.now);
-                    self.drain(node);
-                }
+    fn run_to(&mut self, end: u64) {
+        while let Some((at, event)) = self.schedule.pop_until(end) {
+            self.now = at;
+            match event {
+                Event::Wake(node) => self.wake(node as usize),
+                Event::Input(node, input) => self.arrive(node as usize, input),
             }
-            Event::Input(node, input) => match self.nodes[node].state {
-                State::Running => self.input(node, input),
-                State::Paused => {
-                    if self.nodes[node].waiting.len() < SOCKET_BUFFER {
-                        self.nodes[node].waiting.push_back(input);
-                    }
-                }
-                State::Ended(how) => {
-                    if let (Input::Question { from, life, id, .. }, Crash::Process) = (input, how) {
-                        self.reply(from, life, id, StreamReply::Refused);
-                    }
-                }
-            },
+        }
+        self.now = end;
+    }
+
+    fn wake(&mut self, node: usize) {
+        // One that was replaced by an earlier one, or of a process that does not run.
+        if self.nodes[node].is_running() && self.nodes[node].wake == Some(self.now) {
+            self.nodes[node].wake = None;
+            let clock = self.clock_of(node);
+            self.nodes[node].protocol.handle_timeout(clock);
+            self.drain(node);
         }
     }
 
-    fn schedule(&mut self, at: Duration, event: Event) {
-        self.number += 1;
-        self.heap.push(Reverse(Scheduled {
-            at,
-            number: self.number,
-            event,
-        }));
+    fn arrive(&mut self, node: usize, input: Input) {
+        match self.nodes[node].state {
+            State::Running => self.input(node, input),
+            State::Paused(_) => {
+                if self.nodes[node].waiting.len() < SOCKET_BUFFER {
+                    self.nodes[node].waiting.push_back(input);
+                }
+            }
+            State::Ended(how) => {
+                if let (Input::Stream(input), Crash::Process) = (input, how)
+                    && let StreamInput::Question { from, life, id, .. } = *input
+                {
+                    self.reply(node, from, life, id, StreamReply::Refused);
+                }
+            }
+        }
     }
 
-    fn arrival(&mut self) -> Duration {
-        let (shortest, longest) = self.network.latency;
-        self.now + self.rng.random_range(shortest..=longest)
+    fn stream_input(&mut self, to: usize, after: Duration, input: StreamInput) {
+        self.schedule.push(
+            self.now + nanos(after),
+            Event::Input(to as u32, Input::Stream(Box::new(input))),
+        );
     }
 
-    fn separated(&self, one: usize, other: usize) -> bool {
-        self.sides
-            .get(one)
-            .zip(self.sides.get(other))
-            .is_some_and(|(one, other)| one != other)
-    }
-
-    fn reply(&mut self, to: usize, life: u64, id: u64, reply: StreamReply) {
-        let at = self.arrival();
-        self.schedule(at, Event::Input(to, Input::Reply { life, id, reply }));
+    fn reply(&mut self, from: usize, to: usize, life: u64, id: u64, reply: StreamReply) {
+        if let StreamReply::Acked(body) = &reply {
+            self.traffic.stream_messages += 1;
+            self.traffic.stream_bytes += stream_bytes(body.len());
+        }
+        if self.links.is_connected(from, to) || reply == StreamReply::Refused {
+            let takes = self.links.answer(&self.network, from, to, &mut self.rng);
+            self.stream_input(to, takes, StreamInput::Reply { life, id, reply });
+        }
     }
 
     fn input(&mut self, node: usize, input: Input) {
-        let now = self.now;
-        let this = &mut self.nodes[node];
+        let clock = self.clock_of(node);
         match input {
-            Input::Packet(packet) => this.core.handle_datagram(now, &packet),
-            Input::Reply { life, id, reply } => {
-                if life == this.life {
-                    this.core.handle_stream_reply(now, id, &reply);
+            Input::Packet(packet) => self.nodes[node].protocol.handle_datagram(clock, &packet),
+            Input::Stream(input) => match *input {
+                StreamInput::Closed(peer) => {
+                    self.nodes[node].protocol.peer_closed(clock, node_id(peer));
                 }
-            }
-            Input::Question {
-                from,
-                life,
-                id,
-                route,
-                body,
-            } => {
-                let answer = match route {
-                    Route::Ping => {
-                        this.tokens += 1;
-                        let token = this.tokens;
-                        let answer = this.core.answer_ping(now, &body, token);
-                        if answer == Ok(None) {
-                            this.askers.insert(token, (from, life, id));
-                        }
-                        answer
+                StreamInput::Reply { life, id, reply } => {
+                    if life == self.nodes[node].life {
+                        self.nodes[node]
+                            .protocol
+                            .handle_stream_reply(clock, id, &reply);
                     }
-                    Route::Sync => this.core.answer_sync(now, &body).map(Some),
-                };
-                if let Ok(Some(body)) = answer
-                    && !self.separated(node, from)
-                {
-                    self.reply(from, life, id, StreamReply::Acked(body));
                 }
-            }
+                StreamInput::Question {
+                    from,
+                    life,
+                    id,
+                    route,
+                    body,
+                } => self.question(node, (from, life, id), route, &body),
+            },
         }
         self.drain(node);
     }
 
+    fn question(&mut self, node: usize, asker: (usize, u64, u64), route: Route, body: &[u8]) {
+        let clock = self.clock_of(node);
+        let this = &mut self.nodes[node];
+        this.tokens += 1;
+        let token = this.tokens;
+        match this.protocol.answer(clock, route, body, token) {
+            Some(Ok(Some(body))) => {
+                let (from, life, id) = asker;
+                self.reply(node, from, life, id, StreamReply::Acked(body));
+            }
+            Some(Ok(None)) => drop(this.askers.insert(token, asker)),
+            // An error of HTTP is no evidence: the asker's deadline ends it.
+            Some(Err(_)) | None => {}
+        }
+    }
+
     fn drain(&mut self, node: usize) {
-        while let Some(output) = self.nodes[node].core.poll_output() {
+        while let Some(output) = self.nodes[node].protocol.poll_output() {
             match output {
                 Output::Send { to, packet } => self.send(node, to, packet),
                 Output::Ask {
@@ -495,55 +539,87 @@ impl Sim {
                     route,
                     body,
                     ..
-                } => {
-                    let reached = index(to.addr)
-                        .filter(|to| *to < self.nodes.len() && !self.separated(node, *to));
-                    if let Some(to) = reached.filter(|_| self.network.streams) {
-                        let (at, life) = (self.arrival(), self.nodes[node].life);
-                        let question = Input::Question {
-                            from: node,
-                            life,
-                            id,
-                            route,
-                            body,
-                        };
-                        self.schedule(at, Event::Input(to, question));
-                    }
-                }
+                } => self.ask(node, to.addr, id, route, body),
                 Output::Answer { token, body } => {
-                    if let Some((from, life, id)) = self.nodes[node].askers.remove(&token) {
-                        self.reply(from, life, id, StreamReply::Acked(body));
+                    if let Some((to, life, id)) = self.nodes[node].askers.remove(&token) {
+                        self.reply(node, to, life, id, StreamReply::Acked(body));
                     }
                 }
-                Output::Event(event) => self.seen.push(Seen {
-                    at: self.now,
-                    by: node,
-                    event,
-                }),
+                Output::Event(event) => self.see(node, event),
                 Output::Local(_) | Output::Forgotten(_) => {}
                 Output::Left => self.crash(node, Crash::Process),
             }
         }
         let this = &mut self.nodes[node];
-        if this.state == State::Running
-            && let Some(next) = this.core.next_timeout()
+        if this.is_running()
+            && let Some(next) = this.protocol.next_timeout()
         {
-            let next = next.max(self.now);
+            let next = this.at(next).max(self.now);
             if this.wake.is_none_or(|wake| next < wake) {
                 this.wake = Some(next);
-                self.schedule(next, Event::Wake(node));
+                self.schedule.push(next, Event::Wake(node as u32));
             }
         }
     }
 
+    fn see(&mut self, by: usize, event: MemberEvent) {
+        let (of, what) = match event {
+            MemberEvent::Up(member) => (member.id, What::Up),
+            MemberEvent::Suspect(id) => (id, What::Suspect),
+            MemberEvent::Alive(id) => (id, What::Alive),
+            MemberEvent::Down(id) => (id, What::Down),
+            MemberEvent::Left(id) => (id, What::Left),
+        };
+        self.seen.push(Seen {
+            at: self.now(),
+            by: by as u32,
+            of: index_of(of),
+            what,
+        });
+    }
+
     fn send(&mut self, from: usize, to: SocketAddr, packet: Bytes) {
-        self.datagrams += 1;
-        self.bytes += packet.len() as u64 + WIRE_OVERHEAD;
-        let lost = self.rng.random_bool(self.network.loss);
-        let reached = index(to).filter(|to| *to < self.nodes.len() && !self.separated(from, *to));
-        if let Some(to) = reached.filter(|_| !lost) {
-            let at = self.arrival();
-            self.schedule(at, Event::Input(to, Input::Packet(packet)));
+        self.traffic.datagrams += 1;
+        self.traffic.datagram_bytes += packet.len() as u64 + WIRE_OVERHEAD;
+        let lost = self.network.loss > 0.0 && self.rng.random_bool(self.network.loss);
+        let Some(to) = index_at(to).filter(|to| *to < self.nodes.len()) else {
+            return;
+        };
+        if !lost && self.links.hears_datagrams(from, to) {
+            let takes = self.links.way(&self.network, from, to, &mut self.rng);
+            self.schedule.push(
+                self.now + nanos(takes),
+                Event::Input(to as u32, Input::Packet(packet)),
+            );
+        }
+    }
+
+    fn ask(&mut self, from: usize, to: SocketAddr, id: u64, route: Route, body: Bytes) {
+        let Some(to) = index_at(to).filter(|to| *to < self.nodes.len()) else {
+            return;
+        };
+        let life = self.nodes[from].life;
+        match self.links.dial(&self.network, from, to, &mut self.rng) {
+            Dial::Lost => {}
+            Dial::Refused => {
+                let takes = self.links.way(&self.network, from, to, &mut self.rng) * 2;
+                let reply = StreamReply::Refused;
+                self.stream_input(from, takes, StreamInput::Reply { life, id, reply });
+            }
+            Dial::Reached(takes) => {
+                if !matches!(self.nodes[to].state, State::Ended(_)) {
+                    self.traffic.stream_messages += 1;
+                    self.traffic.stream_bytes += HANDSHAKE + stream_bytes(body.len());
+                }
+                let question = StreamInput::Question {
+                    from,
+                    life,
+                    id,
+                    route,
+                    body,
+                };
+                self.stream_input(to, takes, question);
+            }
         }
     }
 }
