@@ -14,10 +14,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+mod agents;
+mod detect;
 mod dns;
+mod netns;
 mod process;
 mod proxy;
 mod report;
+mod sim;
 mod storm;
 
 use report::{Report, Row};
@@ -45,6 +49,21 @@ const BENCHES: &[Bench] = &[
         about: "registrations seen elsewhere, 5 and 50 agents; a million of them (--seconds 267)",
         run: storm::run,
     },
+    Bench {
+        name: "sim",
+        about: "membership in virtual time: mesh, plain foca with memberlist's LAN settings",
+        run: sim::run,
+    },
+    Bench {
+        name: "detect",
+        about: "a killed process on a live host, real agents: until nobody shows it",
+        run: detect::run,
+    },
+    Bench {
+        name: "netns",
+        about: "ten hosts as network namespaces: partition, loss, deafness, pauses (needs root)",
+        run: netns::run,
+    },
 ];
 
 /// A server to be measured: its name and what runs it, given the arguments behind the name. It prints one line when
@@ -52,6 +71,7 @@ const BENCHES: &[Bench] = &[
 type Child = (&'static str, fn(&[String]) -> Result<()>);
 
 const CHILDREN: &[Child] = &[
+    ("agent", agents::child),
     ("dns-mesh", dns::children::mesh),
     ("dns-echo", dns::children::echo),
     ("proxy-application", proxy::children::application),
@@ -63,6 +83,8 @@ const CHILDREN: &[Child] = &[
 struct Options {
     /// Length of one measurement.
     time: Duration,
+    /// Leave out what takes long.
+    quick: bool,
 }
 
 /// Side-by-side benchmarks.
@@ -81,6 +103,9 @@ struct Cli {
     /// Seconds of one measurement.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// Leave out what takes minutes (the sim's largest clusters and longest runs).
+    #[arg(long)]
+    quick: bool,
     /// Be the named server instead (used by this program itself).
     #[arg(long, hide = true, value_name = "NAME", num_args = 1.., allow_hyphen_values = true)]
     child: Option<Vec<String>>,
@@ -121,6 +146,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let chosen = choose(&cli.what)?;
     let options = Options {
         time: Duration::from_secs(cli.seconds),
+        quick: cli.quick,
     };
     let mut report = Report::default();
     for bench in chosen {

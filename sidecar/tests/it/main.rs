@@ -3,5 +3,6 @@
 mod agent;
 mod cli;
 mod crash;
+mod netns;
 mod node;
 mod server;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -115,6 +115,23 @@ impl Mesh {
         let join = format!("join = {{ seeds = {seeds:?} }}\n");
         Agent::start(&self.configure(name, &(join + more)))
     }
+
+    /// Starts an agent at `ip`, port 8301, through `wrapper`, a command that runs another on some host. It is asked
+    /// over its Unix socket: networks may lie between.
+    pub fn agent_on(&self, wrapper: &[String], name: &str, ip: IpAddr, more: &str) -> Agent {
+        self.credentials(name, &["*"]);
+        let file = self.path(&format!("{name}.toml"));
+        let text = format!(
+            "node = {{ name = {name:?}, data_dir = {:?}, bind = \"{ip}\" }}\n\
+             ports = {{ http = 0, dns = 0 }}\n{more}",
+            self.path(name)
+        );
+        fs::write(&file, text).unwrap();
+        let mut agent = Agent::spawn(wrapped(wrapper, &file));
+        let socket = format!("unix://{}", self.path(name).join("mesh.sock").display());
+        agent.http = Target::parse(&socket, 0, None).unwrap();
+        agent
+    }
 }
 
 /// A running agent. Dropping it kills it.
@@ -129,7 +146,11 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(config: &Path) -> Agent {
-        let mut child = command(config).stderr(Stdio::piped()).spawn().unwrap();
+        Agent::spawn(command(config))
+    }
+
+    fn spawn(mut command: Command) -> Agent {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = log_lines(&mut child);
         let started = next_log(&log, "agent started");
         let addr = |field: &str| -> SocketAddr {
@@ -222,11 +243,25 @@ impl Drop for Agent {
 }
 
 pub fn command(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
+    wrapped(&[], config)
+}
+
+fn wrapped(wrapper: &[String], config: &Path) -> Command {
+    let mesh = env!("CARGO_BIN_EXE_mesh");
+    let mut command = match wrapper {
+        [] => Command::new(mesh),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(mesh);
+            command
+        }
+    };
     command
         .args(["agent", "--config"])
         .arg(config)
         .env_clear()
+        // The wrapper's own tools; the agent itself looks nothing up.
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::null());
     command
 }
