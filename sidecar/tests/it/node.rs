@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -65,7 +66,11 @@ impl Mesh {
     /// Puts into `name`'s data directory what a join would have.
     pub fn credentials(&self, name: &str, publish: &[&str]) {
         let directory = self.path(name).join("node");
-        fs::create_dir_all(&directory).unwrap();
+        let private = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        private.unwrap();
         let directory = NodeDirectory::open(&directory).unwrap();
         let key = directory.key().unwrap();
         let node = NodeName::parse(name).unwrap();
