@@ -10,9 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libmesh::catalog::{Catalog, InstanceView, NodeView, ServiceView};
-use libmesh::model::{Datacenter, Health, Host, Liveness};
-use rand::seq::SliceRandom;
+use libmesh::catalog::{Catalog, InstanceView, NodeView, Select, ServiceView};
+use libmesh::model::{Datacenter, Host};
 
 use crate::config::{Config, Ttl};
 use crate::wire::name::{self, Domain, MAX_NAME};
@@ -295,12 +294,7 @@ impl Ask<'_> {
                 }
                 id
             });
-            let weights = instance.instance.weights;
-            let weight = if instance.health == Health::Passing {
-                weights.passing
-            } else {
-                weights.warning
-            };
+            let weight = instance.weight().unwrap_or_default();
             let mut prefix = [0, 1, 0, 0, 0, 0];
             prefix[2..4].copy_from_slice(&weight.to_be_bytes());
             prefix[4..].copy_from_slice(&instance.instance.port.to_be_bytes());
@@ -309,25 +303,10 @@ impl Ask<'_> {
     }
 }
 
-/// The instances to show. Those on suspect or wrongly-believed-down nodes only when no others are there. Of more than
-/// a template holds, a random choice.
+/// The instances to show. Of more than a template holds, a random choice.
 fn select<'v>(view: &'v ServiceView, subset: Option<&str>) -> Vec<&'v Arc<InstanceView>> {
-    let usable = |instance: &&Arc<InstanceView>| {
-        instance.health.is_usable() && subset.is_none_or(|subset| instance.instance.matches(subset))
-    };
-    let (mut best, second): (Vec<_>, Vec<_>) = view
-        .instances
-        .iter()
-        .filter(usable)
-        .partition(|instance| instance.node.liveness == Liveness::Alive && !instance.stale);
-    if best.is_empty() {
-        best = second;
-    }
-    if best.len() > Template::MAX_ANSWERS {
-        best.shuffle(&mut rand::rng());
-        best.truncate(Template::MAX_ANSWERS);
-    }
-    best
+    let select = Select::usable().limit(Template::MAX_ANSWERS);
+    view.select(&subset.into_iter().fold(select, Select::subset))
 }
 
 /// Adds those of `addresses` that the type asks for. ANY shows one kind of record only, as RFC 8482 §4.1 allows:

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use libmesh::{
-    mesh::{Config, Credentials, Mesh},
+    mesh::{Credentials, Mesh},
     model::{Instance, ServiceName},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,13 +38,13 @@ async fn main() -> anyhow::Result<()> {
         Ok(token) => Credentials::Join(token.parse()?),
         Err(_) => Credentials::Kept,
     };
-    let mesh = Mesh::start(Config {
-        bind: "127.0.0.1:0".parse()?,
-        directory: Some(std::env::temp_dir().join(format!("mesh-embed-{node}"))),
-        seeds: vec![seed.parse()?],
-        ..Config::new(node.parse()?, credentials)
-    })
-    .await?;
+    let mesh = Mesh::builder(&node)
+        .bind("127.0.0.1:0")
+        .directory(std::env::temp_dir().join(format!("mesh-embed-{node}")))
+        .seed(seed)
+        .credentials(credentials)
+        .start()
+        .await?;
 
     // Offer a service: whoever calls and may call is greeted by name.
     let hello: ServiceName = "hello".parse()?;
@@ -77,10 +77,12 @@ async fn main() -> anyhow::Result<()> {
 
 /// Waits until somebody offers `target`, and calls it once a second.
 async fn call_on_and_on(mesh: &Mesh, own: &ServiceName, target: &ServiceName) {
-    let changes = mesh.watch(target);
+    let mut changes = mesh.watch(target);
     loop {
         while mesh.resolve(target).is_empty() {
-            changes.changed_after(changes.revision()).await;
+            if changes.next().await.is_none() {
+                return;
+            }
         }
         match call(mesh, own, target).await {
             Ok(answer) => println!("{answer}"),

@@ -32,6 +32,7 @@ mod mass;
 mod record;
 pub mod replica;
 mod saved;
+mod select;
 mod state;
 mod strings;
 #[cfg(any(test, feature = "sim"))]
@@ -47,6 +48,7 @@ pub use apply::{LogHead, Outcome, Quarantined, Rejection};
 pub use diff::ServiceDiff;
 pub use local::{Inherited, LocalLog, OwnHead};
 pub use saved::SavedError;
+pub use select::{Distance, Doubtful, Fitness, Select};
 pub use verify::{Signer, VerifiedNode, Verifier};
 pub use view::{InstanceView, NodeView, ServiceView};
 pub use watch::ServiceWatch;

@@ -52,3 +52,4 @@ pub mod rpc;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod sync;
+pub mod watch;

@@ -21,7 +21,7 @@ use tokio_util::{
 
 use crate::{
     bundle::BundleStore,
-    catalog::{Catalog, InstanceView, LocalLog, ServiceWatch},
+    catalog::{Catalog, InstanceView, LocalLog, NodeView, Select, ServiceView},
     connect::{Acceptor, Connector, MeshStream},
     health::Scheduler,
     identity::{CertificateSource, Identity, Subject, Trust},
@@ -29,6 +29,7 @@ use crate::{
     member::Membership,
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName, ServiceName},
     rpc,
+    watch::Watch,
 };
 
 pub use crate::config::{Builder, Config, ConfigError, Credentials};
@@ -108,16 +109,48 @@ impl Mesh {
         &self.inner.checks
     }
 
-    /// The instances of a service that are fit to be used (passing or warning) on nodes that are present.
+    /// The instances of a service to use now: passing and warning ones, the nearest to this node first, doubtful ones
+    /// (see [`InstanceView::is_doubtful`]) only when there is nothing better. Empty for a service that nobody offers.
+    ///
+    /// One lookup and a pass over the service's instances; what is returned is shared, not copied.
     pub fn resolve(&self, service: &ServiceName) -> Vec<Arc<InstanceView>> {
+        let own = self.catalog().node_by_id(&self.id());
+        let select = own.map_or_else(Select::usable, |own| {
+            Select::usable().near(Arc::clone(&own.record))
+        });
+        self.resolve_with(service, &select)
+    }
+
+    /// The instances of a service that `select` chooses.
+    pub fn resolve_with(&self, service: &ServiceName, select: &Select) -> Vec<Arc<InstanceView>> {
         let view = self.catalog().service(service.as_str());
-        view.map(|view| view.usable().cloned().collect())
+        view.map(|view| view.select(select).into_iter().cloned().collect())
             .unwrap_or_default()
     }
 
-    /// A waiter on the changes of one service.
-    pub fn watch(&self, service: &ServiceName) -> ServiceWatch {
-        self.catalog().watch_service(service)
+    /// Follows the instances of one service: first all of them, then what changes.
+    pub fn watch(&self, service: &ServiceName) -> Watch<InstanceView> {
+        Watch::service(self.catalog(), service, self.inner.stop.clone())
+    }
+
+    /// Follows the instances of all services.
+    pub fn watch_services(&self) -> Watch<InstanceView> {
+        Watch::services(self.catalog(), self.inner.stop.clone())
+    }
+
+    /// Follows the nodes.
+    pub fn watch_nodes(&self) -> Watch<NodeView> {
+        Watch::nodes(self.catalog(), self.inner.stop.clone())
+    }
+
+    /// All services that somebody offers, by name, as they are now.
+    pub fn services(&self) -> Vec<Arc<ServiceView>> {
+        self.catalog().services()
+    }
+
+    /// All nodes that did not leave, by name, as they are now.
+    pub fn nodes(&self) -> Vec<Arc<NodeView>> {
+        self.catalog().nodes()
     }
 
     /// Calls `service` as `caller`, a service that this node may act for: one connection, mutually

@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     bundle::BundleStore,
-    catalog::{Catalog, InstanceView, ServiceView},
+    catalog::{Catalog, Distance, InstanceView, ServiceView},
     connect::{Balancer, Connector, Endpoint},
     identity::Identity,
-    model::{Health, Liveness, NodeRecord, ServiceName},
+    model::{NodeRecord, ServiceName},
 };
 
 /// The connectors of a node, made when first used.
@@ -97,21 +97,16 @@ pub(super) fn endpoints_of(catalog: &Catalog, view: Option<&ServiceView>) -> Vec
 }
 
 fn endpoint(own: Option<&NodeRecord>, view: &Arc<InstanceView>) -> Option<Endpoint> {
-    let weight = match view.health {
-        Health::Passing => view.instance.weights.passing,
-        Health::Warning => view.instance.weights.warning,
-        Health::Critical | Health::Maintenance => return None,
-    };
-    let record = &view.node.record;
-    let same_zone = own.is_some_and(|own| own.zone() == record.zone());
+    let weight = view.weight()?;
+    // By zone, not by host: the other hosts of a zone should not idle.
+    let distance = own.map_or(Distance::Far, |own| view.distance(own));
     Some(Endpoint {
-        id: format!("{}/{}", record.id, view.instance.id).into(),
+        id: format!("{}/{}", view.node.record.id, view.instance.id).into(),
         addr: view.mesh_addr()?,
         service: view.instance.service.clone(),
         version: view.instance.version.clone(),
         weight,
-        // By zone, not by host: the other hosts of a zone should not idle.
-        distance: u8::from(!same_zone),
-        suspect: view.stale || view.node.liveness != Liveness::Alive,
+        distance: distance as u8,
+        suspect: view.is_doubtful(),
     })
 }

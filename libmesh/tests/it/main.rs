@@ -6,5 +6,6 @@ mod connect;
 mod corpus;
 mod identity;
 mod mesh;
+mod refused;
 mod rpc;
 mod subscribe;

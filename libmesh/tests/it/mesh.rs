@@ -115,7 +115,7 @@ async fn nodes_see_each_other_and_each_others_services() {
         cluster.authority.ca.service_id("web")
     );
 
-    let seen = a.watch(&name("api-v2"));
+    let seen = a.catalog().watch_service(&name("api-v2"));
     until("api-v2 of b seen at a", || present(&a, "api-v2") == 1).await;
     let before = seen.revision();
     assert!(b.deregister(&instance("api-v2", 80, None).id));

@@ -10,9 +10,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, header};
 use http_body_util::Full;
-use libmesh::catalog::InstanceView;
+use libmesh::catalog::{Distance, InstanceView};
 use libmesh::identity::{SourceError, SpiffeId};
-use libmesh::model::{Health, Host, Instance, InstanceId, Liveness, ServiceName};
+use libmesh::model::{Host, Instance, InstanceId, NodeRecord, ServiceName};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -346,11 +346,11 @@ impl<H: AttachHost> AttachServer<H> {
         let index = watch.revision();
         let catalog = self.inner.host.catalog();
         let own = catalog.node_by_id(&catalog.own());
-        let zone = own.as_ref().map(|node| node.record.zone());
+        let own = own.as_ref().map(|node| &*node.record);
         let view = watch.view();
         let instances = view.iter().flat_map(|view| &view.instances);
         let endpoints = instances
-            .filter_map(|instance| endpoint(instance, zone))
+            .filter_map(|instance| endpoint(instance, own))
             .collect();
         Ok(json(StatusCode::OK, &EndpointsReply { index, endpoints }))
     }
@@ -494,22 +494,14 @@ fn instance(
     Ok(instance)
 }
 
-fn endpoint(instance: &InstanceView, own_zone: Option<&str>) -> Option<EndpointWire> {
-    if !instance.health.is_usable() {
-        return None;
-    }
-    let weights = instance.instance.weights;
-    let node = &instance.node;
+fn endpoint(instance: &InstanceView, own: Option<&NodeRecord>) -> Option<EndpointWire> {
+    let distance = own.map_or(Distance::Far, |own| instance.distance(own));
     Some(EndpointWire {
-        id: format!("{}/{}", node.record.name, instance.instance.id).into(),
+        id: format!("{}/{}", instance.node.record.name, instance.instance.id).into(),
         address: instance.mesh_addr()?,
-        weight: if instance.health == Health::Warning {
-            weights.warning
-        } else {
-            weights.passing
-        },
+        weight: instance.weight()?,
         version: instance.instance.version.clone(),
-        distance: u8::from(own_zone != Some(node.record.zone())),
-        suspect: instance.stale || node.liveness != Liveness::Alive,
+        distance: distance as u8,
+        suspect: instance.is_doubtful(),
     })
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::StatusCode;
-use libmesh::catalog::{InstanceView, NodeView};
+use libmesh::catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView};
 use serde_json::{Value, json};
 
 use super::{Inner, Refused, bad_request, blocking::Blocking, handler, render, server_error};
@@ -69,10 +69,7 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     let view = inner.catalog.service(name);
-    let list: Vec<_> = view
-        .iter()
-        .flat_map(|view| &view.instances)
-        .filter(|instance| wanted(&call, instance))
+    let list: Vec<_> = wanted(&call, view.as_deref(), Select::any())
         .map(|instance| render::catalog_entry(instance))
         .collect();
     Ok(blocking.reply(index, &list))
@@ -134,10 +131,22 @@ pub fn no_filter(call: &Call) -> Result<(), Refused> {
     }
 }
 
-/// Whether an instance has every `tag` (or version) and its node every `node-meta` asked for.
-pub fn wanted(call: &Call, view: &InstanceView) -> bool {
-    let mut tags = call.query.all("tag").filter(|tag| !tag.is_empty());
-    tags.all(|tag| view.instance.matches(tag)) && has_meta(call, &view.node)
+/// The instances of a service that have every `tag` (or version) asked for and are fit for `select`, on nodes that have
+/// every `node-meta` asked for.
+pub fn wanted<'v>(
+    call: &Call,
+    view: Option<&'v ServiceView>,
+    select: Select,
+) -> impl Iterator<Item = &'v Arc<InstanceView>> {
+    let tags = call.query.all("tag").filter(|tag| !tag.is_empty());
+    // Consul knows no doubt.
+    let select = tags
+        .fold(select, Select::subset)
+        .doubtful(Doubtful::Include);
+    let instances = view.map(|view| view.select(&select)).unwrap_or_default();
+    instances
+        .into_iter()
+        .filter(move |instance| has_meta(call, &instance.node))
 }
 
 /// Whether a node has every `node-meta=key:value` asked for.

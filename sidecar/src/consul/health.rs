@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use libmesh::{
-    catalog::{InstanceView, NodeView},
+    catalog::{InstanceView, NodeView, Select},
     model::{Health, Liveness},
 };
 
@@ -37,18 +37,14 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     let view = inner.catalog.service(name);
-    let list: Vec<_> = view
-        .iter()
-        .flat_map(|view| &view.instances)
-        .filter(|instance| wanted(&call, instance) && (!passing || is_passing(instance)))
+    let select = match passing {
+        true => Select::passing(),
+        false => Select::any(),
+    };
+    let list: Vec<_> = wanted(&call, view.as_deref(), select)
         .map(|instance| render::health_entry(&inner, instance))
         .collect();
     Ok(blocking.reply(index, &list))
-}
-
-/// Every check of it passes, membership's among them.
-fn is_passing(view: &InstanceView) -> bool {
-    view.health == Health::Passing && view.node.liveness.is_present()
 }
 
 async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
