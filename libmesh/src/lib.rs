@@ -3,15 +3,15 @@
 //! mutual TLS that are allowed by intentions. It is what `mesh agent` runs on, and can be embedded alone:
 //!
 //! ```no_run
-//! use libmesh::{mesh::{Config, Credentials, Mesh}, model::Instance};
+//! use libmesh::{mesh::Mesh, model::Instance};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let token = std::env::var("MESH_JOIN_TOKEN")?.parse()?;
-//! let mut config = Config::new("node-1".parse()?, Credentials::Join(token));
-//! config.bind = "10.0.0.7:8301".parse()?;
-//! config.directory = Some("/var/lib/my-app/node".into());
-//! config.seeds = vec!["10.0.0.1:8301".parse()?];
-//! let mesh = Mesh::start(config).await?;
+//! let mesh = Mesh::builder("node-1")
+//!     .seed("10.0.0.1")
+//!     .directory("/var/lib/my-app/node")
+//!     .join_token(&std::env::var("MESH_JOIN_TOKEN")?)
+//!     .start()
+//!     .await?;
 //! mesh.register(Instance::new("web".parse()?, 8080)?)?;
 //! let database = mesh.connect(&"web".parse()?, &"db".parse()?).await?;
 //! println!("connected to {}", database.peer());
@@ -19,20 +19,31 @@
 //! # }
 //! ```
 //!
-//! A runnable program is `examples/embed`. Where to look:
+//! The [`manual`] says how to join, register, watch, connect, what is guaranteed when things fail, and what can be tuned.
+//! Runnable programs are in `examples/`.
+//!
+//! What a program needs:
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`mesh`] | all of it in one handle: start, register, resolve, watch, connect, accept, leave |
-//! | [`model`] | plain types: names, nodes, instances, checks |
-//! | [`catalog`], [`sync`] | the records of all nodes, and how they reach every node |
-//! | [`member`] | who answers: SWIM without IO, and its UDP driver |
+//! | [`model`] | plain types: names, nodes, instances |
 //! | [`health`] | checks and their scheduler |
-//! | [`identity`] | SPIFFE IDs, keys, certificates, trust, rustls configurations |
+//! | [`watch`], [`catalog`] | what is offered: diffs, views, and how to choose among them |
+//! | [`error`] | whom an error blames, and whether to retry |
+//!
+//! What it is made of, for those who put a node together themselves, as the binary `mesh` does (these change more often):
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`sync`] | how the records reach every node |
+//! | [`member`] | who answers: SWIM without IO, and its UDP driver |
+//! | [`identity`] | SPIFFE IDs, keys, certificates, trust |
 //! | [`join`] | join tokens, the join, the node directory |
 //! | [`bundle`] | signed configuration: intentions, revocations, roots |
 //! | [`connect`] | balancer, dialler and acceptor of service connections |
 //! | [`rpc`] | calls between nodes: HTTP/2 over mutual TLS |
+//! | [`config`], [`files`] | the configuration behind [`mesh::Config`]; private files |
 //!
 //! This crate knows nothing of secret storage, DNS, HTTP APIs or command lines.
 
@@ -45,6 +56,7 @@ pub mod files;
 pub mod health;
 pub mod identity;
 pub mod join;
+pub mod manual;
 pub mod member;
 pub mod mesh;
 pub mod model;

@@ -5,6 +5,7 @@ mod authority;
 mod error;
 mod listener;
 mod outbound;
+mod problem;
 mod sockets;
 mod start;
 mod transport;
@@ -35,9 +36,11 @@ use crate::{
 pub use crate::config::{Builder, Config, ConfigError, Credentials};
 pub use error::MeshError;
 pub use listener::Listener;
+pub use problem::Problem;
 
 use authority::Servers;
 use outbound::Outbound;
+use problem::Problems;
 
 /// Time for one mesh connection, all attempts together, where the caller gives none.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -68,6 +71,7 @@ struct Inner {
     services: Mutex<HashMap<ServiceName, Arc<OnceCell<Identity>>>>,
     outbound: Outbound,
     servers: Servers,
+    problems: Problems,
     checks: Scheduler,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -285,6 +289,11 @@ impl Mesh {
     /// Who is in the mesh and who answers.
     pub fn membership(&self) -> &Membership {
         &self.inner.membership
+    }
+
+    /// What this node knows to be wrong with itself, for status pages; empty when all is well.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.inner.problems.all()
     }
 
     /// The config bundle: intentions, revocations, entries.

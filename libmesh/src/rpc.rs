@@ -7,7 +7,8 @@
 //!
 //! An answer is one body, or goes on as a [`Stream`] of frames until either end has enough.
 //!
-//! This module knows nothing of what is called.
+//! This module knows nothing of what is called. Status codes are those of the crate `http` ([`http::StatusCode`]): they are
+//! what travels, and every HTTP library of the embedding program speaks them.
 
 mod client;
 mod error;

@@ -170,6 +170,11 @@ impl NodeDirectory {
         Ok(NodeKey::load_or_create(&self.key_path())?)
     }
 
+    /// The file of the gossip keyring.
+    pub(crate) fn keyring_path(&self) -> PathBuf {
+        self.path.join("keyring")
+    }
+
     /// What was kept; `None` before the first join.
     pub fn load(&self) -> Result<Option<NodeCredentials>, DirectoryError> {
         let (Some(certificate), Some(keyring)) = (self.read("certificate")?, self.read("keyring")?)

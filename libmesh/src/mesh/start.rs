@@ -14,6 +14,7 @@ use super::{
     Config, Credentials, Inner, Mesh, MeshError, advertise,
     authority::{NodeSigner, NodeVerifier, RemoteSource, Servers},
     outbound::Outbound,
+    problem::{self, Problems},
     sockets,
     transport::{self, Transport},
     upkeep,
@@ -145,6 +146,14 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         membership.clone(),
         stop.clone(),
     ));
+    let problems = Problems::default();
+    let keyring = directory.as_ref().map(NodeDirectory::keyring_path);
+    tasks.spawn(problem::follow_keys(
+        membership.clone(),
+        keyring,
+        problems.clone(),
+        stop.clone(),
+    ));
     tasks.spawn(upkeep::follow_trust(trust, catalog.clone(), stop.clone()));
     let subject = Subject::Node(credentials.key.clone());
     tasks.spawn(
@@ -180,6 +189,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         advertise,
         identity,
         servers,
+        problems,
         checks: Scheduler::new(catalog.local()),
         outbound: Outbound::new(catalog.clone(), bundles.clone(), stop.clone()),
         catalog,

@@ -12,12 +12,13 @@ use std::{
 use libmesh::{
     error::Blame,
     join::{DirectoryError, JoinError, JoinToken},
-    mesh::{Config, Credentials, Mesh, MeshError},
+    member::Keyring,
+    mesh::{Config, Credentials, Mesh, MeshError, Problem},
     model::Datacenter,
 };
 use tempfile::TempDir;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, SOON};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -62,6 +63,41 @@ async fn the_key_of_another_node() {
     fs::copy(a.path().join("certificate"), b.path().join("certificate")).unwrap();
     let words = ["belongs to node a", "not to b"];
     refused(kept(&cluster, "b", b.path()), Blame::Configuration, &words).await;
+}
+
+/// The start cannot know it; the node finds out as soon as others send it something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gossip_keyring_of_another_mesh() {
+    let cluster = Cluster::start(HOUR).await;
+    let directory = joined(&cluster, "a").await;
+    let keyring = directory.path().join("keyring");
+    fs::write(&keyring, &*Keyring::generate().unwrap().to_bytes()).unwrap();
+    let node = Mesh::start(kept(&cluster, "a", directory.path()))
+        .await
+        .unwrap();
+    let found = async {
+        while node.problems().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let found = tokio::time::timeout(4 * SOON, found).await;
+    found.expect("the node does not notice that its keyring does not fit");
+    let problem = node.problems().remove(0);
+    assert_eq!(
+        problem,
+        Problem::GossipKey {
+            path: Some(keyring.clone())
+        }
+    );
+    let text = problem.to_string();
+    for word in [
+        keyring.to_str().unwrap(),
+        "another mesh",
+        "mesh join-token create",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
