@@ -45,7 +45,7 @@ pub mod wire;
 #[doc(hidden)]
 pub use apply::fuzz_message;
 pub use apply::{LogHead, Outcome, Quarantined, Rejection};
-pub use diff::ServiceDiff;
+pub use diff::Diff;
 pub use local::{Inherited, LocalLog, OwnHead};
 pub use saved::SavedError;
 pub use select::{Distance, Doubtful, Fitness, Select};

@@ -9,10 +9,8 @@
 //! times a second.
 
 use std::{
-    collections::HashMap,
     fmt,
     future::poll_fn,
-    hash::Hash,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -29,56 +27,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     catalog::{Catalog, InstanceView, NodeView, ServiceView, ServiceWatch},
     identity::BoxFuture,
-    model::{InstanceId, NodeId, ServiceName},
+    model::ServiceName,
 };
+
+pub use crate::catalog::Diff;
 
 /// The shortest time between two looks at everything.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// What happened since the diff before.
-#[derive(Debug, Clone)]
-pub struct Diff<T> {
-    /// The catalog is at least this far; see [`Catalog::revision`].
-    pub revision: u64,
-    /// Not there before. In the first diff: all that is there.
-    pub added: Vec<Arc<T>>,
-    /// There before, and different now: as they are.
-    pub changed: Vec<Arc<T>>,
-    /// There no longer: as they were.
-    pub removed: Vec<Arc<T>>,
-}
-
-impl<T> Diff<T> {
-    /// Whether nothing happened; only the first diff of a watch can be so, when nothing is there.
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
-    }
-
-    /// From `old` to `new`, by `key`, where things that are the `same` have not changed.
-    fn between<K: Hash + Eq>(
-        revision: u64,
-        old: impl Iterator<Item = Arc<T>>,
-        new: impl Iterator<Item = Arc<T>>,
-        key: impl Fn(&T) -> K,
-        same: impl Fn(&T, &T) -> bool,
-    ) -> Self {
-        let mut old: HashMap<K, Arc<T>> = old.map(|thing| (key(&thing), thing)).collect();
-        let (mut added, mut changed) = (Vec::new(), Vec::new());
-        for thing in new {
-            match old.remove(&key(&thing)) {
-                None => added.push(thing),
-                Some(before) if Arc::ptr_eq(&before, &thing) || same(&before, &thing) => {}
-                Some(_) => changed.push(thing),
-            }
-        }
-        Self {
-            revision,
-            added,
-            changed,
-            removed: old.into_values().collect(),
-        }
-    }
-}
 
 /// A stream of [`Diff`]s. The first one comes at once and holds everything; each further one waits until something
 /// changes. It ends (`None`) when its node does.
@@ -175,7 +130,7 @@ impl Source<InstanceView> for One {
                 // Read before the view: a view newer than this only makes the next look find nothing.
                 let revision = self.watch.revision();
                 let now = self.watch.view();
-                let diff = instances(revision, self.last.as_slice(), now.as_slice());
+                let diff = Diff::instances(revision, self.last.as_slice(), now.as_slice());
                 (self.seen, self.last) = (Some(revision), now);
                 if first || !diff.is_empty() {
                     return Some((self as Box<dyn Source<_>>, diff));
@@ -234,7 +189,7 @@ impl Source<InstanceView> for All {
                 let revision = self.0.revision().await?;
                 let now = self.0.catalog.services();
                 let (old, new) = without_equals(&self.0.last, &now);
-                let diff = instances(revision, &old, &new);
+                let diff = Diff::instances(revision, &old, &new);
                 if self.0.looked(now) || !diff.is_empty() {
                     return Some((self as Box<dyn Source<_>>, diff));
                 }
@@ -251,13 +206,7 @@ impl Source<NodeView> for Nodes {
             loop {
                 let revision = self.0.revision().await?;
                 let now = self.0.catalog.nodes();
-                let diff = Diff::between(
-                    revision,
-                    self.0.last.iter().cloned(),
-                    now.iter().cloned(),
-                    |node| node.record.id,
-                    same_node,
-                );
+                let diff = Diff::nodes(revision, &self.0.last, &now);
                 if self.0.looked(now) || !diff.is_empty() {
                     return Some((self as Box<dyn Source<_>>, diff));
                 }
@@ -279,34 +228,6 @@ fn without_equals(
         from.iter().filter(same).cloned().collect()
     };
     (missing(old, new), missing(new, old))
-}
-
-fn instances(
-    revision: u64,
-    old: &[Arc<ServiceView>],
-    new: &[Arc<ServiceView>],
-) -> Diff<InstanceView> {
-    let all = |views: &[Arc<ServiceView>]| {
-        let all = views.iter().flat_map(|view| view.instances.iter().cloned());
-        all.collect::<Vec<_>>().into_iter()
-    };
-    let key = |instance: &InstanceView| -> (NodeId, InstanceId) {
-        (instance.node.record.id, instance.instance.id.clone())
-    };
-    Diff::between(revision, all(old), all(new), key, same_instance)
-}
-
-/// Equal in all but the revision.
-fn same_instance(a: &InstanceView, b: &InstanceView) -> bool {
-    (Arc::ptr_eq(&a.node, &b.node) || same_node(&a.node, &b.node))
-        && (a.health, a.stale) == (b.health, b.stale)
-        && a.checks == b.checks
-        && a.instance == b.instance
-}
-
-/// Equal in all but the revision.
-fn same_node(a: &NodeView, b: &NodeView) -> bool {
-    a.liveness == b.liveness && a.record == b.record && a.checks == b.checks
 }
 
 #[cfg(test)]

@@ -1,63 +1,80 @@
-//! What lies between two views of a service.
+//! What lies between two looks at the catalog.
 
-use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
-use super::view::{InstanceView, ServiceView};
+use super::view::{InstanceView, NodeView, ServiceView};
 
-/// What happened to a service from one view to another. Revisions do not count: an instance that is shown anew but as
-/// it was has not changed.
-#[derive(Debug, Clone, Default)]
-pub struct ServiceDiff {
-    /// Instances that were not there before.
-    pub added: Vec<Arc<InstanceView>>,
-    /// Instances that are there no longer, as they were.
-    pub removed: Vec<Arc<InstanceView>>,
-    /// Instances of which something changed (their record, their checks, what is thought of their node), as they are.
-    pub changed: Vec<Arc<InstanceView>>,
+/// What happened between two looks. Revisions do not count: what is shown anew but as it was has not changed.
+#[derive(Debug, Clone)]
+pub struct Diff<T> {
+    /// The catalog is at least this far; see [`Catalog::revision`](super::Catalog::revision).
+    pub revision: u64,
+    /// Not there before.
+    pub added: Vec<Arc<T>>,
+    /// There before, and different now (a record, checks, what is thought of a node): as they are.
+    pub changed: Vec<Arc<T>>,
+    /// There no longer: as they were.
+    pub removed: Vec<Arc<T>>,
 }
 
-impl ServiceDiff {
-    /// From `old` to `new`; `None` = no instances, as [`Catalog::service`](super::Catalog::service) has it. Costs one
-    /// pass over both.
-    pub fn between(old: Option<&ServiceView>, new: Option<&ServiceView>) -> Self {
-        let (old, new) = (by_owner(old), by_owner(new));
-        let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-        let mut diff = Self::default();
-        loop {
-            let order = match (old.peek(), new.peek()) {
-                (None, None) => return diff,
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(before), Some(now)) => owner(before).cmp(&owner(now)),
-            };
-            let before = (order != Ordering::Greater).then(|| old.next()).flatten();
-            let now = (order != Ordering::Less).then(|| new.next()).flatten();
-            match (before, now) {
-                (Some(before), None) => diff.removed.push(Arc::clone(before)),
-                (None, Some(now)) => diff.added.push(Arc::clone(now)),
-                (Some(before), Some(now)) if !now.same_as(before) => {
-                    diff.changed.push(Arc::clone(now));
-                }
-                _ => {}
-            }
-        }
-    }
-
+impl<T> Diff<T> {
     /// Whether nothing happened.
     pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    /// From `old` to `new`, each in its own order: one pass over both.
+    fn between<K: Hash + Eq>(
+        revision: u64,
+        old: &[&Arc<T>],
+        new: &[&Arc<T>],
+        key: impl Fn(&T) -> K,
+        same: impl Fn(&T, &T) -> bool,
+    ) -> Self {
+        let before: HashMap<K, &Arc<T>> = old.iter().map(|thing| (key(thing), *thing)).collect();
+        let there: HashSet<K> = new.iter().map(|thing| key(thing)).collect();
+        let removed = old.iter().filter(|thing| !there.contains(&key(thing)));
+        let removed = removed.map(|thing| Arc::clone(thing)).collect();
+        let (mut added, mut changed) = (Vec::new(), Vec::new());
+        for thing in new {
+            match before.get(&key(thing)) {
+                None => added.push(Arc::clone(thing)),
+                Some(before) if Arc::ptr_eq(before, thing) || same(before, thing) => {}
+                Some(_) => changed.push(Arc::clone(thing)),
+            }
+        }
+        Self {
+            revision,
+            added,
+            changed,
+            removed,
+        }
     }
 }
 
-fn owner(view: &InstanceView) -> (&[u8; 16], &str) {
-    (view.node.record.id.as_bytes(), view.instance.id.as_str())
+impl Diff<InstanceView> {
+    /// Between two sets of services. An instance that moved from one service to another has changed.
+    pub fn instances(revision: u64, old: &[Arc<ServiceView>], new: &[Arc<ServiceView>]) -> Self {
+        // By what never changes of an instance: its node may change its name.
+        let key = |view: &InstanceView| (view.node.record.id, view.instance.id.shared());
+        let (old, new) = (all(old), all(new));
+        Self::between(revision, &old, &new, key, InstanceView::same_as)
+    }
 }
 
-/// By what never changes of an instance: a node may change its name.
-fn by_owner(view: Option<&ServiceView>) -> Vec<&Arc<InstanceView>> {
-    let instances = view.into_iter().flat_map(|view| &view.instances);
-    let mut instances: Vec<_> = instances.collect();
-    instances.sort_unstable_by(|a, b| owner(a).cmp(&owner(b)));
-    instances
+impl Diff<NodeView> {
+    /// Between two sets of nodes.
+    pub fn nodes(revision: u64, old: &[Arc<NodeView>], new: &[Arc<NodeView>]) -> Self {
+        let same = |a: &NodeView, b: &NodeView| {
+            a.liveness == b.liveness && a.record == b.record && a.checks == b.checks
+        };
+        let (old, new): (Vec<_>, Vec<_>) = (old.iter().collect(), new.iter().collect());
+        Self::between(revision, &old, &new, |node| node.record.id, same)
+    }
+}
+
+fn all(services: &[Arc<ServiceView>]) -> Vec<&Arc<InstanceView>> {
+    services.iter().flat_map(|view| &view.instances).collect()
 }

@@ -170,12 +170,25 @@ impl InstanceView {
         }
     }
 
+    /// Where it stands: the zone of its own locality, else that of its node.
+    pub fn zone(&self) -> &str {
+        let own = self.instance.locality.as_ref();
+        own.filter(|own| !own.zone.is_empty())
+            .map_or(self.node.record.zone(), |own| &own.zone)
+    }
+
+    /// The region of its own locality, else that of its node.
+    pub fn region(&self) -> &str {
+        let own = self.instance.locality.as_ref();
+        own.filter(|own| !own.region.is_empty())
+            .map_or(self.node.record.region(), |own| &own.region)
+    }
+
     /// How far it is from a node.
     pub fn distance(&self, from: &NodeRecord) -> Distance {
-        let own = &self.node.record;
-        if own.zone() == from.zone() {
+        if self.zone() == from.zone() {
             Distance::Zone
-        } else if region(own) == region(from) {
+        } else if self.region() == from.region() {
             Distance::Region
         } else {
             Distance::Far
@@ -183,29 +196,19 @@ impl InstanceView {
     }
 }
 
-/// What is near beyond the zone: meta `region`, or the datacenter when there is none.
-fn region(node: &NodeRecord) -> &str {
-    let named = node.meta.get("region");
-    named.map_or(node.datacenter.as_str(), |region| region)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::catalog::Catalog;
     use crate::catalog::testing::TestNode;
-    use crate::model::{CheckRecord, Instance, Weights};
+    use crate::model::{CheckRecord, Instance, Locality, Weights};
 
     /// A catalog that sees one instance of `web` on each of these nodes (name, zone, region).
     fn catalog(places: &[(&str, &str, &str)]) -> (Vec<TestNode>, Catalog) {
         let mut nodes = Vec::new();
         for (at, (name, zone, region)) in places.iter().enumerate() {
             let mut node = TestNode::new(name, [10, 0, 0, at as u8 + 1].into());
-            node.record.meta = [
-                ("zone".into(), (*zone).into()),
-                ("region".into(), (*region).into()),
-            ]
-            .into();
+            node.record.locality = Locality::new(region, zone).unwrap();
             node.publish().unwrap();
             let mut instance = Instance::new("web".parse().unwrap(), 80).unwrap();
             instance.version = Some(format!("v{at}").into());

@@ -15,7 +15,7 @@ use crate::{
     join::Seed,
     member::Preset,
     mesh::{Mesh, MeshError},
-    model::{Datacenter, InvalidField, NodeName, check_meta},
+    model::{Datacenter, InvalidField, Locality, NodeName, check_meta},
 };
 
 /// The port of an address that names none.
@@ -164,14 +164,17 @@ impl Builder {
         self
     }
 
-    /// The failure domain: nodes that are likely to fail together, and near to each other. Default: the datacenter.
-    pub fn zone(self, zone: &str) -> Self {
-        self.meta("zone", zone)
-    }
-
-    /// What is near beyond the zone. Default: the datacenter.
-    pub fn region(self, region: &str) -> Self {
-        self.meta("region", region)
+    /// Where the node stands: its zone is what fails together and is near, its region what is near beyond that. Default:
+    /// not known, so that the whole datacenter is one zone.
+    pub fn locality(mut self, region: &str, zone: &str) -> Self {
+        match Locality::new(region, zone) {
+            Ok(Locality { region, zone }) => {
+                let known = [("region".into(), region), ("zone".into(), zone)];
+                self.config.meta.extend(known);
+            }
+            Err(problem) => self.problems.push(problem),
+        }
+        self
     }
 
     /// Something that the node says of itself.
@@ -294,8 +297,7 @@ mod tests {
             .directory("/tmp/x")
             .join_token(&token.reveal())
             .datacenter("DC2")
-            .zone("a")
-            .region("north")
+            .locality("north", "north-a")
             .meta("rack", "7")
             .version("1.2")
             .resume()
@@ -308,7 +310,8 @@ mod tests {
         assert_eq!(seeds, ["10.0.0.1:8301", "seed.example.com:99", "[::1]:7"]);
         assert!(matches!(config.credentials, Credentials::Join(given) if given.id() == token.id()));
         assert_eq!(config.datacenter.unwrap(), "dc2");
-        assert_eq!(config.meta.len(), 3);
+        let meta: Vec<&str> = config.meta.values().map(|value| &**value).collect();
+        assert_eq!(meta, ["7", "north", "north-a"]);
         assert!(config.resume && &*config.version == "1.2");
         // Typed values do as well.
         let typed = Config::builder("a")
@@ -327,6 +330,7 @@ mod tests {
             .seed("10.0.0.1:0")
             .join_token("mjt1.secret")
             .datacenter("a.b")
+            .locality("", "a")
             .meta("no spaces", "x");
         let found = problems(builder);
         let fields: Vec<&str> = found
@@ -343,6 +347,7 @@ mod tests {
                 "seeds",
                 "join_token",
                 "datacenter",
+                "locality",
                 "meta",
                 "directory"
             ]

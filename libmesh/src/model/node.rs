@@ -149,6 +149,14 @@ impl NodeRecord {
         }
     }
 
+    /// What is near beyond the zone: the region of its locality, else the datacenter.
+    pub fn region(&self) -> &str {
+        match &*self.locality.region {
+            "" => self.datacenter.as_str(),
+            region => region,
+        }
+    }
+
     /// Its failure domain, for the mass-event rule: the zone of its locality, else its meta `zone`, else the
     /// datacenter.
     pub fn zone(&self) -> &str {

@@ -76,7 +76,7 @@ fn who_lags_gets_one_merged_diff() {
     }
     node.local().put_service(instance("db", "3", 1)).unwrap();
     node.local().remove_service(&"3".parse().unwrap());
-    let diff = instances(0, &watched(&mut watch), &node.catalog.services());
+    let diff = Diff::instances(0, &watched(&mut watch), &node.catalog.services());
     assert!(diff.is_empty(), "{diff:?}");
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use super::*;
-use crate::catalog::ServiceDiff;
+use crate::catalog::Diff;
 use crate::model::{Host, Liveness};
 
 fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
@@ -261,19 +261,19 @@ fn a_diff_tells_what_came_went_and_changed() {
     for port in [80, 81, 82] {
         local.put_service(instance("web", port)).unwrap();
     }
-    let old = catalog.service("web").unwrap();
-    let all = ServiceDiff::between(None, Some(&old));
+    let old = catalog.services();
+    let all = Diff::instances(0, &[], &old);
     assert_eq!(ids(&all.added), ["web-80", "web-81", "web-82"]);
     local.remove_service(&instance("web", 80).id);
     local
         .put_check(check("c", Some(&instance("web", 81)), Health::Critical))
         .unwrap();
     local.put_service(instance("web", 83)).unwrap();
-    let new = catalog.service("web").unwrap();
-    let diff = ServiceDiff::between(Some(&old), Some(&new));
+    let new = catalog.services();
+    let diff = Diff::instances(0, &old, &new);
     assert_eq!(ids(&diff.added), ["web-83"]);
     assert_eq!(ids(&diff.removed), ["web-80"]);
     assert_eq!(ids(&diff.changed), ["web-81"]);
-    assert!(ServiceDiff::between(Some(&new), Some(&new)).is_empty());
-    assert_eq!(ServiceDiff::between(Some(&new), None).removed.len(), 3);
+    assert!(Diff::instances(0, &new, &new).is_empty());
+    assert_eq!(Diff::instances(0, &new, &[]).removed.len(), 3);
 }
