@@ -32,3 +32,50 @@ pub mod failures {}
 
 #[doc = include_str!("manual/tuning.md")]
 pub mod tuning {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::member::Preset;
+
+    /// `750 ms`, `4.25 s`: as the manual writes it.
+    fn text(span: Duration) -> String {
+        match span.as_millis() {
+            ms @ 0..1000 => format!("{ms} ms"),
+            _ => format!("{} s", span.as_secs_f64()),
+        }
+    }
+
+    #[test]
+    fn the_table_of_presets_is_what_the_presets_are() {
+        let page = include_str!("manual/tuning.md");
+        let (lan, wan) = (Preset::lan(), Preset::wan());
+        let spans = |of: fn(&Preset) -> Duration| (text(of(&lan)), text(of(&wan)));
+        for (field, (lan, wan)) in [
+            ("probe_period", spans(|preset| preset.probe_period)),
+            ("probe_rtt", spans(|preset| preset.probe_rtt)),
+            ("suspect_to_down", spans(|preset| preset.suspect_to_down)),
+            ("confirm_timeout", spans(|preset| preset.confirm_timeout)),
+            (
+                "suspect_shown_after",
+                spans(|preset| preset.suspect_shown_after),
+            ),
+            ("refusal_patience", spans(|preset| preset.refusal_patience)),
+            ("gossip_period", spans(|preset| preset.gossip_period)),
+            ("announce_period", spans(|preset| preset.announce_period)),
+            (
+                "announce_down_period",
+                spans(|preset| preset.announce_down_period),
+            ),
+            ("push_pull_period", spans(|preset| preset.push_pull_period)),
+            (
+                "gossip_fanout",
+                (lan.gossip_fanout.to_string(), wan.gossip_fanout.to_string()),
+            ),
+        ] {
+            let row = format!("| `{field}` | {lan} | {wan} |");
+            assert!(page.contains(&row), "the manual lacks: {row}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! libmesh from outside: real sockets on loopback, a certificate authority made by the test.
 
+mod api;
 mod ca;
 mod cluster;
 mod connect;
