@@ -1,4 +1,6 @@
 //! Catalog messages of other nodes: frame, delta and records.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| libmesh::catalog::fuzz_message(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    libmesh::catalog::fuzz::delta(bytes);
+});

@@ -25,6 +25,8 @@ mod apply;
 mod belief;
 mod diff;
 mod facts;
+#[doc(hidden)]
+pub mod fuzz;
 mod index;
 mod local;
 pub mod log;
