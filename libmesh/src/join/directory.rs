@@ -1,6 +1,7 @@
 //! The node directory: everything that makes a process the same node after a restart.
 
 use std::{
+    fs::Permissions,
     io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -106,10 +107,11 @@ struct Certificate {
 }
 
 impl NodeDirectory {
-    /// The directory at `path`, made if it is not there.
+    /// The directory at `path`, made if it is not there. One that others may enter is closed to them, unless it holds a
+    /// node key already: then somebody may have read it.
     ///
     /// # Errors
-    /// [`DirectoryError::Exposed`] when others may enter it.
+    /// [`DirectoryError::Exposed`] when others may enter it, and a key is there.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let file = |source| DirectoryError::File {
             path: path.to_owned(),
@@ -117,15 +119,19 @@ impl NodeDirectory {
         };
         files::create_private_dir(path).map_err(file)?;
         let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(DirectoryError::Exposed {
-                path: path.to_owned(),
-                mode,
-            });
-        }
-        Ok(Self {
+        let directory = Self {
             path: path.to_owned(),
-        })
+        };
+        if mode & 0o077 != 0 {
+            if directory.key_path().exists() {
+                return Err(DirectoryError::Exposed {
+                    path: directory.path,
+                    mode,
+                });
+            }
+            std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(file)?;
+        }
+        Ok(directory)
     }
 
     /// Takes the directory for this process, until the lock is dropped.

@@ -214,6 +214,8 @@ async fn a_directory_that_others_may_enter_or_read_from() {
     let cluster = Cluster::start(HOUR).await;
     let directory = joined(&cluster, "a").await;
     let path = directory.path();
+    let mode = fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "closed before the key was written");
     fs::set_permissions(path, Permissions::from_mode(0o750)).unwrap();
     let words = ["0750", "chmod 700", path.to_str().unwrap()];
     refused(kept(&cluster, "a", path), Blame::Environment, &words).await;

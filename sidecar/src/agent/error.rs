@@ -30,6 +30,16 @@ pub enum AgentError {
         /// What the system said.
         source: io::Error,
     },
+    /// Others cannot reach the node.
+    #[error(
+        "others cannot reach a node at {addr}: {reason}; set `node.advertise` to an address that they can reach"
+    )]
+    Advertise {
+        /// The address that others would be told.
+        addr: SocketAddr,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The Unix socket cannot be made.
     #[error("{0}; set `addresses.socket` to another path")]
     Socket(io::Error),
@@ -130,6 +140,7 @@ impl AgentError {
                 key: "node.bind",
                 source,
             },
+            MeshError::Advertise { addr, reason } => AgentError::Advertise { addr, reason },
             other => AgentError::Mesh(other),
         }
     }
