@@ -122,7 +122,7 @@ async fn probe(agents: &[Mesh], service: &str, time: Duration) -> Result<Vec<f64
     let mut watching = JoinSet::new();
     let service = ServiceName::parse(service)?;
     for agent in &agents[1..] {
-        let (watch, say) = (agent.watch(&service), say.clone());
+        let (watch, say) = (agent.catalog().watch_service(&service), say.clone());
         watching.spawn(async move {
             let mut revision = 0;
             let mut known = 0;
@@ -171,7 +171,7 @@ async fn failing(agents: &[Mesh]) -> Result<Vec<f64>> {
         let wait = |status: Health| {
             let mut waiting = JoinSet::new();
             for agent in &agents[1..] {
-                let (watch, id) = (agent.watch(&service), id.clone());
+                let (watch, id) = (agent.catalog().watch_service(&service), id.clone());
                 waiting.spawn(async move {
                     loop {
                         let revision = watch.revision();
@@ -217,9 +217,9 @@ async fn watchers(owner: &Mesh, agent: &Mesh) -> Result<f64> {
     let mut worst: f64 = 0.0;
     for n in 0..10 {
         let mut waiting = JoinSet::new();
-        let revision = agent.watch(&service).revision();
+        let revision = agent.catalog().watch_service(&service).revision();
         for _ in 0..1_000 {
-            let watch = agent.watch(&service);
+            let watch = agent.catalog().watch_service(&service);
             waiting.spawn(async move {
                 watch.changed_after(revision).await;
                 Instant::now()

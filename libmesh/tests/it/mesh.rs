@@ -301,7 +301,7 @@ async fn a_restart_never_blinks_a_nodes_instances_out() {
     b.register(instance("kept", 2, None)).unwrap();
     until("kept seen at a", || present(&a, "kept") == 1).await;
     let missing = Arc::new(AtomicBool::new(false));
-    let watch = a.watch(&name("kept"));
+    let watch = a.catalog().watch_service(&name("kept"));
     let observer = tokio::spawn({
         let missing = missing.clone();
         async move {
