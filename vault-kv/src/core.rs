@@ -5,8 +5,9 @@
 //! only then shows it to readers.
 //!
 //! Costs. A read: one HMAC of the name, one look-up in the store, one AES-GCM open; no lock that a writer
-//! holds while it waits for the disk. A commit: one HMAC and one or two seals per operation, and a share
-//! of one `fdatasync`: all changes that wait while the disk is busy go together in the next group.
+//! holds while it waits for the disk. A commit: one HMAC and two seals per operation, on the caller's
+//! thread, and a share of one `fdatasync`: all changes that wait while the disk is busy go together in the
+//! next group. What the one writing thread does for a change costs about as much as copying it.
 //! A waiter costs one entry in a map and is woken only by changes to its own name or prefix.
 //!
 //! Sealing drops the barrier, the name index and the waiters; an operation that comes later gets
@@ -14,7 +15,7 @@
 
 use std::{
     sync::{Arc, mpsc},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::RwLock;
@@ -27,14 +28,18 @@ use crate::{
         Barrier,
         names::{NameIndex, Stamp},
     },
-    store::{Head, Store, StoreError},
+    store::{Compacted, FoldKey, Head, Pace, Record, Store, StoreError},
 };
 
+mod keeper;
+mod prepare;
 #[cfg(test)]
 mod tests;
 mod waiters;
 mod writer;
 
+use keeper::Keeper;
+use prepare::Prepared;
 use waiters::Waiters;
 use writer::Job;
 pub(crate) use writer::first_entry;
@@ -121,6 +126,7 @@ struct Shared {
     store: Arc<dyn Store>,
     state: RwLock<Option<Unsealed>>,
     waiters: Waiters,
+    keeper: Keeper,
 }
 
 /// What sealing drops.
@@ -146,26 +152,7 @@ impl Core {
         barrier: Barrier,
         epoch: u64,
     ) -> Result<Self, Error> {
-        let mut names = NameIndex::new(store.head().index);
-        let mut unreadable = false;
-        store.scan(&mut |sealed| {
-            match barrier.open(&sealed.key.0, sealed.name.to_vec()) {
-                Ok(name) => match std::str::from_utf8(&name) {
-                    Ok(name) => names.put(
-                        name,
-                        Stamp {
-                            created: sealed.created,
-                            modified: sealed.modified,
-                        },
-                    ),
-                    Err(_) => unreadable = true,
-                },
-                Err(_) => unreadable = true,
-            };
-        })?;
-        if unreadable {
-            return Err(Error::Unreadable);
-        }
+        let names = name_index(&*store, &barrier)?;
         let shared = Arc::new(Shared {
             store,
             state: RwLock::new(Some(Unsealed {
@@ -173,6 +160,7 @@ impl Core {
                 names,
             })),
             waiters: Waiters::default(),
+            keeper: Keeper::default(),
         });
         let jobs = writer::start(Arc::clone(&shared), epoch);
         Ok(Self { shared, jobs })
@@ -184,6 +172,34 @@ impl Core {
         let dropped = self.shared.state.write().take();
         drop(dropped);
         self.shared.waiters.wake_all();
+        self.shared.keeper.stop();
+    }
+
+    /// Compacts by itself from now on, when it is worth it, until sealed.
+    pub(crate) fn compact_behind(&self, retention: Duration) {
+        self.shared.keeper.start(&self.shared, retention);
+    }
+
+    /// See [`Ledger::compact`](crate::Ledger::compact).
+    pub(crate) fn compact(&self, retention: Duration, pace: Pace) -> Result<Compacted, Error> {
+        self.shared.compact(retention, pace)
+    }
+
+    /// The first entry that is not older than `retention`.
+    pub(crate) fn keep_from(&self, retention: Duration) -> Result<u64, Error> {
+        self.shared.keep_from(retention)
+    }
+
+    /// Opens every record with the keys; how many there are.
+    ///
+    /// # Errors
+    /// The first one that does not open.
+    pub(crate) fn open_all(&self) -> Result<u64, Error> {
+        let mut opened = 0;
+        for name in self.scan("")? {
+            opened += u64::from(self.read(&name)?.is_some());
+        }
+        Ok(opened)
     }
 
     /// The value of a record.
@@ -194,17 +210,31 @@ impl Core {
     /// The value of a record with its ledger indexes.
     pub(crate) fn read(&self, path: &str) -> Result<Option<Value>, Error> {
         let barrier = self.barrier()?;
-        let Some(record) = self.shared.store.get(&barrier.fold_key(path))? else {
+        let key = barrier.fold_key(path);
+        let Some(mut record) = self.shared.store.get(&key)? else {
             return Ok(None);
         };
-        let bytes = barrier
-            .open(path.as_bytes(), record.value)
-            .map_err(|_| Error::Unreadable)?;
+        let value = std::mem::take(&mut record.value);
+        let bytes = match barrier.open(path.as_bytes(), value) {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                record = self.repaired(&key, record)?;
+                let value = std::mem::take(&mut record.value);
+                let opened = barrier.open(path.as_bytes(), value);
+                opened.map_err(|_| unopenable(&key, record.modified))?
+            }
+        };
         Ok(Some(Value {
             bytes,
             created: record.created,
             modified: record.modified,
         }))
+    }
+
+    /// What the log says of a record that did not open.
+    fn repaired(&self, key: &FoldKey, record: Record) -> Result<Record, Error> {
+        let repaired = self.shared.store.repair(key)?;
+        repaired.ok_or_else(|| unopenable(key, record.modified))
     }
 
     /// The ledger index of a record's last change; `None` if there is no such record.
@@ -288,6 +318,8 @@ impl Core {
         if change.meta.time == 0 {
             change.meta.time = now_micros();
         }
+        // Sealed here, so that the writer has nothing to do that takes long.
+        let change = Prepared::new(&*self.barrier()?, change);
         let (reply, answer) = oneshot::channel();
         self.jobs
             .send(Job { change, reply })
@@ -332,6 +364,44 @@ pub(crate) fn now_micros() -> i64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Every name with its indexes.
+fn name_index(store: &dyn Store, barrier: &Barrier) -> Result<NameIndex, Error> {
+    let mut names = Vec::new();
+    let mut unreadable = None;
+    store.scan(&mut |sealed| {
+        let opened = barrier.open(&sealed.key.0, sealed.name.to_vec());
+        match opened.ok().and_then(|name| boxed(&name)) {
+            Some(name) => names.push((
+                name,
+                Stamp {
+                    created: sealed.created,
+                    modified: sealed.modified,
+                },
+            )),
+            None => unreadable = Some((sealed.key, sealed.modified)),
+        }
+    })?;
+    let index = NameIndex::of(store.head().index, names);
+    match unreadable {
+        Some(_) if index.is_empty() => Err(Error::Unreadable),
+        Some((key, modified)) => Err(unopenable(&key, modified)),
+        None => Ok(index),
+    }
+}
+
+fn boxed(name: &[u8]) -> Option<Box<str>> {
+    Some(std::str::from_utf8(name).ok()?.into())
+}
+
+fn unopenable(key: &FoldKey, index: u64) -> Error {
+    StoreError::Damaged {
+        record: key.short(),
+        index,
+        what: "it does not open with the keys of this store",
+    }
+    .into()
 }
 
 /// Salt in front of a part's sealed bytes.

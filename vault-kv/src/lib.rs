@@ -2,6 +2,8 @@
 mod api;
 mod audit;
 mod barrier;
+#[doc(hidden)]
+pub mod bench;
 mod ca;
 mod clock;
 mod core;
@@ -19,6 +21,7 @@ mod policy;
 mod request;
 mod rotation;
 mod seal;
+mod snapshot;
 mod store;
 mod sys;
 mod token;
@@ -29,10 +32,11 @@ pub use audit::{AuditError, AuditSink};
 pub use ca::{Ca, CaError, IssuedCert, Profile};
 pub use http::AuthorizeError;
 pub use kv::{Kv, KvPair};
-pub use ledger::{HistoryItem, Ledger, Verified, verify};
+pub use ledger::{HistoryItem, Ledger, LedgerWatch, Verified, verify};
 pub use policy::Capability;
 pub use request::{Caller, Remote, Via};
-pub use store::{Head, StoreError};
+pub use snapshot::{inspect_snapshot, restore_snapshot};
+pub use store::{Compacted, Head, SnapshotError, SnapshotInfo, StoreError};
 pub use sys::harden_process;
 pub use vault::{
     InitOptions, InitOutcome, SealStatus, StaticKeyError, StoreConfig, Vault, VaultConfig,

@@ -66,6 +66,11 @@ impl SealConfig {
         if self.shares == 1 { 32 } else { shares::SHARE }
     }
 
+    /// What [`SealConfig::encode`] wrote.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("plain data always encodes")
     }

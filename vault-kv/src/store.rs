@@ -7,23 +7,42 @@
 //! Engines: [`memory::MemoryStore`] and [`local::LocalStore`]; one conformance suite (in the tests)
 //! runs on each.
 
-use std::{io, ops::ControlFlow, path::PathBuf};
+use std::{
+    io::{self, Write},
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
-pub(crate) use entry::{Entry, EntryOp, MAX_ENTRY, OpKind, Part, SALT};
+pub(crate) use entry::{Entry, EntryOp, FORMAT, MAX_ENTRY, OpKind, Part, SALT};
+pub(crate) use liveness::Liveness;
+pub use snapshot::{SnapshotError, SnapshotInfo};
 
 #[cfg(test)]
 pub(crate) mod conformance;
 pub(crate) mod entry;
+pub(crate) mod feed;
+mod liveness;
 pub(crate) mod local;
 pub(crate) mod memory;
+pub(crate) mod snapshot;
 
 /// The name of a record as storage sees it: the HMAC of a logical path, or a control name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FoldKey(pub(crate) [u8; 32]);
 
 impl FoldKey {
+    /// Enough of it to name it in a message.
+    pub(crate) fn short(&self) -> String {
+        self.0[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
     /// A record that is readable while sealed; `name` has at most 32 bytes.
     pub(crate) const fn control(name: &str) -> Self {
         let name = name.as_bytes();
@@ -93,18 +112,78 @@ pub(crate) trait Store: Send + Sync {
         visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
 
-    /// The whole fold at one head: every control and named record, none missing, none newer.
-    #[cfg(test)]
-    fn snapshot(&self, visit: &mut dyn FnMut(SnapshotRecord)) -> Result<Head, StoreError>;
+    /// The last entry that is in the fold itself and not only in memory over it.
+    fn folded(&self) -> u64;
+
+    /// Follows the head: it is told of every entry that becomes durable, the last one at least.
+    fn watch(&self) -> watch::Receiver<Head>;
+
+    /// Entries from index `from` on that are still in memory; empty when there are none yet, `None` when
+    /// they have to be read with [`log`](Store::log).
+    fn recent(&self, from: u64) -> Option<Vec<Arc<Entry>>>;
+
+    /// Writes the ledger up to the head that is returned, as a [snapshot file](snapshot): every entry,
+    /// with the payloads that [`compact`](Store::compact) would leave.
+    fn snapshot(
+        &self,
+        cluster_id: &str,
+        keep_from: u64,
+        out: &mut dyn Write,
+    ) -> Result<Head, SnapshotError>;
+
+    /// Takes out payloads for good: those of deleted records and of control records that were replaced,
+    /// and those of records that were overwritten, if older than the entry `keep_from`.
+    /// It gives up with [`StoreError::Closing`] soon after `stop` is set.
+    fn compact(
+        &self,
+        keep_from: u64,
+        pace: Pace,
+        stop: &AtomicBool,
+    ) -> Result<Compacted, StoreError>;
+
+    /// Whether enough was written since the last compaction to make another one worth its while.
+    fn wants_compaction(&self) -> bool;
+
+    /// Reads everything and compares it; `check` gets every entry, in order, and says what else does not
+    /// hold.
+    fn verify(
+        &self,
+        check: &mut dyn FnMut(&Entry) -> Result<(), &'static str>,
+    ) -> Result<Extent, StoreError>;
+
+    /// Reads a record anew from the log after what [`get`](Store::get) gave did not open.
+    fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError>;
 }
 
-/// One record of a [`Store::snapshot`].
-#[cfg(test)]
-pub(crate) struct SnapshotRecord {
-    pub(crate) key: FoldKey,
-    /// Sealed; empty for a control record.
-    pub(crate) name: Bytes,
-    pub(crate) record: Record,
+/// What a verification has covered beside the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// The entry that the newest snapshot goes up to.
+    pub(crate) snapshot: Option<u64>,
+    /// Records of the fold; `None` when it could not be looked at because a server has it open.
+    pub(crate) records: Option<u64>,
+}
+
+/// How much of the machine a compaction may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Somebody waits for it.
+    Prompt,
+    /// It rests as long as it works.
+    Background,
+}
+
+/// What a compaction has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// The last entry that it looked at.
+    pub head: u64,
+    /// Payloads that were taken out.
+    pub redacted: u64,
+    /// Bytes of the store before it.
+    pub bytes_before: u64,
+    /// And after it.
+    pub bytes_after: u64,
 }
 
 /// What went wrong below the ledger.
@@ -143,11 +222,47 @@ pub enum StoreError {
         found: Head,
     },
     /// Another process has the directory open.
-    #[error("the store {} is in use by another process; stop that server first", dir.display())]
+    #[error("the store {} is in use by {}; stop that server first", dir.display(),
+        pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}")))]
     Locked {
         /// The store directory.
         dir: PathBuf,
+        /// The process that has it, where it said so.
+        pid: Option<u32>,
     },
+    /// A newer version wrote this.
+    #[error("{} has format {format}, written by a newer version than this one (which knows {FORMAT}); start that version", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The format it has.
+        format: u8,
+    },
+    /// A snapshot in the store does not hold.
+    #[error("the snapshot {} is damaged at byte {offset}: {what}; the log has everything that is in it: remove the file", path.display())]
+    BadSnapshot {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What does not hold.
+        what: String,
+    },
+    /// A record of the fold does not say what the log says.
+    #[error(
+        "the record {record} (ledger index {index}) is damaged: {what}; run `mesh operator verify`"
+    )]
+    Damaged {
+        /// The first bytes of its storage key, which is an HMAC of its name.
+        record: String,
+        /// Ledger index of its last change; 0 when that is not known.
+        index: u64,
+        /// What does not hold.
+        what: &'static str,
+    },
+    /// The store was closed while this ran.
+    #[error("the store was closed meanwhile; what had been written stands")]
+    Closing,
     /// The folded view cannot be read or written now; it is rebuilt from the log.
     #[error(
         "the folded view of the store is not readable ({what}); it is rebuilt from the log at the next start"

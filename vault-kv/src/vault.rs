@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -50,6 +51,9 @@ pub struct VaultConfig {
     pub static_key: Option<PathBuf>,
     /// Audit log files; each request is in all of them before it is answered.
     pub audit: Vec<AuditSink>,
+    /// How long the old values of overwritten records are kept; those of deleted ones go at the next
+    /// compaction. Who changed what is kept for ever.
+    pub history_retention: Duration,
     /// Shown by `sys/health` and `sys/seal-status`.
     pub cluster_name: String,
     /// Where clients reach this server, as a URL.
@@ -58,6 +62,9 @@ pub struct VaultConfig {
     pub reported_version: String,
 }
 
+/// The default of [`VaultConfig::history_retention`]: 30 days.
+const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+
 impl VaultConfig {
     /// A store kept there, unsealed by shares, without audit log.
     pub fn new(store: StoreConfig) -> Self {
@@ -65,6 +72,7 @@ impl VaultConfig {
             store,
             static_key: None,
             audit: Vec::new(),
+            history_retention: DEFAULT_RETENTION,
             cluster_name: "mesh".to_owned(),
             api_addr: String::new(),
             reported_version: "1.15.6".to_owned(),
@@ -263,7 +271,7 @@ impl Vault {
         let root_token = Api::initialise(&mut batch).map_err(interface)?;
         let mut first = batch.into_change();
         first.meta.time = now_micros();
-        let entry = first_entry(&*self.inner.store, &barrier, &first)?;
+        let entry = first_entry(&*self.inner.store, &barrier, first)?;
         self.inner.store.commit(&Head::default(), &[entry])?;
         Ok(root_token)
     }
@@ -397,6 +405,11 @@ impl Vault {
         &self.inner.store
     }
 
+    /// See [`VaultConfig::history_retention`].
+    pub(crate) fn history_retention(&self) -> Duration {
+        self.inner.config.history_retention
+    }
+
     fn config_of(&self, wanted: SealKind) -> Result<SealConfig, VaultError> {
         let config = SealConfig::load(&*self.inner.store)?.ok_or(VaultError::NotInitialized)?;
         match config.kind {
@@ -408,11 +421,14 @@ impl Vault {
 
     async fn start(&self, unseal: SecretKey) -> Result<Core, VaultError> {
         let store = Arc::clone(&self.inner.store);
+        let retention = self.history_retention();
         // Building the name index reads every name.
         let core = tokio::task::spawn_blocking(move || {
             let barrier = seal::open_barrier(&*store, &unseal)?.ok_or(VaultError::WrongKey)?;
             let epoch = store.head().epoch + 1;
-            Ok::<_, VaultError>(Core::start(store, barrier, epoch)?)
+            let core = Core::start(store, barrier, epoch)?;
+            core.compact_behind(retention);
+            Ok::<_, VaultError>(core)
         });
         core.await
             .map_err(|_| VaultError::Interface("unsealing was cut off".to_owned()))?

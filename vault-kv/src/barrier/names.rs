@@ -38,6 +38,18 @@ impl NameIndex {
         Self::with_limit(floor, TOMBSTONES)
     }
 
+    /// The index of a store with these names, each once, whose head is `floor`.
+    pub(crate) fn of(floor: u64, names: Vec<(Box<str>, Stamp)>) -> Self {
+        // Made of all at once, which sorts them first: far less than inserting them one by one.
+        let mut index = Self::new(floor);
+        index.names = names.into_iter().collect();
+        index
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
     fn with_limit(floor: u64, limit: usize) -> Self {
         Self {
             names: BTreeMap::new(),

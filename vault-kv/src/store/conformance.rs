@@ -62,17 +62,28 @@ pub(crate) fn commit(store: &dyn Store, dos: &[Do]) -> Result<u64, StoreError> {
     Ok(entry.index)
 }
 
-/// Every record by key, from a snapshot.
+/// Every record by key, from the names that a scan gives and from the control records of the suite.
 pub(crate) fn contents(store: &dyn Store) -> BTreeMap<FoldKey, (Vec<u8>, Record)> {
-    let mut records = BTreeMap::new();
-    let head = store
-        .snapshot(&mut |item| {
-            let twice = records.insert(item.key, (item.name.to_vec(), item.record));
-            assert!(twice.is_none(), "a snapshot has each record once");
+    let mut names = BTreeMap::new();
+    store
+        .scan(&mut |item| {
+            let twice = names.insert(item.key, item);
+            assert!(twice.is_none(), "a scan has each record once");
         })
         .unwrap();
-    assert_eq!(head, store.head());
-    records
+    let named = names.into_iter().map(|(key, item)| {
+        let record = store.get(&key).unwrap().unwrap();
+        assert_eq!(
+            (item.created, item.modified),
+            (record.created, record.modified)
+        );
+        (key, (item.name.to_vec(), record))
+    });
+    let control = ["seal", "large"].into_iter().filter_map(|name| {
+        let key = FoldKey::control(name);
+        Some((key, (Vec::new(), store.control(&key).unwrap()?)))
+    });
+    named.chain(control).collect()
 }
 
 /// Indexes of the entries from `from` on.

@@ -10,13 +10,14 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use ring::digest;
 
-use super::FoldKey;
+use super::{FoldKey, Head};
 
 /// Bytes of salt at the start of every part.
 pub(crate) const SALT: usize = 16;
 /// The greatest encoded entry in bytes.
 pub(crate) const MAX_ENTRY: usize = 32 << 20;
-const FORMAT: u8 = 1;
+/// The first byte of every entry.
+pub(crate) const FORMAT: u8 = 1;
 const FIXED_HEADER: usize = 1 + 8 + 8 + 32 + 4 + 32 + 4;
 const OP_HEADER: usize = 1 + 32 + 8 + 8 + 4 + 32;
 
@@ -143,6 +144,15 @@ impl Entry {
     /// The chain hash: SHA-256 of the header, which holds the previous entry's hash.
     pub(crate) fn hash(&self) -> [u8; 32] {
         self.hash
+    }
+
+    /// This entry as the head of a ledger.
+    pub(crate) fn head(&self) -> Head {
+        Head {
+            index: self.index,
+            epoch: self.epoch,
+            hash: self.hash,
+        }
     }
 
     /// The sealed meta; `None` when redacted.
@@ -282,10 +292,14 @@ impl Entry {
         ))
     }
 
-    /// Takes the payload of operation `op` out, as compaction will.
-    #[cfg(test)]
-    pub(crate) fn redact(&mut self, op: usize) {
-        self.ops[op].part = None;
+    /// Takes the payload of operation `op` out; whether there was one.
+    pub(crate) fn redact(&mut self, op: usize) -> bool {
+        let part = &mut self.ops[op].part;
+        let held = part.as_ref().is_some_and(|part| !part.is_empty());
+        if held {
+            *part = None;
+        }
+        held
     }
 }
 

@@ -1,21 +1,25 @@
 //! The store of one machine: an own append-only log that is the truth, and sled as its fold.
 //!
 //! ```text
-//! <dir>/lock                              held while the store is open
-//! <dir>/log/00000000000000000001.log      segments of frames, see `segment`
-//! <dir>/fold/                             sled: the state after some entry, see `fold`
+//! <dir>/lock                               held while the store is open; who holds it
+//! <dir>/log/00000000000000000001.log       segments of frames, see `segment`
+//! <dir>/fold/00000000000000000001/         sled: the state after some entry, see `fold`
+//! <dir>/snapshot/00000000000000000042.snap the whole fold after entry 42, see `snapshot`
 //! ```
 //!
 //! An entry is durable when [`commit`](Store::commit) returns: it is in the log and synced. A thread
 //! of the store's own folds behind: what is not folded yet lies in an overlay, and every read looks
-//! there first. The fold is a checkpoint that can be made anew from the log at any time, and is when
-//! it does not open.
+//! there first. The fold is a checkpoint that can be made anew at any time, from the snapshot and the log
+//! behind it or from the log alone, and is when it does not open.
+//!
+//! [Compaction](compact) never takes out of the log what the state needs. So of log, snapshot and fold,
+//! which all have every live value, the log alone is enough.
 
 use std::{
-    io,
+    io::{self, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread::JoinHandle,
     time::Duration,
 };
@@ -25,21 +29,29 @@ use tokio::sync::watch;
 
 use self::{
     fold::Fold,
-    log::Log,
+    log::{Log, Segments},
     open::Lock,
-    overlay::{FoldId, Folded, Overlay, Value},
+    overlay::{FoldId, Folded, Overlay, Place, Value},
     segment::Chain,
 };
-use super::{Entry, FoldKey, Head, MAX_ENTRY, OpKind, Record, SALT, SealedName, Store, StoreError};
+use super::{
+    Compacted, Entry, Extent, FORMAT, FoldKey, Head, Liveness, MAX_ENTRY, OpKind, Pace, Record,
+    SALT, SealedName, SnapshotError, Store, StoreError, feed::Feed,
+};
 
+pub(crate) use restore::restore;
 pub(crate) use verify::verify_dir;
 
 mod checkpoint;
+mod compact;
 mod fold;
 mod log;
 mod open;
 mod overlay;
+mod rebuild;
+mod restore;
 mod segment;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -58,10 +70,12 @@ pub(crate) struct LocalStore {
 }
 
 struct Shared {
-    log_folder: PathBuf,
+    dir: PathBuf,
     log: Mutex<Log>,
+    segments: Arc<Segments>,
     overlay: RwLock<Overlay>,
-    fold: Fold,
+    /// Replaced when it is made anew.
+    fold: RwLock<Arc<Fold>>,
     /// Held to read the fold as a whole, and alone to change it.
     fold_rests: RwLock<()>,
     folding: Mutex<Folding>,
@@ -69,10 +83,14 @@ struct Shared {
     wake: Condvar,
     /// A checkpoint has ended.
     folded: Condvar,
-    head: watch::Sender<Head>,
-    /// Entries that opening read from the log.
+    feed: Feed,
+    /// Held by the one compaction at a time.
+    compacting: Mutex<()>,
+    /// Held by who makes the fold anew.
+    refolding: Mutex<()>,
+    /// What opening did.
     #[cfg(test)]
-    replayed: u64,
+    opened: open::Opened,
     /// Declared last: released when everything else is closed.
     _lock: Lock,
 }
@@ -85,14 +103,16 @@ struct Folding {
     closing: bool,
     /// Why the last checkpoint failed.
     failed: Option<String>,
+    /// The fold was found damaged and is to be made anew.
+    anew: bool,
 }
 
 impl Store for LocalStore {
     fn head(&self) -> Head {
-        *self.shared.head.borrow()
+        self.shared.feed.head()
     }
 
-    /// Waits for the fold when it is far behind, a [`snapshot`](Store::snapshot) under way included.
+    /// Waits for the fold when it is far behind.
     fn commit(&self, expected: &Head, entries: &[Entry]) -> Result<(), StoreError> {
         let shared = &*self.shared;
         let mut log = shared.log.lock();
@@ -103,22 +123,19 @@ impl Store for LocalStore {
                 found,
             });
         }
-        let Some(last) = entries.last() else {
+        if entries.is_empty() {
             return Ok(());
-        };
+        }
         shared.wait_for_room()?;
         let placed = log.append(entries)?;
         let mut overlay = shared.overlay.write();
         for (entry, placed) in entries.iter().zip(&placed) {
             overlay.apply(entry, placed.first, &placed.parts);
         }
+        let bytes = overlay.bytes();
         drop(overlay);
-        shared.head.send_replace(Head {
-            index: last.index,
-            epoch: last.epoch,
-            hash: last.hash(),
-        });
-        shared.tell();
+        shared.feed.publish(entries);
+        shared.tell(bytes);
         Ok(())
     }
 
@@ -156,43 +173,65 @@ impl Store for LocalStore {
         from: u64,
         visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        if from > self.head().index {
+        let head = self.head().index;
+        if from > head {
             return Ok(());
         }
-        let spans = self.shared.log.lock().spans_from(from);
-        let Some(first) = spans.first() else {
-            return Ok(());
-        };
-        let mut chain = if first.from.0 == 1 {
-            Chain::start()
-        } else {
-            Chain {
-                next: first.from.0,
-                previous: None,
-            }
-        };
-        let torn = segment::walk(&spans, &mut chain, |found| {
-            if found.entry.index < from {
-                return Ok(ControlFlow::Continue(()));
+        self.shared.segments.walk(from, |found| {
+            if found.entry.index > head {
+                return Ok(ControlFlow::Break(()));
             }
             Ok(visit(&found.entry))
-        })?;
-        torn.map_or(Ok(()), |torn| Err(torn.corrupt()))
+        })
     }
 
-    /// The fold does not move while this runs; commits go on until the overlay is full.
-    #[cfg(test)]
-    fn snapshot(&self, visit: &mut dyn FnMut(super::SnapshotRecord)) -> Result<Head, StoreError> {
-        self.shared.each(|id, folded| {
-            let name = folded.name.clone();
-            let record = self.shared.resolve(folded)?;
-            visit(super::SnapshotRecord {
-                key: id.key(),
-                name,
-                record,
-            });
-            Ok(())
-        })
+    fn folded(&self) -> u64 {
+        self.shared.fold.read().applied().index
+    }
+
+    fn watch(&self) -> watch::Receiver<Head> {
+        self.shared.feed.watch()
+    }
+
+    fn recent(&self, from: u64) -> Option<Vec<Arc<Entry>>> {
+        self.shared.feed.recent(from)
+    }
+
+    fn snapshot(
+        &self,
+        cluster_id: &str,
+        keep_from: u64,
+        out: &mut dyn Write,
+    ) -> Result<Head, SnapshotError> {
+        snapshots::save(self, cluster_id, keep_from, out)
+    }
+
+    fn compact(
+        &self,
+        keep_from: u64,
+        pace: Pace,
+        stop: &AtomicBool,
+    ) -> Result<Compacted, StoreError> {
+        self.shared.compact(keep_from, pace, stop)
+    }
+
+    fn verify(
+        &self,
+        check: &mut dyn FnMut(&Entry) -> Result<(), &'static str>,
+    ) -> Result<Extent, StoreError> {
+        verify::verify_open(&self.shared, check)
+    }
+
+    fn wants_compaction(&self) -> bool {
+        self.shared.wants_compaction()
+    }
+
+    fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {
+        let id = FoldId::named(key);
+        let folded = self.shared.repair(&id)?;
+        folded
+            .map(|folded| self.shared.resolve(&id, folded))
+            .transpose()
     }
 }
 
@@ -201,19 +240,30 @@ impl Shared {
         let waiting = self.overlay.read().get(id);
         let folded = match waiting {
             Some(waiting) => waiting.map(|folded| Folded::clone(&folded)),
-            None => self.fold.get(id)?,
+            None => {
+                let fold = Arc::clone(&self.fold.read());
+                match fold.get(id) {
+                    Ok(Ok(folded)) => folded,
+                    Ok(Err(_)) => self.repair(id)?,
+                    Err(error) if fold.is_damaged() => {
+                        self.fold_anew();
+                        tracing::warn!(%error, "a read met a damaged fold; it is answered from the log");
+                        self.look_up(id)?
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         };
-        folded.map(|folded| self.resolve(folded)).transpose()
+        folded.map(|folded| self.resolve(id, folded)).transpose()
     }
 
-    fn resolve(&self, folded: Folded) -> Result<Record, StoreError> {
+    fn resolve(&self, id: &FoldId, folded: Folded) -> Result<Record, StoreError> {
         let value = match folded.value {
             Value::Here(value) => value.into(),
-            Value::InLog {
-                first,
-                offset,
-                length,
-            } => segment::read_at(&self.log_folder, first, offset, length)?,
+            Value::InLog(place) => match self.read_place(&place)? {
+                Some(value) => value,
+                None => self.large_value(id, folded.modified)?,
+            },
         };
         Ok(Record {
             created: folded.created,
@@ -222,31 +272,83 @@ impl Shared {
         })
     }
 
+    fn read_place(&self, place: &Place) -> Result<Option<Vec<u8>>, StoreError> {
+        let log = self.log_folder();
+        let value = segment::read_at(&log, place.first, place.offset, place.length)?;
+        Ok(value.filter(|value| crc32fast::hash(value) == place.crc))
+    }
+
+    /// The value that entry `index` gave the record, where compaction has moved it.
+    fn large_value(&self, id: &FoldId, index: u64) -> Result<Vec<u8>, StoreError> {
+        let mut value = None;
+        self.segments.walk(index, |found| {
+            let mut ops = found.entry.ops.iter().rev();
+            let op = ops.find(|op| FoldId::of(op) == *id);
+            value = op.and_then(|op| match op.kind {
+                OpKind::Put => op.name_and_value().map(|(_, value)| value),
+                OpKind::Control => op.content(),
+                OpKind::Delete => None,
+            });
+            Ok(ControlFlow::Break(()))
+        })?;
+        value
+            .map(Vec::from)
+            .ok_or_else(|| damaged(id, index, "the log does not have its value"))
+    }
+
     /// Every record at one head, which is returned.
     fn each(
         &self,
         mut visit: impl FnMut(FoldId, Folded) -> Result<(), StoreError>,
     ) -> Result<Head, StoreError> {
-        let _rests = self.fold_rests.read();
-        let overlay = self.overlay.read().clone();
-        for (id, folded) in overlay.active.iter() {
-            if let Some(folded) = folded {
-                visit(*id, folded.clone())?;
+        let mut unreadable = Vec::new();
+        let head = {
+            let _rests = self.fold_rests.read();
+            let overlay = self.overlay.read().clone();
+            for (id, folded) in overlay.active.iter() {
+                if let Some(folded) = folded {
+                    visit(*id, folded.clone())?;
+                }
+            }
+            for (id, folded) in overlay.folding.iter().flat_map(|changes| changes.iter()) {
+                if let Some(folded) = folded.filter(|_| overlay.active.get(id).is_none()) {
+                    visit(*id, folded.clone())?;
+                }
+            }
+            let fold = Arc::clone(&self.fold.read());
+            fold.each(|id, folded| {
+                if overlay.get(&id).is_some() {
+                    return Ok(());
+                }
+                match folded {
+                    Ok(folded) => visit(id, folded),
+                    Err(_) => {
+                        unreadable.push(id);
+                        Ok(())
+                    }
+                }
+            })?;
+            overlay.head
+        };
+        for id in unreadable {
+            if let Some(folded) = self.repair(&id)? {
+                visit(id, folded)?;
             }
         }
-        for (id, folded) in overlay.folding.iter().flat_map(|changes| changes.iter()) {
-            if let Some(folded) = folded.filter(|_| overlay.active.get(id).is_none()) {
-                visit(*id, folded.clone())?;
-            }
-        }
-        self.fold.each(|id, folded| {
-            if overlay.get(&id).is_some() {
-                Ok(())
-            } else {
-                visit(id, folded)
-            }
-        })?;
-        Ok(overlay.head)
+        Ok(head)
+    }
+
+    fn log_folder(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+}
+
+/// What the log says about a record is not what the store has.
+fn damaged(id: &FoldId, index: u64, what: &'static str) -> StoreError {
+    StoreError::Damaged {
+        record: id.key().short(),
+        index,
+        what,
     }
 }
 

@@ -1,17 +1,35 @@
 //! A store that forgets everything with the process: for tests, and for those who want that.
 
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{
+    collections::BTreeMap,
+    io::{BufWriter, Write},
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{Entry, FoldKey, Head, OpKind, Record, SealedName, Store, StoreError};
+use super::{
+    Compacted, Entry, Extent, FoldKey, Head, Liveness, OpKind, Pace, Record, SealedName,
+    SnapshotError, Store, StoreError,
+    feed::Feed,
+    snapshot::{Content, SnapshotInfo, Writer, now},
+};
+
+/// The background compacts when so many bytes were written since the last time.
+const WORTH: usize = 64 << 20;
 
 /// Entries and fold in memory. As sealed as on disk.
 pub(crate) struct MemoryStore {
     state: RwLock<State>,
-    head: watch::Sender<Head>,
+    feed: Feed,
+    /// Bytes of entries since the last compaction.
+    written: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -25,14 +43,15 @@ impl MemoryStore {
     pub(crate) fn new() -> Self {
         Self {
             state: RwLock::default(),
-            head: watch::Sender::new(Head::default()),
+            feed: Feed::new(Head::default()),
+            written: AtomicUsize::new(0),
         }
     }
 }
 
 impl Store for MemoryStore {
     fn head(&self) -> Head {
-        *self.head.borrow()
+        self.feed.head()
     }
 
     fn commit(&self, expected: &Head, entries: &[Entry]) -> Result<(), StoreError> {
@@ -73,14 +92,10 @@ impl Store for MemoryStore {
                 }
             }
             state.entries.push(entry.clone());
+            self.written
+                .fetch_add(entry.encoded_length(), Ordering::Relaxed);
         }
-        if let Some(last) = entries.last() {
-            self.head.send_replace(Head {
-                index: last.index,
-                epoch: last.epoch,
-                hash: last.hash(),
-            });
-        }
+        self.feed.publish(entries);
         Ok(())
     }
 
@@ -124,23 +139,99 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    #[cfg(test)]
-    fn snapshot(&self, visit: &mut dyn FnMut(super::SnapshotRecord)) -> Result<Head, StoreError> {
-        let state = self.state.read();
-        for (key, record) in &state.control {
-            visit(super::SnapshotRecord {
-                key: *key,
-                name: Bytes::new(),
-                record: record.clone(),
-            });
-        }
-        for (key, (name, record)) in &state.named {
-            visit(super::SnapshotRecord {
-                key: *key,
-                name: name.clone(),
-                record: record.clone(),
-            });
-        }
-        Ok(self.head())
+    fn folded(&self) -> u64 {
+        self.head().index
     }
+
+    fn watch(&self) -> watch::Receiver<Head> {
+        self.feed.watch()
+    }
+
+    fn recent(&self, from: u64) -> Option<Vec<Arc<Entry>>> {
+        self.feed.recent(from)
+    }
+
+    fn snapshot(
+        &self,
+        cluster_id: &str,
+        keep_from: u64,
+        out: &mut dyn Write,
+    ) -> Result<Head, SnapshotError> {
+        let state = self.state.read();
+        let head = self.head();
+        let live = liveness(&state.entries);
+        let info = SnapshotInfo {
+            cluster_id: cluster_id.to_owned(),
+            head,
+            created: now(),
+            genesis: state.entries.first().map_or([0; 32], Entry::hash),
+            content: Content::Ledger,
+        };
+        let mut writer = Writer::new(BufWriter::new(out), &info)?;
+        for entry in &state.entries {
+            let mut entry = entry.clone();
+            live.redact(&mut entry, keep_from);
+            writer.entry(&entry)?;
+        }
+        writer
+            .finish()?
+            .into_inner()
+            .map_err(|error| SnapshotError::Io(error.into_error()))?;
+        Ok(head)
+    }
+
+    fn compact(&self, keep_from: u64, _: Pace, _: &AtomicBool) -> Result<Compacted, StoreError> {
+        let mut state = self.state.write();
+        let bytes = |entries: &[Entry]| -> u64 {
+            let lengths = entries.iter().map(|entry| entry.encoded_length() as u64);
+            lengths.sum()
+        };
+        let bytes_before = bytes(&state.entries);
+        let live = liveness(&state.entries);
+        let entries = state.entries.iter_mut();
+        let redacted = entries.map(|entry| live.redact(entry, keep_from)).sum();
+        self.feed.clear();
+        self.written.store(0, Ordering::Relaxed);
+        Ok(Compacted {
+            head: self.head().index,
+            redacted,
+            bytes_before,
+            bytes_after: bytes(&state.entries),
+        })
+    }
+
+    fn wants_compaction(&self) -> bool {
+        self.written.load(Ordering::Relaxed) >= WORTH
+    }
+
+    fn verify(
+        &self,
+        check: &mut dyn FnMut(&Entry) -> Result<(), &'static str>,
+    ) -> Result<Extent, StoreError> {
+        let state = self.state.read();
+        for entry in &state.entries {
+            check(entry).map_err(|what| StoreError::Corrupt {
+                index: entry.index,
+                segment: "memory".into(),
+                offset: 0,
+                what,
+            })?;
+        }
+        Ok(Extent {
+            snapshot: None,
+            records: Some((state.named.len() + state.control.len()) as u64),
+        })
+    }
+
+    fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {
+        self.get(key)
+    }
+}
+
+fn liveness(entries: &[Entry]) -> Liveness {
+    let mut live = Liveness::default();
+    for entry in entries {
+        live.add(entry);
+    }
+    live
 }

@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread,
 };
 
@@ -16,7 +16,7 @@ use super::{
 /// Folds what is in the overlay durably and takes it out of there; the head the fold has reached.
 pub(super) fn checkpoint(
     overlay: &RwLock<Overlay>,
-    fold: &Fold,
+    fold: &RwLock<Arc<Fold>>,
     fold_rests: &RwLock<()>,
 ) -> Result<Option<Head>, StoreError> {
     let Some(changes) = overlay.write().cut() else {
@@ -24,6 +24,8 @@ pub(super) fn checkpoint(
     };
     {
         let _alone = fold_rests.write();
+        // Only now: it may have been replaced until here.
+        let fold = Arc::clone(&fold.read());
         fold.apply(&changes)?;
         overlay.write().folding = None;
     }
@@ -31,10 +33,9 @@ pub(super) fn checkpoint(
 }
 
 impl Shared {
-    /// Tells the folding thread that entries came in.
-    pub(super) fn tell(&self) {
+    /// Tells the folding thread that the overlay has so many bytes now.
+    pub(super) fn tell(&self, bytes: usize) {
         let mut folding = self.folding.lock();
-        let bytes = self.overlay.read().bytes();
         let before = std::mem::replace(&mut folding.bytes, bytes);
         if before == 0 || (before < CHECKPOINT && bytes >= CHECKPOINT) {
             self.wake.notify_one();
@@ -56,17 +57,21 @@ impl Shared {
     /// Folds after enough bytes or enough time, until the store closes; then once more.
     fn fold_behind(&self) {
         loop {
-            let closing = {
+            let (closing, anew) = {
                 let mut folding = self.folding.lock();
-                while folding.bytes == 0 && !folding.closing {
+                while folding.bytes == 0 && !folding.closing && !folding.anew {
                     self.wake.wait(&mut folding);
                 }
                 // A failed checkpoint is tried again after the same time.
-                if !folding.closing && (folding.bytes < CHECKPOINT || folding.failed.is_some()) {
+                let waits = folding.bytes < CHECKPOINT || folding.failed.is_some();
+                if waits && !folding.closing && !folding.anew {
                     self.wake.wait_for(&mut folding, CHECKPOINT_AFTER);
                 }
-                folding.closing
+                (folding.closing, folding.anew)
             };
+            if anew && !closing {
+                self.make_anew();
+            }
             let mut ended = self.checkpoint();
             while closing && matches!(ended, Ok(Some(_))) {
                 ended = self.checkpoint();
@@ -81,6 +86,17 @@ impl Shared {
         }
     }
 
+    fn make_anew(&self) {
+        tracing::warn!(dir = %self.dir.display(), "the folded view is damaged; it is made anew from snapshot and log");
+        let made = catch_unwind(AssertUnwindSafe(|| self.refold(&AtomicBool::new(false))));
+        match made {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the folded view was not made anew"),
+            Err(_) => tracing::warn!("sled gave up while the folded view was made anew"),
+        }
+        self.folding.lock().anew = false;
+    }
+
     fn checkpoint(&self) -> Result<Option<Head>, StoreError> {
         // Commits wait for this thread: a panic in sled must end as an error.
         let ended = catch_unwind(AssertUnwindSafe(|| {
@@ -93,6 +109,9 @@ impl Shared {
         });
         if let Err(error) = &ended {
             tracing::warn!(%error, "cannot fold the log; the entries are safe in it");
+            if self.fold.read().is_damaged() {
+                self.folding.lock().anew = true;
+            }
         }
         ended
     }
@@ -105,7 +124,7 @@ impl LocalStore {
         let folder = thread::Builder::new()
             .name("vault-kv-fold".into())
             .spawn(move || worker.fold_behind())
-            .map_err(failed("start the folding thread of", &shared.log_folder))?;
+            .map_err(failed("start the folding thread of", &shared.dir))?;
         Ok(Self {
             shared,
             folder: Some(folder),

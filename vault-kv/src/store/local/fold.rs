@@ -9,14 +9,16 @@ use std::{
     os::unix::fs::DirBuilderExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use bytes::{Buf, BufMut, Bytes};
+use parking_lot::Mutex;
 
 use super::{
     Head, StoreError, failed,
     log::{sync_file, sync_folder},
-    overlay::{Changes, FoldId, Folded, Value},
+    overlay::{Changes, FoldId, Folded, Place, Value},
 };
 
 const CACHE: u64 = 32 << 20;
@@ -24,14 +26,24 @@ const CACHE: u64 = 32 << 20;
 const BATCH: usize = 1 << 20;
 /// The key of the head that the fold has reached.
 const APPLIED: [u8; 1] = [0];
+/// Format of the head that was reached.
 const FORMAT: u8 = 1;
+/// Format of a record: 2 has a checksum at its end.
+const RECORD_FORMAT: u8 = 2;
 /// A file in the folder that says: do not trust this at the next open.
 const DAMAGED: &str = "damaged";
 
 pub(super) struct Fold {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     tree: sled::Db,
+    /// What [`Fold::apply`] has reached.
+    applied: Mutex<Head>,
+    /// It cannot be trusted any more and is to be made anew.
+    damaged: AtomicBool,
 }
+
+/// A record whose bytes are not what was written.
+pub(super) struct Unreadable;
 
 /// Why a fold cannot be opened.
 pub(super) enum OpenError {
@@ -43,7 +55,7 @@ pub(super) enum OpenError {
 
 impl Fold {
     /// Opens or creates the fold in `folder`; also the head it has reached.
-    pub(super) fn open(folder: &Path) -> Result<(Self, Head), OpenError> {
+    pub(super) fn open(folder: &Path) -> Result<Self, OpenError> {
         let fresh = !folder.exists();
         if fresh {
             let made = DirBuilder::new().mode(0o700).create(folder);
@@ -79,17 +91,22 @@ impl Fold {
         let fold = Self {
             folder: folder.to_path_buf(),
             tree,
+            applied: Mutex::default(),
+            damaged: AtomicBool::new(false),
         };
         match applied {
             Some(applied) => match decode_head(&applied) {
-                Some(head) => Ok((fold, head)),
+                Some(head) => {
+                    *fold.applied.lock() = head;
+                    Ok(fold)
+                }
                 None => Err(OpenError::Damaged(
                     "the index it has reached is not readable".into(),
                 )),
             },
             None if fresh => {
                 fold.reach(&Head::default()).map_err(OpenError::Other)?;
-                Ok((fold, Head::default()))
+                Ok(fold)
             }
             None => Err(OpenError::Damaged(
                 "it does not say which index it has reached".into(),
@@ -97,16 +114,39 @@ impl Fold {
         }
     }
 
+    /// The last entry that is in here.
+    pub(super) fn applied(&self) -> Head {
+        *self.applied.lock()
+    }
+
+    /// Whether sled said that its files are damaged.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
     /// Takes `changes` in durably, and then that it has.
     pub(super) fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        let mut sorted: Vec<_> = changes.iter().collect();
+        // Neighbours share pages.
+        sorted.sort_unstable_by_key(|(id, _)| id.0);
+        self.write(sorted)?;
+        self.sync()?;
+        self.reach(&changes.head)
+    }
+
+    /// Takes records in, not yet durably.
+    pub(super) fn write<'a>(
+        &self,
+        records: impl IntoIterator<Item = (&'a FoldId, Option<&'a Folded>)>,
+    ) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         let mut bytes = 0;
         let mut value = Vec::new();
-        for (id, folded) in changes.iter() {
+        for (id, folded) in records {
             match folded {
                 Some(folded) => {
                     value.clear();
-                    encode(folded, &mut value);
+                    encode_record(id, folded, &mut value);
                     bytes += value.len();
                     batch.insert(id.0.as_slice(), value.as_slice());
                 }
@@ -122,45 +162,57 @@ impl Fold {
         }
         self.tree
             .apply_batch(batch)
-            .map_err(|error| self.failed(&error))?;
-        self.sync()?;
-        self.reach(&changes.head)
+            .map_err(|error| self.failed(&error))
     }
 
-    fn reach(&self, head: &Head) -> Result<(), StoreError> {
+    /// What was written is the state after `head`; durable when this returns.
+    pub(super) fn reach(&self, head: &Head) -> Result<(), StoreError> {
         self.tree
             .insert(APPLIED, encode_head(head))
             .map_err(|error| self.failed(&error))?;
-        self.sync()
+        self.sync()?;
+        *self.applied.lock() = *head;
+        Ok(())
     }
 
-    fn sync(&self) -> Result<(), StoreError> {
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.tree.flush().map_err(|error| self.failed(&error))?;
         sync_tree(&self.folder)
     }
 
-    pub(super) fn get(&self, id: &FoldId) -> Result<Option<Folded>, StoreError> {
-        let Some(bytes) = self.tree.get(id.0).map_err(|error| self.failed(&error))? else {
-            return Ok(None);
+    pub(super) fn get(
+        &self,
+        id: &FoldId,
+    ) -> Result<Result<Option<Folded>, Unreadable>, StoreError> {
+        let bytes = self.tree.get(id.0).map_err(|error| self.failed(&error))?;
+        let Some(bytes) = bytes else {
+            return Ok(Ok(None));
         };
-        decode(&bytes)
-            .map(Some)
-            .ok_or_else(|| self.damaged("a record is not readable".into()))
+        Ok(decode_record(id, &bytes).map(Some).ok_or(Unreadable))
     }
 
     /// Every record, until `visit` fails.
     pub(super) fn each(
         &self,
-        mut visit: impl FnMut(FoldId, Folded) -> Result<(), StoreError>,
+        mut visit: impl FnMut(FoldId, Result<Folded, Unreadable>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         for pair in self.tree.range([FoldId::NAMED]..) {
             let (key, bytes) = pair.map_err(|error| self.failed(&error))?;
-            let (Ok(id), Some(folded)) = (key.as_ref().try_into(), decode(&bytes)) else {
-                return Err(self.damaged("a record is not readable".into()));
+            let Ok(id) = key.as_ref().try_into().map(FoldId) else {
+                return Err(self.damaged("it holds a key that is none".into()));
             };
-            visit(FoldId(id), folded)?;
+            visit(id, decode_record(&id, &bytes).ok_or(Unreadable))?;
         }
         Ok(())
+    }
+
+    /// Leaves a record whose checksum does not match.
+    #[cfg(test)]
+    pub(super) fn spoil(&self, id: &FoldId) {
+        let mut bytes = self.tree.get(id.0).unwrap().unwrap().to_vec();
+        bytes[10] ^= 1;
+        self.tree.insert(id.0, bytes).unwrap();
+        self.sync().unwrap();
     }
 
     fn failed(&self, error: &sled::Error) -> StoreError {
@@ -174,6 +226,7 @@ impl Fold {
 
     /// Leaves word for the next open.
     fn damaged(&self, what: String) -> StoreError {
+        self.damaged.store(true, Ordering::Relaxed);
         let mark = self.folder.join(DAMAGED);
         if let Err(error) = std::fs::write(&mark, &what) {
             tracing::warn!(%error, file = %mark.display(), "cannot mark the folded view as damaged");
@@ -244,8 +297,33 @@ fn decode_head(bytes: &[u8]) -> Option<Head> {
     })
 }
 
-fn encode(folded: &Folded, out: &mut Vec<u8>) {
-    out.put_u8(FORMAT);
+/// A record with the checksum of its id and itself.
+fn encode_record(id: &FoldId, folded: &Folded, out: &mut Vec<u8>) {
+    out.put_u8(RECORD_FORMAT);
+    encode(folded, out);
+    let crc = checksum(id, out);
+    out.put_u32(crc);
+}
+
+fn decode_record(id: &FoldId, bytes: &[u8]) -> Option<Folded> {
+    let (record, crc) = bytes.split_last_chunk()?;
+    if checksum(id, record) != u32::from_be_bytes(*crc) {
+        return None;
+    }
+    let [RECORD_FORMAT, rest @ ..] = record else {
+        return None;
+    };
+    decode(rest)
+}
+
+fn checksum(id: &FoldId, record: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&id.0);
+    hasher.update(record);
+    hasher.finalize()
+}
+
+pub(super) fn encode(folded: &Folded, out: &mut Vec<u8>) {
     out.put_u64(folded.created);
     out.put_u64(folded.modified);
     out.put_u32(folded.name.len() as u32);
@@ -255,34 +333,29 @@ fn encode(folded: &Folded, out: &mut Vec<u8>) {
             out.put_u8(0);
             out.put_slice(value);
         }
-        Value::InLog {
-            first,
-            offset,
-            length,
-        } => {
+        Value::InLog(place) => {
             out.put_u8(1);
-            out.put_u64(*first);
-            out.put_u64(*offset);
-            out.put_u32(*length);
+            out.put_u64(place.first);
+            out.put_u64(place.offset);
+            out.put_u32(place.length);
+            out.put_u32(place.crc);
         }
     }
 }
 
-fn decode(mut bytes: &[u8]) -> Option<Folded> {
-    if bytes.try_get_u8().ok()? != FORMAT {
-        return None;
-    }
+pub(super) fn decode(mut bytes: &[u8]) -> Option<Folded> {
     let created = bytes.try_get_u64().ok()?;
     let modified = bytes.try_get_u64().ok()?;
     let length = bytes.try_get_u32().ok()? as usize;
     let name = Bytes::copy_from_slice(bytes.split_off(..length)?);
     let value = match bytes.try_get_u8().ok()? {
         0 => Value::Here(Bytes::copy_from_slice(bytes)),
-        1 => Value::InLog {
+        1 => Value::InLog(Place {
             first: bytes.try_get_u64().ok()?,
             offset: bytes.try_get_u64().ok()?,
             length: bytes.try_get_u32().ok()?,
-        },
+            crc: bytes.try_get_u32().ok()?,
+        }),
         _ => return None,
     };
     Some(Folded {
@@ -302,6 +375,7 @@ mod tests {
     proptest! {
         #[test]
         fn decoding_outside_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode_record(&FoldId([1; 33]), &bytes);
             let _ = decode(&bytes);
             let _ = decode_head(&bytes);
         }

@@ -9,24 +9,26 @@ use std::{
     ops::ControlFlow,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use parking_lot::RwLock;
 
 use super::{
     Entry, MAX_ENTRY, StoreError, failed,
-    segment::{self, Chain, Found, Span, Torn},
+    segment::{self, Chain, Found, Span, Torn, Walked},
 };
 
 /// A segment that has reached this length is followed by a new one.
-const SEGMENT: u64 = 64 << 20;
+pub(super) const SEGMENT: u64 = 64 << 20;
 /// Distance in bytes between the remembered frames of a segment.
 const MARK_EVERY: u64 = 256 << 10;
 /// A write buffer above this is given back.
 const BUFFER_KEPT: usize = 4 << 20;
 
-/// The segments, and the open last one.
+/// The end of the log, where entries are appended.
 pub(super) struct Log {
-    folder: PathBuf,
-    segments: Vec<Segment>,
+    segments: Arc<Segments>,
     active: Option<File>,
     /// Next entry; the walk at open left it here.
     next: u64,
@@ -34,6 +36,24 @@ pub(super) struct Log {
     poisoned: Option<&'static str>,
     buffer: Vec<u8>,
     roll_at: u64,
+    /// Lets a test have the disk fail.
+    #[cfg(test)]
+    pub(super) fault: Option<Fault>,
+}
+
+/// A write that fails after some of its bytes.
+#[cfg(test)]
+#[derive(Clone, Copy)]
+pub(super) struct Fault {
+    pub(super) after: usize,
+    pub(super) kind: io::ErrorKind,
+}
+
+/// What segments there are, for those who read while the log grows or is compacted. Nobody holds this
+/// while waiting for the disk to sync.
+pub(super) struct Segments {
+    folder: PathBuf,
+    list: RwLock<Vec<Segment>>,
 }
 
 struct Segment {
@@ -41,17 +61,22 @@ struct Segment {
     /// Good bytes.
     length: u64,
     /// Some of its frames (index, offset), in order, so that readers need not start at its beginning.
-    marks: Vec<(u64, u64)>,
+    marks: Marks,
 }
 
-impl Segment {
-    fn mark(&mut self, index: u64, offset: u64) {
+/// Some frames of a segment (index, offset), in order.
+#[derive(Default)]
+pub(super) struct Marks(Vec<(u64, u64)>);
+
+impl Marks {
+    /// Remembers a frame if it is far enough from the last one.
+    pub(super) fn add(&mut self, index: u64, offset: u64) {
         if self
-            .marks
+            .0
             .last()
             .is_none_or(|(_, last)| offset - last >= MARK_EVERY)
         {
-            self.marks.push((index, offset));
+            self.0.push((index, offset));
         }
     }
 }
@@ -61,6 +86,123 @@ pub(super) struct Placed {
     pub(super) first: u64,
     /// Offset in the segment of the part of each operation.
     pub(super) parts: Vec<u64>,
+}
+
+impl Segments {
+    /// Reads durable entries from `from` on, until `visit` breaks or there are no more.
+    pub(super) fn walk(
+        &self,
+        from: u64,
+        mut visit: impl FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut chain: Option<Chain> = None;
+        let mut next = from.max(1);
+        while let Some(reader) = self.reader(next, chain.is_some())? {
+            let (first, start) = (reader.span.first, reader.span.from);
+            let chain = chain.get_or_insert_with(|| Chain::at(start.0));
+            // Where the segment was not walked when it was opened, its marks are learnt now.
+            let mut marks = Marks::default();
+            let walked = segment::walk_one(reader, chain, false, &mut |found| {
+                marks.add(found.entry.index, found.offset);
+                if found.entry.index < from {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                visit(found)
+            })?;
+            if start.1 == 0 {
+                self.learn(first, marks);
+            }
+            if !matches!(walked, Walked::All) || chain.next <= next {
+                break;
+            }
+            next = chain.next;
+        }
+        Ok(())
+    }
+
+    /// Opens the segment that has the durable entry `index`, at a frame not far before it; `at_start`:
+    /// only the segment that begins with it.
+    fn reader(&self, index: u64, at_start: bool) -> Result<Option<segment::Reader>, StoreError> {
+        // Held while the file is opened: no other file takes its name in between.
+        let list = self.list.read();
+        let at = list
+            .partition_point(|segment| segment.first <= index)
+            .saturating_sub(1);
+        let found = list.get(at);
+        let Some(segment) = found.filter(|segment| !at_start || segment.first == index) else {
+            return Ok(None);
+        };
+        let marks = &segment.marks.0;
+        let known = marks.partition_point(|(marked, _)| *marked <= index);
+        let from = known
+            .checked_sub(1)
+            .map_or((segment.first, 0), |at| marks[at]);
+        let reader = segment::Reader::open(Span {
+            first: segment.first,
+            path: segment::segment_path(&self.folder, segment.first),
+            from,
+            to: segment.length,
+        })?;
+        Ok(Some(reader))
+    }
+
+    fn learn(&self, first: u64, marks: Marks) {
+        let mut list = self.list.write();
+        if let Ok(at) = list.binary_search_by_key(&first, |segment| segment.first)
+            && list[at].marks.0.is_empty()
+        {
+            list[at].marks = marks;
+        }
+    }
+
+    /// Every segment but the last, to which entries are appended.
+    pub(super) fn closed(&self) -> Vec<Span> {
+        let list = self.list.read();
+        let closed = list.len().saturating_sub(1);
+        let span = |segment: &Segment| Span {
+            first: segment.first,
+            path: segment::segment_path(&self.folder, segment.first),
+            from: (segment.first, 0),
+            to: segment.length,
+        };
+        list[..closed].iter().map(span).collect()
+    }
+
+    /// Puts the file `with` in the place of the closed segment `first`.
+    pub(super) fn replace(
+        &self,
+        first: u64,
+        with: &Path,
+        length: u64,
+        marks: Marks,
+    ) -> Result<(), StoreError> {
+        let mut list = self.list.write();
+        let path = segment::segment_path(&self.folder, first);
+        std::fs::rename(with, &path).map_err(failed("replace", &path))?;
+        if let Ok(at) = list.binary_search_by_key(&first, |segment| segment.first) {
+            list[at] = Segment {
+                first,
+                length,
+                marks,
+            };
+        }
+        drop(list);
+        sync_folder(&self.folder)
+    }
+
+    /// Bytes of all segments, and of those that have an entry from `index` on.
+    pub(super) fn bytes(&self, index: u64) -> (u64, u64) {
+        let list = self.list.read();
+        let (mut all, mut newer) = (0, 0);
+        for (at, segment) in list.iter().enumerate() {
+            all += segment.length;
+            let next = list.get(at + 1).map(|next| next.first);
+            if next.is_none_or(|next| next > index) {
+                newer += segment.length;
+            }
+        }
+        (all, newer)
+    }
 }
 
 impl Log {
@@ -84,7 +226,7 @@ impl Log {
             .map(|span| Segment {
                 first: span.first,
                 length: span.to,
-                marks: Vec::new(),
+                marks: Marks::default(),
             })
             .collect();
         let skipped = spans
@@ -92,10 +234,7 @@ impl Log {
             .saturating_sub(1);
         spans.drain(..skipped);
         let mut chain = match spans.first() {
-            Some(span) if skipped > 0 => Chain {
-                next: span.first,
-                previous: None,
-            },
+            Some(span) if skipped > 0 => Chain::at(span.first),
             _ => Chain::start(),
         };
         let mut at = skipped;
@@ -103,34 +242,42 @@ impl Log {
             while segments[at].first != found.first {
                 at += 1;
             }
-            segments[at].mark(found.entry.index, found.offset);
+            segments[at].marks.add(found.entry.index, found.offset);
             visit(found)?;
             Ok(ControlFlow::Continue(()))
         })?;
-        let mut log = Self {
+        let active = match spans.last() {
+            Some(last) => {
+                let mut options = OpenOptions::new();
+                let file = options.write(true).open(&last.path);
+                Some(file.map_err(failed("open", &last.path))?)
+            }
+            None => None,
+        };
+        let segments = Segments {
             folder: folder.to_path_buf(),
-            segments,
-            active: None,
+            list: RwLock::new(segments),
+        };
+        let log = Self {
+            segments: Arc::new(segments),
+            active,
             next: chain.next,
             poisoned: None,
             buffer: Vec::new(),
             roll_at: SEGMENT,
+            #[cfg(test)]
+            fault: None,
         };
-        if let Some(last) = spans.last() {
-            let mut options = OpenOptions::new();
-            log.active = Some(
-                options
-                    .write(true)
-                    .open(&last.path)
-                    .map_err(failed("open", &last.path))?,
-            );
-        }
         Ok((log, torn))
+    }
+
+    pub(super) fn segments(&self) -> &Arc<Segments> {
+        &self.segments
     }
 
     /// Cuts off what [`Log::open`] found torn.
     pub(super) fn cut(&mut self, torn: &Torn) -> Result<(), StoreError> {
-        if let (Some(last), Some(file)) = (self.segments.last_mut(), &self.active) {
+        if let (Some(last), Some(file)) = (self.segments.list.write().last_mut(), &self.active) {
             truncate(file, torn.offset).map_err(failed("truncate", &torn.path))?;
             last.length = torn.offset;
         }
@@ -139,24 +286,26 @@ impl Log {
 
     /// Appends `entries` durably, all or none.
     pub(super) fn append(&mut self, entries: &[Entry]) -> Result<Vec<Placed>, StoreError> {
+        let folder = &self.segments.folder;
         if let Some(what) = self.poisoned {
-            return Err(failed(what, &self.folder)(io::Error::other(
+            return Err(failed(what, folder)(io::Error::other(
                 "restart to read it anew",
             )));
         }
-        if self
-            .segments
-            .last()
-            .is_none_or(|last| last.length >= self.roll_at)
-        {
+        let last = |log: &Self| {
+            let list = log.segments.list.read();
+            list.last().map(|last| (last.first, last.length))
+        };
+        if last(self).is_none_or(|(_, length)| length >= self.roll_at) {
             self.roll()?;
         }
-        let (Some(last), Some(file)) = (self.segments.last_mut(), &self.active) else {
-            return Err(failed("append to", &self.folder)(io::Error::other(
+        let folder = &self.segments.folder;
+        let (Some((first, length)), Some(file)) = (last(self), &self.active) else {
+            return Err(failed("append to", folder)(io::Error::other(
                 "it has no segment",
             )));
         };
-        let path = segment::segment_path(&self.folder, last.first);
+        let path = segment::segment_path(folder, first);
         self.buffer.clear();
         let mut placed = Vec::with_capacity(entries.len());
         let mut frames = Vec::with_capacity(entries.len());
@@ -166,31 +315,25 @@ impl Log {
                 let error = io::Error::new(io::ErrorKind::InvalidInput, what);
                 return Err(failed("append to", &path)(error));
             }
-            frames.push((index, last.length + self.buffer.len() as u64));
+            frames.push((index, length + self.buffer.len() as u64));
             let parts = segment::encode_frame(entry, &mut self.buffer);
-            let parts = parts
-                .into_iter()
-                .map(|part| last.length + part as u64)
-                .collect();
-            placed.push(Placed {
-                first: last.first,
-                parts,
-            });
+            let parts = parts.into_iter().map(|part| length + part as u64).collect();
+            placed.push(Placed { first, parts });
         }
-        let written = file
-            .write_all_at(&self.buffer, last.length)
-            .and_then(|()| file.sync_data());
+        let written = self.write(file, length).and_then(|()| file.sync_data());
         if let Err(error) = written {
-            if truncate(file, last.length).is_err() {
+            if truncate(file, length).is_err() {
                 self.poisoned =
                     Some("append after a failed write, which could not be taken back, to");
             }
             return Err(failed("append to", &path)(error));
         }
-        for (index, offset) in frames {
-            last.mark(index, offset);
+        if let Some(last) = self.segments.list.write().last_mut() {
+            for (index, offset) in frames {
+                last.marks.add(index, offset);
+            }
+            last.length += self.buffer.len() as u64;
         }
-        last.length += self.buffer.len() as u64;
         self.next += entries.len() as u64;
         if self.buffer.capacity() > BUFFER_KEPT {
             self.buffer = Vec::new();
@@ -198,8 +341,28 @@ impl Log {
         Ok(placed)
     }
 
+    fn write(&self, file: &File, at: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(fault) = self.fault {
+            file.write_all_at(&self.buffer[..fault.after.min(self.buffer.len())], at)?;
+            return Err(fault.kind.into());
+        }
+        file.write_all_at(&self.buffer, at)
+    }
+
+    /// Starts a new segment unless the last one is empty; every entry so far is in a closed one then.
+    pub(super) fn close_segment(&mut self) -> Result<(), StoreError> {
+        let list = self.segments.list.read();
+        if list.last().is_none_or(|last| last.length == 0) {
+            return Ok(());
+        }
+        drop(list);
+        self.roll()
+    }
+
     fn roll(&mut self) -> Result<(), StoreError> {
-        let path = segment::segment_path(&self.folder, self.next);
+        let folder = &self.segments.folder;
+        let path = segment::segment_path(folder, self.next);
         let mut options = OpenOptions::new();
         let file = options
             .write(true)
@@ -207,47 +370,19 @@ impl Log {
             .mode(0o600)
             .open(&path)
             .map_err(failed("create", &path))?;
-        if let Err(error) = sync_folder(&self.folder) {
+        if let Err(error) = sync_folder(folder) {
             if std::fs::remove_file(&path).is_err() {
                 self.poisoned = Some("start a segment after a failed start in");
             }
             return Err(error);
         }
-        self.segments.push(Segment {
+        self.segments.list.write().push(Segment {
             first: self.next,
             length: 0,
-            marks: Vec::new(),
+            marks: Marks::default(),
         });
         self.active = Some(file);
         Ok(())
-    }
-
-    /// What has to be walked to see the durable entries from `index` on; earlier ones may come first.
-    pub(super) fn spans_from(&self, index: u64) -> Vec<Span> {
-        let skipped = self
-            .segments
-            .partition_point(|segment| segment.first <= index)
-            .saturating_sub(1);
-        let span = |segment: &Segment| {
-            let known = segment
-                .marks
-                .partition_point(|(marked, _)| *marked <= index);
-            let from = known
-                .checked_sub(1)
-                .map_or((segment.first, 0), |at| segment.marks[at]);
-            let path = segment::segment_path(&self.folder, segment.first);
-            Span {
-                first: segment.first,
-                path,
-                from,
-                to: segment.length,
-            }
-        };
-        self.segments[skipped..]
-            .iter()
-            .map(span)
-            .filter(|span| span.from.1 < span.to)
-            .collect()
     }
 
     /// Lets a test roll segments without writing 64 MiB.

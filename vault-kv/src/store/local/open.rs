@@ -2,21 +2,24 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::{Read, Write},
+    ops::ControlFlow,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
     time::SystemTime,
 };
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use tokio::sync::watch;
 
 use super::{
-    CHECKPOINT, Folding, Head, LocalStore, Shared, StoreError,
+    CHECKPOINT, Chain, Feed, Folding, LocalStore, Shared, StoreError,
     checkpoint::checkpoint,
     failed,
     fold::{Fold, OpenError},
     log::{Log, sync_folder},
     overlay::Overlay,
+    rebuild, segment, snapshots,
 };
 
 const SET_ASIDE: &str = "fold.damaged-";
@@ -29,7 +32,6 @@ impl LocalStore {
     /// durable is damaged. A damaged fold is no error: it is set aside and made anew from the log.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let log_folder = dir.join("log");
-        let fold_folder = dir.join("fold");
         let fresh = create_folder(dir)?;
         let lock = lock(dir)?;
         if create_folder(&log_folder)? {
@@ -42,58 +44,117 @@ impl LocalStore {
             sync_folder(parent)?;
         }
 
-        let (fold, replayed) = match Self::fold(&fold_folder, &log_folder)? {
-            Ok(opened) => opened,
-            Err(reason) => {
-                tracing::warn!(%reason, dir = %dir.display(), "the folded view is damaged; it is made anew from the log");
-                set_aside(dir, &fold_folder)?;
-                match Self::fold(&fold_folder, &log_folder)? {
-                    Ok(opened) => opened,
-                    Err(what) => return Err(StoreError::Fold { what }),
-                }
-            }
-        };
+        tidy(dir)?;
+        let (fold, replayed) = open_fold(dir, &log_folder)?;
         let Replayed {
             log,
             overlay,
             entries,
         } = replayed;
         tracing::debug!(entries, head = overlay.head.index, dir = %dir.display(), "opened the store");
+        let bytes = overlay.bytes();
         let store = Self::start(Shared {
-            log_folder,
+            dir: dir.to_path_buf(),
+            segments: Arc::clone(log.segments()),
             log: Mutex::new(log),
-            head: watch::Sender::new(overlay.head),
+            feed: Feed::new(overlay.head),
             overlay: RwLock::new(overlay),
+            #[cfg(test)]
+            opened: Opened { replayed: entries },
             fold,
             fold_rests: RwLock::default(),
             folding: Mutex::new(Folding::default()),
             wake: Condvar::new(),
             folded: Condvar::new(),
-            #[cfg(test)]
-            replayed: entries,
+            compacting: Mutex::default(),
+            refolding: Mutex::default(),
             _lock: lock,
         })?;
-        store.shared.tell();
+        if bytes > 0 {
+            store.shared.tell(bytes);
+        }
         Ok(store)
     }
+}
 
-    /// The fold and what the log has beyond it, or why the fold cannot be trusted.
-    fn fold(
-        folder: &Path,
-        log_folder: &Path,
-    ) -> Result<Result<(Fold, Replayed), String>, StoreError> {
-        let missing = !folder.exists();
-        let (fold, applied) = match Fold::open(folder) {
-            Ok(opened) => opened,
-            Err(OpenError::Damaged(reason)) => return Ok(Err(reason)),
+/// What a test wants to know about the opening of a store.
+#[cfg(test)]
+pub(super) struct Opened {
+    /// Entries that were read from the log beyond the fold.
+    pub(super) replayed: u64,
+}
+
+/// The fold and what the log has beyond it. A fold that cannot be trusted is set aside and made anew.
+fn open_fold(dir: &Path, log_folder: &Path) -> Result<(RwLock<Arc<Fold>>, Replayed), StoreError> {
+    let newest = rebuild::list(dir)?.into_iter().next();
+    let reason = match &newest {
+        Some((_, folder)) => match Fold::open(folder) {
+            Ok(fold) => {
+                let fold = RwLock::new(Arc::new(fold));
+                match replay(log_folder, &fold)? {
+                    Ok(replayed) => return Ok((fold, replayed)),
+                    Err(reason) => reason,
+                }
+            }
+            Err(OpenError::Damaged(reason)) => reason,
             Err(OpenError::Other(error)) => return Err(error),
-        };
-        let replayed = replay(log_folder, &fold, applied)?;
-        if missing && replayed.as_ref().is_ok_and(|replayed| replayed.entries > 0) {
-            tracing::warn!(folder = %folder.display(), "the folded view was missing; it is made anew from the log");
-        }
-        Ok(replayed.map(|replayed| (fold, replayed)))
+        },
+        None => "it is missing".to_owned(),
+    };
+    let genesis = first_hash(log_folder)?;
+    if genesis.is_some() {
+        tracing::warn!(%reason, dir = %dir.display(), "the folded view is not usable; it is made anew from snapshot and log");
     }
+    let folder = rebuild::next_folder(dir)?;
+    if let Some((_, damaged)) = newest {
+        set_aside(dir, &damaged)?;
+    }
+    let fold = rebuild::from_snapshot(dir, &folder, genesis, &AtomicBool::new(false))?;
+    let fold = RwLock::new(Arc::new(fold));
+    match replay(log_folder, &fold)? {
+        Ok(replayed) => Ok((fold, replayed)),
+        Err(what) => Err(StoreError::Fold { what }),
+    }
+}
+
+/// The hash of the first entry of a log that is not open.
+fn first_hash(log_folder: &Path) -> Result<Option<[u8; 32]>, StoreError> {
+    let mut spans = segment::spans(log_folder)?;
+    spans.truncate(1);
+    let mut hash = None;
+    segment::walk(&spans, &mut Chain::start(), |found| {
+        hash = Some(found.entry.hash());
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(hash)
+}
+
+/// Removes what a process left that died while it wrote something new, and folds that were replaced.
+fn tidy(dir: &Path) -> Result<(), StoreError> {
+    for folder in ["log", "fold", "snapshot"] {
+        let folder = dir.join(folder);
+        if !folder.exists() {
+            continue;
+        }
+        for item in folder.read_dir().map_err(failed("list", &folder))? {
+            let path = item.map_err(failed("list", &folder))?.path();
+            if path.extension().is_some_and(|end| end == "new") {
+                let removed = if path.is_dir() {
+                    std::fs::remove_dir_all(&path)
+                } else {
+                    std::fs::remove_file(&path)
+                };
+                removed.map_err(failed("remove", &path))?;
+            }
+        }
+    }
+    for (_, replaced) in rebuild::list(dir)?.into_iter().skip(1) {
+        std::fs::remove_dir_all(&replaced).map_err(failed("remove", &replaced))?;
+    }
+    for (_, replaced) in snapshots::list(dir)?.into_iter().skip(1) {
+        std::fs::remove_file(&replaced).map_err(failed("remove", &replaced))?;
+    }
+    Ok(())
 }
 
 struct Replayed {
@@ -102,12 +163,12 @@ struct Replayed {
     entries: u64,
 }
 
-/// Reads the log from the entry that the fold has reached; `Err` when the log has no such entry.
-fn replay(
-    folder: &Path,
-    fold: &Fold,
-    applied: Head,
-) -> Result<Result<Replayed, String>, StoreError> {
+/// Reads the log from the entry that the fold has reached; `Err` when the fold is not of this log.
+///
+/// What has been folded or is in a snapshot was durable: a log that ends before it has lost entries, and
+/// is not opened.
+fn replay(folder: &Path, fold: &RwLock<Arc<Fold>>) -> Result<Result<Replayed, String>, StoreError> {
+    let applied = fold.read().applied();
     let overlay = RwLock::new(Overlay {
         head: applied,
         ..Overlay::default()
@@ -115,8 +176,10 @@ fn replay(
     let fold_rests = RwLock::new(());
     let mut met = applied.index == 0;
     let mut entries = 0;
+    let mut last = 0;
     let (mut log, torn) = Log::open(folder, applied.index, |found| {
         let index = found.entry.index;
+        last = index;
         if index <= applied.index {
             met |= index == applied.index && found.entry.hash() == applied.hash;
             return Ok(());
@@ -146,9 +209,18 @@ fn replay(
         );
         log.cut(&torn)?;
     }
+    if last < applied.index {
+        let span = segment::spans(folder)?.pop();
+        return Err(StoreError::Corrupt {
+            index: last + 1,
+            offset: span.as_ref().map_or(0, |span| span.to),
+            segment: span.map_or_else(|| folder.to_path_buf(), |span| span.path),
+            what: "the log ends before it, but it was durable",
+        });
+    }
     if !met {
         return Ok(Err(format!(
-            "it has reached entry {}, which the log does not have",
+            "entry {} of the log is another one than the fold has",
             applied.index
         )));
     }
@@ -180,10 +252,11 @@ impl Drop for Lock {
     }
 }
 
-fn lock(dir: &Path) -> Result<Lock, StoreError> {
+pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
     let path = dir.join("lock");
     let mut options = OpenOptions::new();
-    let file = options
+    let mut file = options
+        .read(true)
         .write(true)
         .create(true)
         .truncate(false)
@@ -191,16 +264,40 @@ fn lock(dir: &Path) -> Result<Lock, StoreError> {
         .open(&path)
         .map_err(failed("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked {
-            dir: dir.to_path_buf(),
-        }),
+        Ok(()) => {
+            // Only for the message of the next one: who it is, at the same width each time.
+            let pid = format!("{:<10}\n", std::process::id());
+            if let Err(error) = file.write_all(pid.as_bytes()) {
+                tracing::debug!(%error, "cannot write to the lock who holds it");
+            }
+            Ok(Lock(file))
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let read = file.take(16).read_to_string(&mut pid);
+            Err(StoreError::Locked {
+                dir: dir.to_path_buf(),
+                pid: read.ok().and_then(|_| pid.trim().parse().ok()),
+            })
+        }
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
     }
 }
 
 /// Renames the damaged fold, and removes the one that was set aside before it.
 fn set_aside(dir: &Path, fold: &Path) -> Result<(), StoreError> {
+    remove_set_aside(dir)?;
+    let now = SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |now| now.as_secs());
+    let aside: PathBuf = dir.join(format!("{SET_ASIDE}{now}"));
+    std::fs::rename(fold, &aside).map_err(failed("set aside", fold))?;
+    sync_folder(&dir.join("fold"))?;
+    sync_folder(dir)
+}
+
+/// Removes damaged folds that were kept to be looked at.
+pub(super) fn remove_set_aside(dir: &Path) -> Result<(), StoreError> {
     for item in dir.read_dir().map_err(failed("list", dir))? {
         let item = item.map_err(failed("list", dir))?;
         if item
@@ -211,10 +308,5 @@ fn set_aside(dir: &Path, fold: &Path) -> Result<(), StoreError> {
             std::fs::remove_dir_all(item.path()).map_err(failed("remove", &item.path()))?;
         }
     }
-    let now = SystemTime::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |now| now.as_secs());
-    let aside: PathBuf = dir.join(format!("{SET_ASIDE}{now}"));
-    std::fs::rename(fold, &aside).map_err(failed("set aside", fold))?;
-    sync_folder(dir)
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Entry, FoldKey, Head, OpKind, SALT};
+use super::{super::EntryOp, Entry, FoldKey, Head, OpKind, SALT};
 
 /// A value longer than this stays in the log, and the fold holds its place.
 pub(super) const INLINE: usize = 32 << 10;
@@ -31,6 +31,14 @@ impl FoldId {
         let mut id = [kind; 33];
         id[1..].copy_from_slice(&key.0);
         Self(id)
+    }
+
+    /// What an operation changes.
+    pub(super) fn of(op: &EntryOp) -> Self {
+        match op.kind {
+            OpKind::Put | OpKind::Delete => Self::named(&op.key),
+            OpKind::Control => Self::control(&op.key),
+        }
     }
 
     pub(super) fn kind(&self) -> OpKind {
@@ -61,12 +69,56 @@ pub(super) struct Folded {
 #[derive(Clone)]
 pub(super) enum Value {
     Here(Bytes),
-    /// In the segment that starts with `first`.
-    InLog {
-        first: u64,
-        offset: u64,
-        length: u32,
-    },
+    InLog(Place),
+}
+
+/// Where a large value was when its record was written: in the segment that starts with `first`.
+/// Compaction may have moved it since; the checksum tells, and the entry is looked up then.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) first: u64,
+    pub(super) offset: u64,
+    pub(super) length: u32,
+    pub(super) crc: u32,
+}
+
+impl Folded {
+    /// What it costs in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let value = match &self.value {
+            Value::Here(value) => value.len(),
+            Value::InLog(_) => 0,
+        };
+        OVERHEAD + self.name.len() + value
+    }
+
+    /// What operation `at` of `entry` makes of its key, and the key; `None` when its payload was taken
+    /// out. `part` is the offset of the payload in the segment that starts with `first`.
+    pub(super) fn of(entry: &Entry, at: usize, first: u64, part: u64) -> (FoldId, Option<Self>) {
+        let op = &entry.ops[at];
+        let content = part + SALT as u64;
+        let folded = |name: Bytes, value| Self {
+            created: op.created,
+            modified: entry.index,
+            name,
+            value,
+        };
+        match op.kind {
+            OpKind::Put => {
+                let folded = op.name_and_value().map(|(name, value)| {
+                    let value = place(&value, first, content + 4 + name.len() as u64);
+                    folded(Bytes::copy_from_slice(&name), value)
+                });
+                (FoldId::named(&op.key), folded)
+            }
+            OpKind::Delete => (FoldId::named(&op.key), None),
+            OpKind::Control => {
+                let value = op.content().map(|value| place(&value, first, content));
+                let folded = value.map(|value| folded(Bytes::new(), value));
+                (FoldId::control(&op.key), folded)
+            }
+        }
+    }
 }
 
 /// The newest state of every key that some row of entries touched; `None` is a deleted one.
@@ -92,65 +144,32 @@ impl Changes {
     }
 
     /// Takes `entry` in; `parts` are the offsets of its parts in the segment that starts with `first`.
-    fn apply(&mut self, entry: &Entry, first: u64, parts: &[u64]) {
-        for (op, part) in entry.ops.iter().zip(parts) {
-            let content = part + SALT as u64;
-            match op.kind {
-                OpKind::Put => {
-                    // Only a payload that was redacted has none, and then its value is gone.
-                    let folded = op.name_and_value().map(|(name, value)| Folded {
-                        created: op.created,
-                        modified: entry.index,
-                        value: place(&value, first, content + 4 + name.len() as u64),
-                        name: Bytes::copy_from_slice(&name),
-                    });
-                    self.set(FoldId::named(&op.key), folded);
-                }
-                OpKind::Delete => self.set(FoldId::named(&op.key), None),
-                OpKind::Control => {
-                    let value = place(&op.content().unwrap_or_default(), first, content);
-                    let (created, modified) = (op.created, entry.index);
-                    let folded = Folded {
-                        created,
-                        modified,
-                        name: Bytes::new(),
-                        value,
-                    };
-                    self.set(FoldId::control(&op.key), Some(folded));
-                }
-            }
+    pub(super) fn apply(&mut self, entry: &Entry, first: u64, parts: &[u64]) {
+        for (at, part) in parts.iter().enumerate() {
+            // Only a payload that a later entry makes needless was taken out.
+            let (id, folded) = Folded::of(entry, at, first, *part);
+            self.set(id, folded);
         }
-        self.head = Head {
-            index: entry.index,
-            epoch: entry.epoch,
-            hash: entry.hash(),
-        };
+        self.head = entry.head();
     }
 
     fn set(&mut self, id: FoldId, folded: Option<Folded>) {
-        let size = |folded: &Folded| {
-            folded.name.len()
-                + if let Value::Here(value) = &folded.value {
-                    value.len()
-                } else {
-                    0
-                }
-        };
-        self.bytes += OVERHEAD + folded.as_ref().map_or(0, size);
+        self.bytes += folded.as_ref().map_or(OVERHEAD, Folded::bytes);
         if let Some(old) = self.map.insert(id, folded.map(Arc::new)) {
-            self.bytes -= OVERHEAD + old.as_deref().map_or(0, size);
+            self.bytes -= old.as_deref().map_or(OVERHEAD, Folded::bytes);
         }
     }
 }
 
 /// Small values are copied: a slice would keep the whole entry it is part of.
-fn place(value: &Bytes, first: u64, offset: u64) -> Value {
+pub(super) fn place(value: &Bytes, first: u64, offset: u64) -> Value {
     if value.len() > INLINE {
-        return Value::InLog {
+        return Value::InLog(Place {
             first,
             offset,
             length: value.len() as u32,
-        };
+            crc: crc32fast::hash(value),
+        });
     }
     Value::Here(Bytes::copy_from_slice(value))
 }

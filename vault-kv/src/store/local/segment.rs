@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Entry, MAX_ENTRY, StoreError, failed};
+use super::{Entry, FORMAT, MAX_ENTRY, StoreError, failed};
 
 /// Bytes before the payload of a frame.
 pub(super) const FRAME_HEADER: usize = 8;
@@ -36,12 +36,13 @@ pub(super) fn segment_path(log: &Path, first: u64) -> PathBuf {
 }
 
 /// The part of one segment file that is to be walked.
+#[derive(Clone)]
 pub(super) struct Span {
     pub(super) first: u64,
     pub(super) path: PathBuf,
     /// Index and offset of the frame to start at.
     pub(super) from: (u64, u64),
-    /// Where the file ends, as far as the caller cares.
+    /// Where the caller stops; the file may end before.
     pub(super) to: u64,
 }
 
@@ -79,6 +80,17 @@ pub(super) struct Chain {
 }
 
 impl Chain {
+    /// From `index` on, which may be in the middle of a log.
+    pub(super) fn at(index: u64) -> Self {
+        match index {
+            0 | 1 => Self::start(),
+            next => Self {
+                next,
+                previous: None,
+            },
+        }
+    }
+
     /// The start of a ledger.
     pub(super) fn start() -> Self {
         Self {
@@ -120,6 +132,14 @@ impl Torn {
     }
 }
 
+/// How a walk ended.
+pub(super) enum Walked {
+    All,
+    /// `visit` broke it off.
+    Broken,
+    Torn(Torn),
+}
+
 /// Reads the entries of `spans` in order, checks frames, indexes and chain, and gives each to `visit`.
 ///
 /// A bad frame is [`StoreError::Corrupt`], except at the end of the last span with nothing valid behind it.
@@ -129,101 +149,124 @@ pub(super) fn walk(
     mut visit: impl FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
 ) -> Result<Option<Torn>, StoreError> {
     for (at, span) in spans.iter().enumerate() {
-        let corrupt = |index, offset, what| StoreError::Corrupt {
-            index,
-            segment: span.path.clone(),
-            offset,
-            what,
-        };
-        if span.from.0 != chain.next {
-            let what = "entries before this segment are missing";
-            return Err(corrupt(chain.next.min(span.from.0), span.from.1, what));
-        }
-        let mut reader = Reader::open(span)?;
-        while reader.offset < span.to {
-            let offset = reader.offset;
-            let frame = match reader.frame()? {
-                Ok(frame) => frame,
-                Err(what) => {
-                    if at + 1 < spans.len() || reader.valid_after(offset, chain.next)? {
-                        return Err(corrupt(chain.next, offset, what));
-                    }
-                    let (path, bytes) = (span.path.clone(), span.to - offset);
-                    return Ok(Some(Torn {
-                        index: chain.next,
-                        path,
-                        offset,
-                        bytes,
-                        what,
-                    }));
-                }
-            };
-            let Some((entry, parts)) = Entry::decode(&frame) else {
-                return Err(corrupt(chain.next, offset, "the frame holds no entry"));
-            };
-            if entry.index != chain.next {
-                return Err(corrupt(
-                    chain.next,
-                    offset,
-                    "another index stands in its place",
-                ));
-            }
-            if chain
-                .previous
-                .is_some_and(|previous| previous != entry.previous)
-            {
-                return Err(corrupt(
-                    chain.next,
-                    offset,
-                    "it does not hold the hash of the entry before it",
-                ));
-            }
-            *chain = Chain {
-                next: entry.index + 1,
-                previous: Some(entry.hash()),
-            };
-            let payload = offset + FRAME_HEADER as u64;
-            let parts = parts
-                .into_iter()
-                .map(|part| payload + part as u64)
-                .collect();
-            if visit(Found {
-                entry,
-                first: span.first,
-                offset,
-                parts,
-            })?
-            .is_break()
-            {
-                return Ok(None);
-            }
+        let last = at + 1 == spans.len();
+        match walk_one(Reader::open(span.clone())?, chain, last, &mut visit)? {
+            Walked::All => {}
+            Walked::Broken => break,
+            Walked::Torn(torn) => return Ok(Some(torn)),
         }
     }
     Ok(None)
 }
 
-struct Reader<'a> {
-    span: &'a Span,
-    file: BufReader<File>,
-    offset: u64,
+/// The same for one span; `last`: a write that was cut off may end it.
+pub(super) fn walk_one(
+    mut reader: Reader,
+    chain: &mut Chain,
+    last: bool,
+    visit: &mut dyn FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+) -> Result<Walked, StoreError> {
+    let Span {
+        first, path, from, ..
+    } = reader.span.clone();
+    let corrupt = |index, offset, what| StoreError::Corrupt {
+        index,
+        segment: path.clone(),
+        offset,
+        what,
+    };
+    if from.0 != chain.next {
+        let what = "entries before this segment are missing";
+        return Err(corrupt(chain.next.min(from.0), from.1, what));
+    }
+    while reader.offset < reader.to {
+        let offset = reader.offset;
+        let frame = match reader.frame()? {
+            Ok(frame) => frame,
+            Err(what) => {
+                if !last || reader.valid_after(offset, chain.next)? {
+                    return Err(corrupt(chain.next, offset, what));
+                }
+                return Ok(Walked::Torn(Torn {
+                    index: chain.next,
+                    bytes: reader.to - offset,
+                    path,
+                    offset,
+                    what,
+                }));
+            }
+        };
+        let format = frame.first().copied().unwrap_or_default();
+        if format > FORMAT {
+            return Err(StoreError::Newer { path, format });
+        }
+        let Some((entry, parts)) = Entry::decode(&frame) else {
+            return Err(corrupt(chain.next, offset, "the entry is not well-formed"));
+        };
+        if entry.index != chain.next {
+            return Err(corrupt(chain.next, offset, "another entry is in its place"));
+        }
+        if chain
+            .previous
+            .is_some_and(|previous| previous != entry.previous)
+        {
+            return Err(corrupt(
+                entry.index,
+                offset,
+                "it does not hold the hash of the entry before it",
+            ));
+        }
+        *chain = Chain {
+            next: entry.index + 1,
+            previous: Some(entry.hash()),
+        };
+        let payload = offset + FRAME_HEADER as u64;
+        let parts = parts
+            .into_iter()
+            .map(|part| payload + part as u64)
+            .collect();
+        let found = Found {
+            entry,
+            first,
+            offset,
+            parts,
+        };
+        if visit(found)?.is_break() {
+            return Ok(Walked::Broken);
+        }
+    }
+    Ok(Walked::All)
 }
 
-impl<'a> Reader<'a> {
-    fn open(span: &'a Span) -> Result<Self, StoreError> {
+/// An open segment file.
+pub(super) struct Reader {
+    pub(super) span: Span,
+    file: BufReader<File>,
+    offset: u64,
+    to: u64,
+}
+
+impl Reader {
+    pub(super) fn open(span: Span) -> Result<Self, StoreError> {
         let file = File::open(&span.path).map_err(failed("open", &span.path))?;
+        let length = file
+            .metadata()
+            .map_err(failed("examine", &span.path))?
+            .len();
         let mut file = BufReader::with_capacity(256 << 10, file);
         file.seek(SeekFrom::Start(span.from.1))
             .map_err(failed("read", &span.path))?;
         Ok(Self {
-            span,
             file,
             offset: span.from.1,
+            to: span.to.min(length),
+            span,
         })
     }
 
     /// The payload of the next frame, or what is wrong with it.
     fn frame(&mut self) -> Result<Result<Bytes, &'static str>, StoreError> {
-        let left = self.span.to - self.offset;
+        let left = self.to - self.offset;
         if left < FRAME_HEADER as u64 {
             return Ok(Err("the frame is incomplete"));
         }
@@ -259,7 +302,7 @@ impl<'a> Reader<'a> {
             .and_then(|_| {
                 self.file
                     .by_ref()
-                    .take(self.span.to - offset)
+                    .take(self.to - offset)
                     .read_to_end(&mut tail)
             })
             .map_err(failed("read", &self.span.path))?;
@@ -296,28 +339,27 @@ fn split_header(header: [u8; FRAME_HEADER]) -> (usize, u32) {
     )
 }
 
-/// Exactly `length` bytes at `offset` of the segment that starts with `first`.
+/// `length` bytes at `offset` of the segment that starts with `first`, if it has so many.
 pub(super) fn read_at(
     log: &Path,
     first: u64,
     offset: u64,
     length: u32,
-) -> Result<Vec<u8>, StoreError> {
+) -> Result<Option<Vec<u8>>, StoreError> {
     use std::os::unix::fs::FileExt;
 
     let path = segment_path(log, first);
     let mut bytes = vec![0; length as usize];
     let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset));
     match read {
-        Ok(()) => Ok(bytes),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let what = "the segment is shorter than it was";
-            Err(StoreError::Corrupt {
-                index: first,
-                segment: path,
-                offset,
-                what,
-            })
+        Ok(()) => Ok(Some(bytes)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound
+            ) =>
+        {
+            Ok(None)
         }
         Err(error) => Err(failed("read", &path)(error)),
     }

@@ -2,6 +2,8 @@ use std::path::{Path, PathBuf};
 
 use super::{super::conformance::*, *};
 
+mod compaction;
+mod copies;
 mod crash;
 mod damage;
 
@@ -43,6 +45,13 @@ fn verified(dir: &Path) -> Result<u64, StoreError> {
     Ok(entries)
 }
 
+/// The folder of the one fold.
+fn fold(dir: &Path) -> PathBuf {
+    let folds = rebuild::list(dir).unwrap();
+    assert_eq!(folds.len(), 1);
+    folds[0].1.clone()
+}
+
 fn segments(dir: &Path) -> Vec<PathBuf> {
     segment::spans(&dir.join("log"))
         .unwrap()
@@ -59,7 +68,7 @@ fn conforms() {
         drop(store);
         let store = open(&dir);
         assert_eq!(
-            store.shared.replayed, 0,
+            store.shared.opened.replayed, 0,
             "a clean drop leaves nothing to replay"
         );
         store
@@ -87,7 +96,7 @@ fn nobody_else_can_read_it() {
     let dir = dir.path().join("store");
     write(&open(&dir), 1);
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-    for folder in [dir.clone(), dir.join("log"), dir.join("fold")] {
+    for folder in [dir.clone(), dir.join("log"), dir.join("fold"), fold(&dir)] {
         assert_eq!(mode(&folder), 0o700, "{}", folder.display());
     }
     for file in [dir.join("lock"), segments(&dir)[0].clone()] {

@@ -17,7 +17,7 @@ fn behind(dir: &Path, folded: u64, count: u64) {
     fs::rename(dir.join("kept"), dir.join("fold")).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for item in from.read_dir().unwrap() {
         let path = item.unwrap().path();
@@ -81,7 +81,7 @@ fn a_write_cut_off_at_any_byte_is_taken_out() {
         assert_eq!(verified(dir).unwrap(), 4);
         let store = open(dir);
         assert_eq!(
-            (store.head().index, store.shared.replayed),
+            (store.head().index, store.shared.opened.replayed),
             (4, 1),
             "cut at {length}"
         );
@@ -229,47 +229,54 @@ fn the_fold_is_made_anew_when_it_is_missing_or_damaged() {
     let store = open(dir);
     write(&store, 300);
     drop(store);
-    let fold = dir.join("fold");
-
-    fs::remove_dir_all(&fold).unwrap();
+    fs::remove_dir_all(dir.join("fold")).unwrap();
     let store = open(dir);
-    assert_eq!(store.shared.replayed, 300);
+    assert_eq!(store.shared.opened.replayed, 300);
     check(&store);
     drop(store);
 
     let overwrite = |name: &str, byte: u8| {
-        let path = fold.join(name);
+        let path = fold(dir).join(name);
         fs::write(&path, vec![byte; path.metadata().unwrap().len() as usize]).unwrap();
     };
-    let damages: [&dyn Fn(); 6] = [
+    let damages: [&dyn Fn(); 7] = [
         &|| overwrite("db", 0),
         &|| overwrite("db", 0xa5),
         &|| overwrite("conf", 0xa5),
-        &|| fs::write(fold.join("db"), b"short").unwrap(),
-        &|| fs::remove_file(fold.join("db")).unwrap(),
-        &|| fs::write(fold.join("damaged"), b"a read failed").unwrap(),
+        &|| fs::write(fold(dir).join("db"), b"short").unwrap(),
+        &|| fs::remove_file(fold(dir).join("db")).unwrap(),
+        &|| fs::remove_dir_all(fold(dir)).unwrap(),
+        &|| fs::write(fold(dir).join("damaged"), b"a read failed").unwrap(),
     ];
     for (number, damage) in damages.iter().enumerate() {
         damage();
         let store = open(dir);
         check(&store);
-        assert_eq!(store.shared.replayed, 300, "damage {number}");
-        write(&store, 1);
+        assert_eq!(store.shared.opened.replayed, 300, "damage {number}");
         drop(store);
-        assert_eq!(set_aside(dir), 1, "damage {number}");
-        let path = frames(dir).pop().unwrap();
-        fs::OpenOptions::new()
-            .write(true)
-            .open(path.0)
-            .unwrap()
-            .set_len(path.1.start as u64)
-            .unwrap();
-        let store = open(dir);
-        assert_eq!(
-            store.head().index,
-            300,
-            "the fold was beyond the log, and is made anew"
-        );
-        check(&store);
+        assert_eq!(verified(dir).unwrap(), 300);
+    }
+    assert_eq!(set_aside(dir), 1, "only the last one is kept");
+}
+
+/// What was folded was durable: a log without it has lost entries that were acknowledged.
+#[test]
+fn a_log_that_ends_before_what_was_durable_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(&open(dir), 5);
+    let (path, last) = frames(dir).pop().unwrap();
+    let log = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    log.set_len(last.start as u64).unwrap();
+    for result in [LocalStore::open(dir).map(drop), verified(dir).map(drop)] {
+        match result {
+            Err(StoreError::Corrupt {
+                index,
+                segment,
+                offset,
+                ..
+            }) => assert_eq!((index, &segment, offset), (5, &path, last.start as u64)),
+            other => panic!("{other:?}"),
+        }
     }
 }
