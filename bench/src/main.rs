@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 mod agents;
+mod catalog;
 mod detect;
 mod dns;
 mod netns;
@@ -34,6 +35,11 @@ struct Bench {
 }
 
 const BENCHES: &[Bench] = &[
+    Bench {
+        name: "catalog",
+        about: "a million instances of five thousand nodes in one full replica",
+        run: catalog::run,
+    },
     Bench {
         name: "dns",
         about: "A queries over UDP: mesh, knot, bare echo",
@@ -72,6 +78,7 @@ type Child = (&'static str, fn(&[String]) -> Result<()>);
 
 const CHILDREN: &[Child] = &[
     ("agent", agents::child),
+    ("catalog-replica", catalog::replica::serve),
     ("dns-mesh", dns::children::mesh),
     ("dns-echo", dns::children::echo),
     ("proxy-application", proxy::children::application),

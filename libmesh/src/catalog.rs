@@ -3,15 +3,20 @@
 //! Each node is the only writer of its own records; a [`Catalog`] holds the records of all nodes and shows what is
 //! present as views. It knows nothing of sockets: others feed it.
 //!
-//! Costs: a **read** is one shard lock for a hash lookup and one atomic load; it never waits while a view is built, and
-//! what it returns stays valid and unchanged for as long as it is kept. A **write** takes the writers' lock, changes
-//! the facts in O(log n) and builds anew the views of the services it touches: one pointer copy for each instance of
-//! such a service. A batch builds each touched service once. A **watch** is woken by changes of its own service only.
+//! Other nodes' records lie in the signed messages they came in, with sixteen bytes of index each: a million instances
+//! with a check each take some 250 MB. Views are made when somebody reads, and kept while somebody does.
+//!
+//! Costs: a **read** is one shard lock for a hash lookup and one atomic load, and what it returns stays valid and
+//! unchanged for as long as it is kept. The first read of a service makes its view (about 2 µs for each instance, under
+//! the writers' lock); from then on it is kept up to date, until a minute or two passed in which nobody read it. A
+//! **write** takes the writers' lock and costs O(log n), whatever the service's size; where the service's view is kept,
+//! one pointer copy for each of its instances besides. A batch updates each view once. A **watch** is woken by changes
+//! of its own service only, and by each of them, whether its view is kept or not.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -25,16 +30,22 @@ mod apply;
 mod belief;
 mod diff;
 mod facts;
+mod fields;
 #[doc(hidden)]
 pub mod fuzz;
 mod index;
 mod local;
 pub mod log;
 mod mass;
+mod quota;
+mod read;
 mod record;
+mod refusals;
 pub mod replica;
 mod saved;
 mod select;
+mod services;
+mod show;
 mod state;
 mod strings;
 #[cfg(any(test, feature = "sim"))]
@@ -49,6 +60,9 @@ pub use apply::fuzz_message;
 pub use apply::{LogHead, Outcome, Quarantined, Rejection};
 pub use diff::Diff;
 pub use local::{Inherited, LocalLog, OwnHead};
+pub use mass::MassEvent;
+pub use quota::{Limit, Quota};
+pub use refusals::Refusals;
 pub use saved::SavedError;
 pub use select::{Distance, Doubtful, Fitness, Select};
 pub use verify::{Signer, VerifiedNode, Verifier};
@@ -56,9 +70,10 @@ pub use view::{InstanceView, NodeView, ServiceView};
 pub use watch::ServiceWatch;
 
 use facts::{Facts, Touched};
-use index::Index;
+use index::{Index, ServiceCell};
 use local::OwnWrite;
 use log::{Head, NodeLog};
+use refusals::Ledger;
 use state::State;
 
 /// The records of all nodes, as one node sees them. Cheap to clone; all clones are the same catalog.
@@ -77,7 +92,11 @@ struct Inner {
     own_head: tokio_watch::Sender<OwnHead>,
     /// The own log's last snapshot, signed, and where the log was then.
     own_snapshot: Mutex<Option<(Head, Vec<Bytes>)>>,
-    rejected: AtomicU64,
+    /// What the own log is held to.
+    quota: Quota,
+    /// What others' logs are held to.
+    others: Quota,
+    refusals: Ledger,
 }
 
 impl Inner {
@@ -106,6 +125,8 @@ pub struct Options {
     pub signer: Option<Arc<dyn Signer>>,
     /// The time in unix µs.
     pub clock: Clock,
+    /// How much a node may say, this one and others.
+    pub quota: Quota,
 }
 
 impl Default for Options {
@@ -115,6 +136,7 @@ impl Default for Options {
             verifier: None,
             signer: None,
             clock: Arc::new(unix_micros),
+            quota: Quota::default(),
         }
     }
 }
@@ -134,6 +156,14 @@ pub enum LocalError {
     NotPermitted {
         /// The service.
         service: ServiceName,
+    },
+    /// The node says more than one may: see [`Quota`]. For [`Limit::Rate`] a later try may succeed.
+    #[error("too many {limit}: the most is {most}")]
+    Quota {
+        /// Which limit.
+        limit: Limit,
+        /// How much it allows.
+        most: usize,
     },
     /// A check names an instance that this node does not have.
     #[error("instance {:?} is not registered on this node", id.as_str())]
@@ -195,7 +225,9 @@ impl Catalog {
                 state: Mutex::new(State::new(own, log, now)),
                 own_head,
                 own_snapshot: Mutex::new(None),
-                rejected: AtomicU64::new(0),
+                quota: options.quota,
+                others: options.quota.doubled(),
+                refusals: Ledger::default(),
             }),
         }
     }
@@ -222,7 +254,18 @@ impl Catalog {
 
     /// A service by name (letter case does not count); `None` = no instance on any node that is present.
     pub fn service(&self, name: &str) -> Option<Arc<ServiceView>> {
-        lower(name, |name| self.inner.index.service(name))?.view()
+        lower(name, |name| {
+            let cell = self.inner.index.service(name)?;
+            self.view(&cell, name)
+        })
+    }
+
+    fn view(&self, cell: &ServiceCell, name: &str) -> Option<Arc<ServiceView>> {
+        if let Some(view) = cell.read() {
+            return view;
+        }
+        let mut state = self.inner.state.lock();
+        state.view(&self.inner.index, cell, name, true)
     }
 
     /// The revision of a service's last change, also after its last instance went; 0 when it never had one.
@@ -231,9 +274,30 @@ impl Catalog {
             .map_or(self.inner.index.floor(), |cell| cell.revision())
     }
 
-    /// All services, by name.
+    /// Names of all services that have an instance on a node that is present, in order. Costs one look at each service.
+    pub fn service_names(&self) -> Vec<ServiceName> {
+        let names = self.inner.state.lock().service_names();
+        names.into_iter().collect()
+    }
+
+    /// All services, by name. Makes every view that is not kept, so it costs what the whole catalog does: for tests and
+    /// small meshes; see [`service_names`](Self::service_names).
     pub fn services(&self) -> Vec<Arc<ServiceView>> {
-        self.inner.index.services()
+        let view = |name: ServiceName| {
+            let cell = self.inner.index.service(name.as_str())?;
+            let mut state = self.inner.state.lock();
+            state.view(&self.inner.index, &cell, name.as_str(), false)
+        };
+        self.service_names().into_iter().filter_map(view).collect()
+    }
+
+    /// The tags of all services' instances on those present nodes that `wanted` picks. Makes no views: costs one look at
+    /// each instance, under the writers' lock.
+    pub fn service_tags(
+        &self,
+        wanted: impl Fn(&NodeView) -> bool,
+    ) -> BTreeMap<ServiceName, BTreeSet<Arc<str>>> {
+        self.inner.state.lock().tags(&self.inner.index, wanted)
     }
 
     /// A node by name (letter case does not count), down or not; `None` for one that left.
@@ -258,14 +322,24 @@ impl Catalog {
 
     /// What is shown of a node's instances, by instance id; empty for an unknown node or one that is down.
     pub fn instances_on(&self, node: &NodeId) -> Vec<Arc<InstanceView>> {
-        self.inner.index.node(node).map_or_else(Vec::new, |cell| {
-            cell.instances.read().values().cloned().collect()
-        })
+        let Some(cell) = self.inner.index.node(node) else {
+            return Vec::new();
+        };
+        if let Some(kept) = cell.kept_instances() {
+            return kept.to_vec();
+        }
+        self.inner.state.lock().instances_on(node, &cell).to_vec()
+    }
+
+    /// The alarms of the mass-event rule: zones in which so many nodes went down at once that what they offer is still
+    /// shown, marked [`stale`](InstanceView::stale).
+    pub fn mass_events(&self) -> Vec<MassEvent> {
+        self.inner.state.lock().events.going_on()
     }
 
     /// A waiter on one service.
     pub fn watch_service(&self, name: &ServiceName) -> ServiceWatch {
-        ServiceWatch::new(&self.inner.index, name)
+        ServiceWatch::new(self, name)
     }
 
     /// A receiver of [`revision`](Self::revision), told of every change; changes in quick succession may come as one.
@@ -284,13 +358,13 @@ impl Catalog {
         );
     }
 
-    /// Lets time pass: drops tombstones after 10 min, records of absent nodes after 72 h, ends mass events after an
-    /// hour. To be called every second or so.
+    /// Lets time pass: drops tombstones after 10 min, records of absent nodes after 72 h, views that nobody read
+    /// for a minute, ends mass events after an hour. To be called every second or so.
     pub fn tick(&self) {
         self.inner
             .state
             .lock()
-            .tick(&self.inner.index, self.inner.own, (self.inner.clock)());
+            .tick(&self.inner.index, (self.inner.clock)());
     }
 
     fn write_own<T>(&self, write: impl FnOnce(&mut OwnWrite<'_>) -> T) -> T {
@@ -298,7 +372,9 @@ impl Catalog {
         let mut state = self.inner.state.lock();
         let State {
             nodes,
+            own_facts: facts,
             own_log: log,
+            own_pace: pace,
             inherited,
             ..
         } = &mut *state;
@@ -307,10 +383,13 @@ impl Catalog {
             .expect("the own node is never removed");
         let touched = Touched::default();
         let mut write_to = OwnWrite {
-            facts: &mut own.facts,
+            own: self.inner.own,
+            facts,
             verified: &mut own.verified,
             log,
             inherited,
+            quota: &self.inner.quota,
+            pace,
             touched,
             urgent: false,
             now,
@@ -319,13 +398,13 @@ impl Catalog {
         let OwnWrite {
             touched, urgent, ..
         } = write_to;
-        state.publish(&self.inner.index, self.inner.own, touched, now);
+        state.show_own(&self.inner.index, touched, now);
         self.inner.announce(&state.own_log, urgent);
         result
     }
 
     fn read_own<T>(&self, read: impl FnOnce(&Facts) -> T) -> T {
-        read(&self.inner.state.lock().nodes[&self.inner.own].facts)
+        read(&self.inner.state.lock().own_facts)
     }
 
     fn watch_own(&self) -> tokio_watch::Receiver<OwnHead> {

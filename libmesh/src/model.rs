@@ -9,6 +9,7 @@
 mod address;
 mod builder;
 mod check;
+pub(crate) mod checked;
 mod error;
 mod instance;
 mod kind;

@@ -2,27 +2,29 @@
 //!
 //! Bytes come from a peer that is in the mesh but need not be honest about others, so nothing is believed that its
 //! owner did not sign. Costs of a message: what is known already, one lock and two comparisons; news, one Ed25519
-//! check outside the lock, then O(items · log n) and the views of the services it touches.
+//! check outside the lock, then O(items · log n), and the views of those of its services that are read.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::facts::Touched;
 use super::log::{Delta, Head};
-use super::record::{self, Key};
-use super::replica::Effect;
+use super::quota::Limit;
+use super::read::{self, kind};
+use super::refusals::Refusals;
+use super::replica::{Effect, Note};
 use super::state::NodeState;
-use super::strings::Strings;
 use super::verify::{Signer, VerifiedNode};
 use super::wire::{Message, PART_BYTES, WireError};
-use super::{Catalog, wire};
+use super::{Catalog, record, wire};
 use crate::model::{Liveness, NodeId};
 
-/// Most records of one node.
-const RECORDS_MAX: usize = 1 << 20;
-/// Most bytes of messages kept of one node.
-const KEPT_MAX: usize = 512 * 1024 * 1024;
+/// For how long a log that is too large is not asked for: 30 s in µs.
+const PAUSE: u64 = 30_000_000;
+/// So many records of a message cost its owner as much as a change does, even when they change nothing.
+const READ_FOR_ONE: usize = 16;
+/// Most reasons that [`Catalog::quarantined`] gives for one node.
+const REASONS_MAX: usize = 64;
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,11 +67,13 @@ pub enum Rejection {
         /// The node that the message speaks for.
         node: NodeId,
     },
-    /// The node has too many records.
-    #[error("node {node} has more records than allowed")]
+    /// The node says more than one may.
+    #[error("node {node} says more than it may: too many {limit}")]
     Quota {
         /// The node that the message speaks for.
         node: NodeId,
+        /// Which limit.
+        limit: Limit,
     },
 }
 
@@ -96,47 +100,53 @@ pub struct Quarantined {
 impl Catalog {
     /// Takes in a message, as made by [`messages_since`](Self::messages_since) of any node.
     pub fn apply(&self, raw: Bytes) -> Outcome {
-        let message = match Message::decode(raw) {
-            Ok(message) => message,
-            Err(error) => return self.rejected(error.into()),
-        };
-        match self.apply_message(message) {
+        let source = wire::node_of(&raw);
+        let message = Message::decode(raw).map_err(Rejection::from);
+        match message.and_then(|message| self.apply_message(message)) {
             Ok(outcome) => outcome,
-            Err(rejection) => self.rejected(rejection),
+            Err(rejection) => {
+                let now = (self.inner.clock)();
+                self.inner.refusals.note(source, &rejection, now);
+                Outcome::Rejected(rejection)
+            }
         }
     }
 
-    fn rejected(&self, rejection: Rejection) -> Outcome {
-        self.inner
-            .rejected
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        tracing::warn!(error = %rejection, "catalog message rejected");
-        Outcome::Rejected(rejection)
-    }
-
     fn apply_message(&self, message: Message) -> Result<Outcome, Rejection> {
-        let node = message.delta.node;
+        let node = message.node;
         let now = (self.inner.clock)();
+        let brought = certificate_in(&message);
         let (verified, certificate, trust) = {
-            let state = self.inner.state.lock();
+            let mut state = self.inner.state.lock();
             // Nothing is kept of a node before something that it signed is here.
-            let known = state.nodes.get(&node);
+            let own = state.own_log.head();
+            let trust = state.trust;
+            let known = state.nodes.get_mut(&node);
             let is_news = if node == self.inner.own {
-                Head {
-                    epoch: message.delta.epoch,
-                    head: message.delta.to,
-                } > state.own_log.head()
+                message.to > own
             } else {
-                known.is_none_or(|known| !known.reaped && known.replica.is_news(&message.delta))
+                let known = known.as_ref();
+                known.is_none_or(|known| !known.reaped && known.replica.is_news(&message))
             };
             if !is_news {
                 return Ok(Outcome::Known);
             }
+            let mut known = known;
+            let refused = known
+                .as_mut()
+                .and_then(|known| known.refused(&self.inner.others, now));
+            if let Some(limit) = refused {
+                return Err(Rejection::Quota { node, limit });
+            }
             let brings_another = || {
-                let brought = certificate_in(&message.delta);
-                known.is_some_and(|known| brought.is_some_and(|body| body != known.certificate))
+                let known = known.as_ref();
+                known.is_some_and(|known| {
+                    brought
+                        .as_ref()
+                        .is_some_and(|body| *body != known.certificate)
+                })
             };
-            if let Some(reason) = known.and_then(|known| known.disowned.clone())
+            if let Some(reason) = known.as_ref().and_then(|known| known.disowned.clone())
                 && !brings_another()
             {
                 return Err(Rejection::Certificate { node, reason });
@@ -144,9 +154,9 @@ impl Catalog {
             let (verified, certificate) = known.map_or_else(Default::default, |known| {
                 (known.verified.clone(), known.certificate.clone())
             });
-            (verified, certificate, state.trust)
+            (verified, certificate, trust)
         };
-        let (verified, certificate) = match certificate_in(&message.delta) {
+        let (verified, certificate) = match brought {
             Some(body) if body != certificate => (self.verify(node, &body)?, body),
             _ => match verified {
                 Some(verified) => (verified, certificate),
@@ -160,7 +170,7 @@ impl Catalog {
             return Err(Rejection::Signature { node });
         }
         if node == self.inner.own {
-            self.outrank(message.delta.epoch, now);
+            self.outrank(message.to.epoch, now);
             return Ok(Outcome::Known);
         }
         self.take_in(message, verified, certificate, trust)
@@ -202,45 +212,64 @@ impl Catalog {
         certificate: Bytes,
         trust: u64,
     ) -> Result<Outcome, Rejection> {
-        let node = message.delta.node;
+        let node = message.node;
         let now = (self.inner.clock)();
-        let mut state = self.inner.state.lock();
-        if state.trust != trust {
-            drop(state);
+        let mut guard = self.inner.state.lock();
+        if guard.trust != trust {
+            drop(guard);
             return self.apply_message(message);
         }
-        let mut known = state.node(node, now);
-        if known.replica.kept_bytes() + message.raw.len() > KEPT_MAX
-            || known.replica.records() + message.delta.items.len() > RECORDS_MAX
-        {
-            return Err(Rejection::Quota { node });
+        let state = &mut *guard;
+        let (index, quota) = (&self.inner.index, &self.inner.others);
+        let known = state.node(node, now);
+        let over = if known.replica.records_with(&message) > quota.records {
+            Some(Limit::Records)
+        } else if known.replica.kept_bytes() + message.frame.raw.len() > quota.bytes {
+            Some(Limit::Bytes)
+        } else {
+            None
+        };
+        if let Some(limit) = over {
+            // What is too much now need not be later: then the whole of it tells, whatever came in between.
+            known.replica.forget_staged();
+            known.replica.distrust();
+            known.paused = Some((now + PAUSE, limit));
+            return Err(Rejection::Quota { node, limit });
         }
         if known.certificate != certificate {
             known.rights_changed = known.verified.is_some();
             (known.verified, known.certificate) = (Some(verified), certificate);
             if known.disowned.take().is_some() {
-                state.publish(&self.inner.index, node, Touched::whole_node(), now);
-                known = state.node(node, now);
+                state.show_whole(index, node, now);
             }
         }
-        let mut changes = match known.replica.apply(message.delta, message.raw) {
+        let cost = message.items / READ_FOR_ONE;
+        let longest = quota.record_bytes;
+        let read = state.read(index, node, longest, |replica, reading| {
+            replica.apply(message, reading)
+        });
+        let Some((effect, mut changed)) = read else {
+            return Ok(Outcome::Pull(Head::default()));
+        };
+        let known = state.node(node, now);
+        let changes = match effect {
             Effect::Known => return Ok(Outcome::Known),
             Effect::Staged => return Ok(Outcome::Staged),
             Effect::Pull(have) => return Ok(Outcome::Pull(have)),
             Effect::Applied(changes) => changes,
         };
+        known.pace.add(cost + changes);
+        known.paused = None;
         if std::mem::take(&mut known.rights_changed) {
-            changes.extend(
-                known
-                    .replica
-                    .live()
-                    .map(|(key, body)| (key.clone(), Some(body.clone()))),
-            );
+            let again = state.read(index, node, longest, |replica, reading| {
+                replica.read_again(reading);
+            });
+            if let Some(((), more)) = again {
+                changed.node |= more.node;
+                changed.instances.extend(more.instances);
+            }
         }
-        let mut strings = std::mem::take(&mut state.strings);
-        let touched = read_records(state.node(node, now), &mut strings, node, changes);
-        state.strings = strings;
-        state.publish(&self.inner.index, node, touched, now);
+        state.show(index, node, changed, now);
         Ok(Outcome::Applied)
     }
 
@@ -323,13 +352,17 @@ impl Catalog {
 
     /// What to ask others for of `node`'s log, given that they are at `theirs`; `None` = nothing.
     pub fn lacks(&self, node: &NodeId, theirs: Head) -> Option<Head> {
-        let state = self.inner.state.lock();
+        let now = (self.inner.clock)();
+        let mut state = self.inner.state.lock();
         let ours = if *node == self.inner.own {
             state.own_log.head()
         } else {
-            match state.nodes.get(node) {
+            match state.nodes.get_mut(node) {
                 Some(known) if !wanted(known) => return None,
-                Some(known) => known.replica.wanted_after(),
+                Some(known) => match known.refused(&self.inner.others, now) {
+                    Some(_) => return None,
+                    None => known.replica.wanted_after(),
+                },
                 None => Head::default(),
             }
         };
@@ -343,28 +376,43 @@ impl Catalog {
         }
     }
 
-    /// The records that are shown to nobody, with the reason.
+    /// The records that are shown to nobody, with the reason; of each node the first 64.
     pub fn quarantined(&self) -> Vec<Quarantined> {
         let state = self.inner.state.lock();
-        let of = |(node, state): (&NodeId, &NodeState)| {
-            let node = *node;
-            state
-                .poison
-                .values()
-                .map(move |reason| Quarantined {
-                    node,
-                    reason: reason.clone(),
-                })
-                .collect::<Vec<_>>()
-        };
-        state.nodes.iter().flat_map(of).collect()
+        let longest = self.inner.others.record_bytes;
+        let mut found = Vec::new();
+        for (id, node) in state.nodes.iter().filter(|(_, node)| node.poison > 0) {
+            let Some(verified) = &node.verified else {
+                continue;
+            };
+            let mut left = REASONS_MAX;
+            let is_poison = |note: Note| note.kind == kind::POISON;
+            node.replica.each(is_poison, |_, key, body| {
+                if left > 0
+                    && let Err(reason) = read::meaning(verified, longest, key, body)
+                {
+                    left -= 1;
+                    found.push(Quarantined { node: *id, reason });
+                }
+            });
+        }
+        found
+    }
+
+    /// How many records are shown to nobody.
+    pub fn quarantined_records(&self) -> usize {
+        let state = self.inner.state.lock();
+        state.nodes.values().map(|node| node.poison).sum()
     }
 
     /// How many messages were not believed since the start.
     pub fn rejected_messages(&self) -> u64 {
-        self.inner
-            .rejected
-            .load(std::sync::atomic::Ordering::Relaxed)
+        self.refusals().total()
+    }
+
+    /// The same, by reason.
+    pub fn refusals(&self) -> Refusals {
+        self.inner.refusals.counts()
     }
 }
 
@@ -372,44 +420,11 @@ fn wanted(node: &NodeState) -> bool {
     !node.reaped && node.liveness != Liveness::Left
 }
 
-fn certificate_in(delta: &Delta) -> Option<Bytes> {
-    let key = Key::Certificate.encode();
-    delta
-        .items
-        .iter()
-        .find(|item| item.key == key)?
-        .body
-        .clone()
-}
-
-/// Reads changed records into the node's facts; the poison among them is noted and otherwise passed over.
-fn read_records(
-    node: &mut NodeState,
-    strings: &mut Strings,
-    id: NodeId,
-    changes: Vec<(Bytes, Option<Bytes>)>,
-) -> Touched {
-    let mut touched = Touched::default();
-    let Some(verified) = &node.verified else {
-        return touched;
-    };
-    for (key, body) in changes {
-        match record::take(
-            &mut node.facts,
-            &mut touched,
-            strings,
-            Some(verified),
-            &key,
-            body.as_deref(),
-        ) {
-            Err(reason) if body.is_some() => {
-                tracing::warn!(node = %id, reason, "record quarantined");
-                node.poison.insert(key, reason);
-            }
-            _ => drop(node.poison.remove(&key)),
-        }
-    }
-    touched
+fn certificate_in(message: &Message) -> Option<Bytes> {
+    let item = message.frame.item(message.certificate? as usize)?;
+    let mut record = Vec::new();
+    let there = message.frame.record(&item, &mut record);
+    there.then(|| record.into())
 }
 
 /// Feeds arbitrary bytes to the decoders of messages and records; for fuzzing.
@@ -419,28 +434,28 @@ pub fn fuzz_message(bytes: &[u8]) {
         return;
     };
     let verified = VerifiedNode {
-        id: message.delta.node,
+        id: message.node,
         name: crate::model::NodeName::parse("node").expect("well formed"),
         public_key: [0; 32],
         not_after: u64::MAX,
         may_publish: Arc::new(|_| true),
     };
-    let mut node = NodeState::new(Liveness::Alive, 0);
-    node.verified = Some(verified);
-    let changes = message
-        .delta
-        .items
-        .iter()
-        .map(|item| (item.key.clone(), item.body.clone()))
-        .collect();
-    read_records(
-        &mut node,
-        &mut Strings::default(),
-        message.delta.node,
-        changes,
-    );
-    if let Some(body) = certificate_in(&message.delta) {
+    let mut record = Vec::new();
+    for (_, item) in message.frame.items() {
+        if !message.frame.record(&item, &mut record) {
+            continue;
+        }
+        let mut key = Vec::new();
+        item.key.write(&mut key);
+        let Ok(key) = record::Key::decode(&key) else {
+            continue;
+        };
+        if record::check(Some(&verified), key, &record).is_ok() {
+            record::fuzz_good(key, &record);
+        }
+    }
+    if let Some(body) = certificate_in(&message) {
         let _ = record::decode_chain(&body);
     }
-    let _ = message.is_signed_by(node.verified.as_ref().expect("set above"));
+    let _ = message.is_signed_by(&verified);
 }

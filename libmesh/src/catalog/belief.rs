@@ -7,7 +7,6 @@
 use bytes::Bytes;
 
 use super::Catalog;
-use super::facts::Touched;
 use crate::model::NodeId;
 
 impl Catalog {
@@ -63,7 +62,7 @@ impl Catalog {
         }
         node.disowned = refusal;
         let disowned = node.disowned.is_some();
-        state.publish(&self.inner.index, id, Touched::whole_node(), now);
+        state.show_whole(&self.inner.index, id, now);
         disowned
     }
 }

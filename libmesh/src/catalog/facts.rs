@@ -1,45 +1,33 @@
-//! What one node published, decoded: its record, instances and checks, with the index that finds an instance's checks.
+//! What this node itself published, as its callers gave it: its record, instances and checks, with the indexes that
+//! find an instance's checks and a service's instances. Others' records stay as they came; see the `replica` module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{CheckRecord, Health, Instance, InstanceId, NodeRecord};
+use crate::model::{CheckRecord, Health, Instance, InstanceId, NodeRecord, ServiceName};
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     record: Option<Arc<NodeRecord>>,
     instances: BTreeMap<InstanceId, Arc<Instance>>,
+    of_service: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     checks: BTreeMap<Arc<str>, Arc<CheckRecord>>,
     /// The checks' ids by what they speak for.
     checks_of: BTreeSet<(Option<InstanceId>, Arc<str>)>,
 }
 
-/// What a batch of changes to one node's facts touched, and so has to be shown anew.
+/// What a batch of changes to the facts touched, and so has to be shown anew.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    /// The record, the liveness or a node check: everything of the node.
+    /// The record, or a node check: everything of the node.
     pub(super) node: bool,
-    /// Single instances.
-    pub(super) instances: BTreeSet<InstanceId>,
+    /// Single instances, by the service they belong to or belonged to.
+    pub(super) instances: BTreeSet<(ServiceName, InstanceId)>,
 }
 
 impl Touched {
-    pub(super) fn whole_node() -> Self {
-        Self {
-            node: true,
-            instances: BTreeSet::new(),
-        }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         !self.node && self.instances.is_empty()
-    }
-
-    fn check(&mut self, check: &CheckRecord) {
-        match &check.service {
-            Some(id) => drop(self.instances.insert(id.clone())),
-            None => self.node = true,
-        }
     }
 }
 
@@ -54,6 +42,12 @@ impl Facts {
 
     pub(super) fn instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
         self.instances.values()
+    }
+
+    /// The instances of a service, by id.
+    pub(super) fn of_service(&self, service: &str) -> impl Iterator<Item = &Arc<Instance>> {
+        let ids = self.of_service.get(service).into_iter().flatten();
+        ids.filter_map(|id| self.instances.get(id))
     }
 
     pub(super) fn check(&self, id: &str) -> Option<&Arc<CheckRecord>> {
@@ -89,14 +83,31 @@ impl Facts {
         instance: Option<Instance>,
         touched: &mut Touched,
     ) {
-        if self.instances.get(id).map(|known| &**known) == instance.as_ref() {
+        let old = self.instances.get(id);
+        if old.map(|known| &**known) == instance.as_ref() {
             return;
         }
-        touched.instances.insert(id.clone());
-        match instance {
-            Some(instance) => drop(self.instances.insert(id.clone(), Arc::new(instance))),
-            None => drop(self.instances.remove(id)),
+        if let Some(old) = old {
+            let service = old.service.clone();
+            if let Some(ids) = self.of_service.get_mut(&service) {
+                ids.remove(id);
+                if ids.is_empty() {
+                    self.of_service.remove(&service);
+                }
+            }
+            touched.instances.insert((service, id.clone()));
         }
+        let Some(instance) = instance else {
+            self.instances.remove(id);
+            return;
+        };
+        let service = instance.service.clone();
+        self.of_service
+            .entry(service.clone())
+            .or_default()
+            .insert(id.clone());
+        touched.instances.insert((service, id.clone()));
+        self.instances.insert(id.clone(), Arc::new(instance));
     }
 
     pub(super) fn set_check(
@@ -109,12 +120,12 @@ impl Facts {
             return;
         }
         if let Some(old) = self.checks.remove(id) {
-            touched.check(&old);
+            self.touch(&old, touched);
             self.checks_of
                 .remove(&(old.service.clone(), Arc::clone(id)));
         }
         if let Some(mut check) = check {
-            touched.check(&check);
+            self.touch(&check, touched);
             if let Some(service) = &mut check.service
                 && let Some((known, _)) = self.instances.get_key_value(service)
             {
@@ -123,6 +134,17 @@ impl Facts {
             self.checks_of
                 .insert((check.service.clone(), Arc::clone(id)));
             self.checks.insert(Arc::clone(id), Arc::new(check));
+        }
+    }
+
+    fn touch(&self, check: &CheckRecord, touched: &mut Touched) {
+        match &check.service {
+            Some(id) => {
+                let instance = self.instances.get(id);
+                let pair = instance.map(|instance| (instance.service.clone(), id.clone()));
+                touched.instances.extend(pair);
+            }
+            None => touched.node = true,
         }
     }
 }

@@ -1,21 +1,22 @@
 //! The read side: cells that a writer swaps and readers load.
 //!
 //! A service's cell is found through one of sixteen shards; its lock is held for one hash-table access, never while a
-//! view is built. The view itself is an [`ArcSwapOption`]: a reader neither waits for a writer nor for another reader.
+//! view is built. The view itself is an [`ArcSwapOption`]: a reader of a kept view neither waits for a writer nor for
+//! another reader.
 //! A cell outlives the service's last instance, so that its revision stays known; see [`Index::prune`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
 
 use super::view::{InstanceView, NodeView, ServiceView};
-use crate::model::{InstanceId, Liveness, NodeId, NodeName, ServiceName};
+use crate::model::{Liveness, NodeId, NodeName, ServiceName};
 
 const SHARDS: usize = 16;
 
@@ -28,8 +29,12 @@ pub(super) struct Index {
     floor: AtomicU64,
 }
 
+/// A service's view, made when somebody reads it and kept while somebody does.
 pub(super) struct ServiceCell {
-    view: ArcSwapOption<ServiceView>,
+    /// `None` = not made; `Some(None)` = no instance on any node that is present.
+    view: ArcSwapOption<Option<Arc<ServiceView>>>,
+    /// Read since the last [`Index::forget_unread`].
+    read: AtomicBool,
     revision: AtomicU64,
     changed: Notify,
 }
@@ -38,13 +43,29 @@ impl ServiceCell {
     fn new(revision: u64) -> Self {
         Self {
             view: ArcSwapOption::empty(),
+            read: AtomicBool::new(false),
             revision: AtomicU64::new(revision),
             changed: Notify::new(),
         }
     }
 
-    pub(super) fn view(&self) -> Option<Arc<ServiceView>> {
-        self.view.load_full()
+    /// The view for a reader, if it is kept.
+    pub(super) fn read(&self) -> Option<Option<Arc<ServiceView>>> {
+        // Only the first reader writes, so that the others do not fight for the line.
+        if !self.read.load(Ordering::Relaxed) {
+            self.read.store(true, Ordering::Relaxed);
+        }
+        self.kept()
+    }
+
+    /// The view, if it is kept.
+    pub(super) fn kept(&self) -> Option<Option<Arc<ServiceView>>> {
+        self.view.load().as_deref().cloned()
+    }
+
+    /// Keeps a view just made.
+    pub(super) fn keep(&self, view: Option<Arc<ServiceView>>) {
+        self.view.store(Some(Arc::new(view)));
     }
 
     pub(super) fn revision(&self) -> u64 {
@@ -55,8 +76,14 @@ impl ServiceCell {
         &self.changed
     }
 
+    /// Shows a new view in place of a kept one.
     pub(super) fn publish(&self, view: Option<Arc<ServiceView>>, revision: u64) {
-        self.view.store(view);
+        self.keep(view);
+        self.touch(revision);
+    }
+
+    /// Tells those who wait that the service changed.
+    pub(super) fn touch(&self, revision: u64) {
         self.revision.store(revision, Ordering::Release);
         self.changed.notify_waiters();
     }
@@ -64,13 +91,31 @@ impl ServiceCell {
 
 pub(super) struct NodeCell {
     view: ArcSwap<NodeView>,
-    /// What is shown of this node's instances; empty while it is hidden.
-    pub(super) instances: RwLock<BTreeMap<InstanceId, Arc<InstanceView>>>,
+    /// What is shown of this node's instances, by id, if somebody asked since it last changed.
+    instances: ArcSwapOption<Vec<Arc<InstanceView>>>,
+    read: AtomicBool,
 }
 
 impl NodeCell {
     pub(super) fn view(&self) -> Arc<NodeView> {
         self.view.load_full()
+    }
+
+    pub(super) fn kept_instances(&self) -> Option<Arc<Vec<Arc<InstanceView>>>> {
+        let kept = self.instances.load_full();
+        if kept.is_some() && !self.read.load(Ordering::Relaxed) {
+            self.read.store(true, Ordering::Relaxed);
+        }
+        kept
+    }
+
+    pub(super) fn keep_instances(&self, instances: Arc<Vec<Arc<InstanceView>>>) {
+        self.instances.store(Some(instances));
+        self.read.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn forget_instances(&self) {
+        self.instances.store(None);
     }
 }
 
@@ -146,13 +191,13 @@ impl Index {
 
     /// Forgets the cell that a watcher of an unknown name made, once nobody else uses it. `cell` is the caller's own.
     pub(super) fn release(&self, name: &ServiceName, cell: &Arc<ServiceCell>) {
-        if cell.revision() > self.floor() || cell.view.load().is_some() {
+        if cell.revision() > self.floor() {
             return;
         }
         let mut shard = self.shard(name.as_str()).write();
-        // One in the table, one with the caller: nobody else has it, and under this lock nobody else can get it.
+        // One in the table, one with the caller: nobody else has it, and under this lock nobody else can get it. The
+        // table of services would have it if there were instances.
         if Arc::strong_count(cell) == 2
-            && cell.view.load().is_none()
             && shard
                 .get(name)
                 .is_some_and(|known| Arc::ptr_eq(known, cell))
@@ -161,32 +206,31 @@ impl Index {
         }
     }
 
-    pub(super) fn services(&self) -> Vec<Arc<ServiceView>> {
-        let mut all: Vec<_> = self
-            .shards
-            .iter()
-            .flat_map(|shard| {
-                shard
-                    .read()
-                    .values()
-                    .filter_map(|cell| cell.view())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        all
-    }
-
     pub(super) fn floor(&self) -> u64 {
         self.floor.load(Ordering::Acquire)
+    }
+
+    /// Drops the views that nobody has read since the last call.
+    pub(super) fn forget_unread(&self) {
+        for shard in &self.shards {
+            for cell in shard.read().values() {
+                if !cell.read.swap(false, Ordering::Relaxed) {
+                    cell.view.store(None);
+                }
+            }
+        }
+        for cell in self.nodes.read().by_id.values() {
+            if !cell.read.swap(false, Ordering::Relaxed) {
+                cell.forget_instances();
+            }
+        }
     }
 
     /// Forgets services without instances whose last change is older than `before` and that nobody watches. From then
     /// on an unknown service's revision is the highest forgotten one, so that no revision goes back.
     pub(super) fn prune(&self, before: u64) {
-        let gone = |cell: &Arc<ServiceCell>| {
-            cell.view.load().is_none() && cell.revision() < before && Arc::strong_count(cell) == 1
-        };
+        let gone =
+            |cell: &Arc<ServiceCell>| cell.revision() < before && Arc::strong_count(cell) == 1;
         for shard in &self.shards {
             let names: Vec<_> = shard
                 .read()
@@ -251,7 +295,8 @@ impl Index {
             None => {
                 let cell = Arc::new(NodeCell {
                     view: ArcSwap::new(Arc::clone(view)),
-                    instances: RwLock::default(),
+                    instances: ArcSwapOption::empty(),
+                    read: AtomicBool::new(false),
                 });
                 nodes.by_id.insert(record.id, Arc::clone(&cell));
                 cell

@@ -7,12 +7,13 @@ use tokio::sync::watch as tokio_watch;
 
 use super::facts::{Facts, Touched};
 use super::log::{Head, NodeLog};
+use super::quota::{Limit, Pace, Quota};
 use super::record::{self, Key};
 use super::state::Inheritance;
+use super::strings::Strings;
 use super::verify::VerifiedNode;
-use super::wire::RECORD_MAX;
 use super::{Catalog, LocalError};
-use crate::model::{CheckRecord, Instance, InstanceId, InvalidField, NodeRecord};
+use crate::model::{CheckRecord, Instance, InstanceId, NodeId, NodeRecord};
 
 /// Write access to this node's own log: the only one a node may write.
 ///
@@ -31,21 +32,21 @@ impl LocalLog {
     /// Publishes this node's certificate chain (DER, leaf first). Peers believe nothing else of this node before.
     ///
     /// # Errors
-    /// [`LocalError::Certificate`] when it does not verify, or is another node's.
+    /// [`LocalError::Certificate`] when it does not verify, or is another node's; [`LocalError::Quota`].
     pub fn set_certificate(&self, chain: &[Vec<u8>]) -> Result<(), LocalError> {
         let verified = self.catalog.verify_own(chain)?;
-        let body = fitting("certificate", record::encode(&chain))?;
+        let body = record::encode_chain(chain);
         self.catalog.write_own(|own| {
+            own.put(Key::Certificate, body)?;
             *own.verified = verified;
-            own.put(&Key::Certificate, body);
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Publishes what this node says about itself. Nothing of the node is shown before this was called once.
     ///
     /// # Errors
-    /// [`LocalError::Invalid`]; [`LocalError::ForeignNode`] when the record's id is another's.
+    /// [`LocalError::Invalid`]; [`LocalError::Quota`]; [`LocalError::ForeignNode`] when the record's id is another's.
     pub fn put_node(&self, record: NodeRecord) -> Result<(), LocalError> {
         record.validate()?;
         if record.id != self.catalog.own() {
@@ -54,29 +55,31 @@ impl LocalLog {
                 own: self.catalog.own(),
             });
         }
-        let body = fitting("node", record::encode(&record))?;
+        let body = record::encode_node(&record);
         self.catalog.write_own(|own| {
-            own.put(&Key::Node, body);
+            own.put(Key::Node, body)?;
             own.facts.set_record(Some(record), &mut own.touched);
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Registers an instance, or changes the one with its id. The stamps are set here.
     ///
     /// # Errors
     /// [`LocalError::Invalid`]; [`LocalError::NotPermitted`] when this node's certificate does not allow the service
-    /// (peers would not believe it).
+    /// (peers would not believe it), or what it is a proxy for; [`LocalError::Quota`].
     pub fn put_service(&self, mut instance: Instance) -> Result<(), LocalError> {
         instance.validate()?;
         let id = instance.id.clone();
         self.catalog.write_own(|own| {
-            if let Some(verified) = own.verified
-                && !(verified.may_publish)(&instance.service)
-            {
-                return Err(LocalError::NotPermitted {
-                    service: instance.service,
-                });
+            let proxied = instance.proxy.as_ref().map(|proxy| &proxy.service);
+            for service in std::iter::once(&instance.service).chain(proxied) {
+                if let Some(verified) = own.verified
+                    && !(verified.may_publish)(service)
+                {
+                    let service = service.clone();
+                    return Err(LocalError::NotPermitted { service });
+                }
             }
             own.inherited.instances.remove(&id);
             (instance.create_stamp, instance.modify_stamp) = (own.now, own.now);
@@ -88,9 +91,9 @@ impl LocalLog {
                 instance.modify_stamp = own.now.max(old.modify_stamp + 1);
             }
             own.put(
-                &Key::Instance(id.clone()),
-                fitting("instance", record::encode(&instance))?,
-            );
+                Key::Instance(id.as_str()),
+                record::encode_instance(&instance),
+            )?;
             own.facts
                 .set_instance(&id, Some(instance), &mut own.touched);
             Ok(())
@@ -105,7 +108,8 @@ impl LocalLog {
     /// Publishes a check, or its new status. The stamps are set here.
     ///
     /// # Errors
-    /// [`LocalError::Invalid`]; [`LocalError::UnknownInstance`] when it speaks for an instance that is not registered.
+    /// [`LocalError::Invalid`]; [`LocalError::UnknownInstance`] when it speaks for an instance that is not registered;
+    /// [`LocalError::Quota`].
     pub fn put_check(&self, mut check: CheckRecord) -> Result<(), LocalError> {
         check.validate()?;
         let id = Arc::clone(&check.id);
@@ -119,18 +123,17 @@ impl LocalLog {
             }
             own.inherited.checks.remove(&id);
             (check.create_stamp, check.modify_stamp) = (own.now, own.now);
+            let mut worse = false;
             if let Some(old) = own.facts.check(&id) {
                 if old.same_as(&check) {
                     return Ok(());
                 }
                 check.create_stamp = old.create_stamp;
                 check.modify_stamp = own.now.max(old.modify_stamp + 1);
-                own.urgent |= old.status < check.status && !check.status.is_usable();
+                worse = old.status < check.status && !check.status.is_usable();
             }
-            own.put(
-                &Key::Check(Arc::clone(&id)),
-                fitting("check", record::encode(&check))?,
-            );
+            own.put(Key::of_check(&id), record::encode_check(&check))?;
+            own.urgent |= worse;
             own.facts.set_check(&id, Some(check), &mut own.touched);
             Ok(())
         })
@@ -240,22 +243,74 @@ pub struct OwnHead {
 
 /// One write to the own log, while the lock is held.
 pub(super) struct OwnWrite<'a> {
+    pub(super) own: NodeId,
     pub(super) facts: &'a mut Facts,
     pub(super) verified: &'a mut Option<VerifiedNode>,
     pub(super) log: &'a mut NodeLog,
     pub(super) inherited: &'a mut Inheritance,
+    pub(super) quota: &'a Quota,
+    pub(super) pace: &'a mut Pace,
     pub(super) touched: Touched,
     pub(super) urgent: bool,
     pub(super) now: u64,
 }
 
 impl OwnWrite<'_> {
-    fn put(&mut self, key: &Key, body: Bytes) {
-        self.log.put(key.encode(), body, self.now);
+    fn put(&mut self, key: Key<'_>, body: Bytes) -> Result<(), LocalError> {
+        let key = key.encode();
+        let over = |limit, most| Err(LocalError::Quota { limit, most });
+        if body.len() > self.quota.record_bytes {
+            return over(Limit::RecordBytes, self.quota.record_bytes);
+        }
+        if !self.log.has(&key) && self.log.records() >= self.quota.records {
+            return over(Limit::Records, self.quota.records);
+        }
+        if self.log.bytes() + key.len() + body.len() > self.quota.bytes {
+            return over(Limit::Bytes, self.quota.bytes);
+        }
+        if !self.pace.is_open(self.quota, self.now) {
+            return over(Limit::Rate, self.quota.changes_per_second as usize);
+        }
+        if self.log.put(key, body, self.now).is_some() {
+            self.pace.add(1);
+        }
+        Ok(())
     }
 
-    fn remove(&mut self, key: &Key) {
-        self.urgent |= self.log.remove(&key.encode(), self.now).is_some();
+    /// Taking away is never refused.
+    fn remove(&mut self, key: Key<'_>) {
+        if self.log.remove(&key.encode(), self.now).is_some() {
+            self.urgent = true;
+            self.pace.add(1);
+        }
+    }
+
+    /// Takes what the log says of a key into the facts.
+    pub(super) fn take_back(
+        &mut self,
+        key: Key<'_>,
+        body: &[u8],
+        strings: &mut Strings,
+    ) -> Result<(), String> {
+        match key {
+            Key::Certificate => {}
+            Key::Node => {
+                let record = record::node_record(self.own, strings, body)?;
+                self.facts.set_record(Some(record), &mut self.touched);
+            }
+            Key::Instance(id) => {
+                let instance = record::instance(id, strings, body)?;
+                let id = instance.id.clone();
+                self.facts
+                    .set_instance(&id, Some(instance), &mut self.touched);
+            }
+            Key::DerivedCheck(_) | Key::Check(_) => {
+                let check = record::check_record(key, strings, body)?;
+                let id = Arc::clone(&check.id);
+                self.facts.set_check(&id, Some(check), &mut self.touched);
+            }
+        }
+        Ok(())
     }
 
     fn remove_service(&mut self, id: &InstanceId) -> bool {
@@ -266,25 +321,14 @@ impl OwnWrite<'_> {
         }
         let found = self.facts.instance(id).is_some();
         self.inherited.instances.remove(id);
-        self.remove(&Key::Instance(id.clone()));
+        self.remove(Key::Instance(id.as_str()));
         self.facts.set_instance(id, None, &mut self.touched);
         found
     }
 
     fn remove_check(&mut self, id: &Arc<str>) {
         self.inherited.checks.remove(id);
-        self.remove(&Key::Check(Arc::clone(id)));
+        self.remove(Key::of_check(id));
         self.facts.set_check(id, None, &mut self.touched);
     }
-}
-
-/// A record's body, unless it is longer than peers take.
-fn fitting(field: &'static str, body: Bytes) -> Result<Bytes, InvalidField> {
-    if body.len() > RECORD_MAX {
-        return Err(InvalidField::new(
-            field,
-            format!("has {} bytes, the most is {RECORD_MAX}", body.len()),
-        ));
-    }
-    Ok(body)
 }

@@ -32,6 +32,8 @@ use crate::model::NodeId;
 
 /// Deltas worth this much may pile up before the first snapshot.
 const REBASE_BYTES_MIN: usize = 64 * 1024;
+/// What a message costs everybody beside its items: most changes travel alone.
+const MESSAGE_BYTES: usize = 160;
 
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +46,10 @@ pub struct Item {
     pub body: Option<Bytes>,
 }
 
-impl Item {
-    fn size(&self) -> usize {
-        // Two lengths and the version, as varints.
-        self.key.len() + self.body.as_ref().map_or(0, Bytes::len) + 8
-    }
+/// What an item is worth in a message.
+fn size(key: &Bytes, body: Option<&Bytes>) -> usize {
+    // Two lengths and the version, as varints.
+    key.len() + body.map_or(0, Bytes::len) + 8
 }
 
 /// What a message carries: see the module's text.
@@ -110,6 +111,7 @@ pub struct NodeLog {
     entries: BTreeMap<Bytes, Entry>,
     versions: BTreeMap<u64, Bytes>,
     content: Content,
+    live: usize,
     live_bytes: usize,
     since_base: usize,
 }
@@ -125,6 +127,7 @@ impl NodeLog {
             entries: BTreeMap::new(),
             versions: BTreeMap::new(),
             content: Content::default(),
+            live: 0,
             live_bytes: 0,
             since_base: 0,
         }
@@ -143,6 +146,23 @@ impl NodeLog {
     /// Hash of the live records; equal to a replica's at the same [`Head`].
     pub fn content(&self) -> u128 {
         self.content.0
+    }
+
+    /// Whether a key has a record.
+    pub fn has(&self, key: &Bytes) -> bool {
+        self.entries
+            .get(key)
+            .is_some_and(|entry| entry.body.is_some())
+    }
+
+    /// How many live records there are.
+    pub fn records(&self) -> usize {
+        self.live
+    }
+
+    /// What they are worth, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.live_bytes
     }
 
     /// The live records, by key.
@@ -173,16 +193,12 @@ impl NodeLog {
     fn write(&mut self, key: Bytes, body: Option<Bytes>, now: u64) -> u64 {
         self.at.head += 1;
         let version = self.at.head;
-        let item = Item {
-            key: key.clone(),
-            version,
-            body: body.clone(),
-        };
-        let size = item.size();
-        self.since_base += size;
-        if body.is_some() {
-            self.content.add(&item);
+        let size = size(&key, body.as_ref());
+        self.since_base += size + MESSAGE_BYTES;
+        if let Some(body) = &body {
+            self.content.add(&key, version, body);
             self.live_bytes += size;
+            self.live += 1;
         }
         if let Some(old) = self.entries.insert(
             key.clone(),
@@ -193,14 +209,10 @@ impl NodeLog {
             },
         ) {
             self.versions.remove(&old.version);
-            if old.body.is_some() {
-                let old = Item {
-                    key: key.clone(),
-                    version: old.version,
-                    body: old.body,
-                };
-                self.content.remove(&old);
-                self.live_bytes -= old.size();
+            if let Some(body) = &old.body {
+                self.content.remove(&key, old.version, body);
+                self.live_bytes -= self::size(&key, Some(body));
+                self.live -= 1;
             }
         }
         self.versions.insert(version, key);
@@ -318,9 +330,10 @@ impl NodeLog {
     ) -> Self {
         let mut log = Self::new(node, at.epoch);
         for (item, changed) in entries {
-            if item.body.is_some() {
-                log.content.add(&item);
-                log.live_bytes += item.size();
+            if let Some(body) = &item.body {
+                log.content.add(&item.key, item.version, body);
+                log.live_bytes += size(&item.key, Some(body));
+                log.live += 1;
             }
             log.at.head = log.at.head.max(item.version);
             log.versions.insert(item.version, item.key.clone());
@@ -344,11 +357,12 @@ fn in_groups(items: impl Iterator<Item = Item>, bytes: usize) -> Vec<Vec<Item>> 
     let mut groups = vec![Vec::new()];
     let mut size = 0;
     for item in items {
-        if size > 0 && size + item.size() > bytes {
+        let more = self::size(&item.key, item.body.as_ref());
+        if size > 0 && size + more > bytes {
             groups.push(Vec::new());
             size = 0;
         }
-        size += item.size();
+        size += more;
         groups
             .last_mut()
             .expect("starts with one group and only grows")
@@ -363,20 +377,20 @@ fn in_groups(items: impl Iterator<Item = Item>, bytes: usize) -> Vec<Vec<Item>> 
 pub(super) struct Content(pub(super) u128);
 
 impl Content {
-    pub(super) fn add(&mut self, item: &Item) {
-        self.0 = self.0.wrapping_add(Self::hash(item));
+    pub(super) fn add(&mut self, key: &[u8], version: u64, body: &[u8]) {
+        self.0 = self.0.wrapping_add(Self::hash(key, version, body));
     }
 
-    pub(super) fn remove(&mut self, item: &Item) {
-        self.0 = self.0.wrapping_sub(Self::hash(item));
+    pub(super) fn remove(&mut self, key: &[u8], version: u64, body: &[u8]) {
+        self.0 = self.0.wrapping_sub(Self::hash(key, version, body));
     }
 
-    fn hash(item: &Item) -> u128 {
+    fn hash(key: &[u8], version: u64, body: &[u8]) -> u128 {
         let mut hash = digest::Context::new(&digest::SHA256);
-        hash.update(&(item.key.len() as u64).to_le_bytes());
-        hash.update(&item.key);
-        hash.update(&item.version.to_le_bytes());
-        hash.update(item.body.as_deref().unwrap_or_default());
+        hash.update(&(key.len() as u64).to_le_bytes());
+        hash.update(key);
+        hash.update(&version.to_le_bytes());
+        hash.update(body);
         let hash = hash.finish();
         let (first, _) = hash
             .as_ref()

@@ -46,7 +46,34 @@ fn is_event(down: usize, present: usize) -> bool {
     down >= NODES_MIN && down * 100 > (down + present) * PERCENT
 }
 
+/// An alarm: much of a zone went down at once, so what it offers is still shown, as
+/// [`stale`](super::InstanceView::stale). Operators should look at the network first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MassEvent {
+    /// The failure domain.
+    pub zone: String,
+    /// When the first of the nodes went down: unix µs, by this node's clock.
+    pub since: u64,
+    /// The nodes that are down and shown.
+    pub nodes: Vec<NodeId>,
+}
+
 impl MassEvents {
+    /// The events that are going on, by zone.
+    pub(super) fn going_on(&self) -> Vec<MassEvent> {
+        let zones = self.zones.iter();
+        let events = zones.filter_map(|(zone, found)| {
+            Some(MassEvent {
+                zone: zone.clone(),
+                since: found.stale.values().min().copied()?,
+                nodes: found.stale.keys().copied().collect(),
+            })
+        });
+        let mut events: Vec<_> = events.collect();
+        events.sort_unstable_by(|a, b| a.zone.cmp(&b.zone));
+        events
+    }
+
     /// `node` went down; `present` nodes of its zone are left. Returns the nodes to mark stale.
     pub(super) fn down(
         &mut self,

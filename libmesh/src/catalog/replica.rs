@@ -1,34 +1,72 @@
 //! Everybody else's side of a node log; the rules are in [`log`](super::log).
-
-use std::collections::BTreeMap;
+//!
+//! A replica keeps the signed messages that made it, to pass them on, and nothing else of its records: a *slot* of 16
+//! bytes says in which message, and where in it, a key's record is. Slots are ordered by a hash of the key; the hash is
+//! short, so every look-up compares the key itself, too. What a record means is its [`Reader`]'s business, which is
+//! told of every key that changed and leaves a [`Note`] in the slot.
 
 use bytes::Bytes;
 
-use super::log::{Content, Delta, Head, Item};
+use super::log::{Content, Head};
+use super::wire::{Frame, ItemRef, Message};
 
 /// Everybody else's side of one node's log.
 #[derive(Debug, Default)]
 pub struct Replica {
     at: Head,
-    entries: BTreeMap<Bytes, (u64, Bytes)>,
+    slots: Vec<Slot>,
     content: Content,
-    messages: Vec<Message>,
+    messages: Vec<Kept>,
+    kept: usize,
     staged: Option<Staged>,
     suspicious: bool,
 }
 
 /// A message as it came, kept to be passed on.
-#[derive(Debug, Clone)]
-struct Message {
+#[derive(Debug)]
+struct Kept {
     at: Head,
     from: u64,
-    raw: Bytes,
+    frame: Frame,
+}
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    hash: u32,
+    message: u32,
+    /// Offset in the message (24 bits), and the note's kind above it.
+    place: u32,
+    link: u32,
+}
+
+const PLACE_BITS: u32 = 24;
+/// In place of a message's number: the key is gone, the slot goes at the end of the batch.
+const GONE: u32 = u32::MAX;
+
+/// What a [`Reader`] wants to know again of a record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Note {
+    /// A number below 256 that means something to the reader.
+    pub kind: u8,
+    /// Another one.
+    pub link: u32,
+}
+
+/// Reads the records of a log as they change.
+pub trait Reader {
+    /// Hash of a key, given in two pieces. Should be keyed: it orders what others choose.
+    fn hash(&self, key: (&[u8], &[u8])) -> u32;
+
+    /// The key has a new record; `None` = it is gone. `was` is the note that was left for the old one (the default
+    /// when there was none). Returns the note for the new one.
+    fn changed(&mut self, hash: u32, key: &[u8], record: Option<&[u8]>, was: Note) -> Note;
 }
 
 #[derive(Debug)]
 struct Staged {
     at: Head,
-    parts: Vec<Option<(Vec<Item>, Bytes)>>,
+    parts: Vec<Option<Message>>,
 }
 
 /// What a message did.
@@ -40,8 +78,54 @@ pub enum Effect {
     Staged,
     /// There is a gap before it: ask for what comes after this.
     Pull(Head),
-    /// The map changed: these keys have new bodies (`None` = gone). May be empty.
-    Applied(Vec<(Bytes, Option<Bytes>)>),
+    /// The map is now as of the message; the reader was told of so many changes, maybe none.
+    Applied(usize),
+}
+
+impl Slot {
+    fn new(hash: u32, message: usize, offset: u32) -> Self {
+        Self {
+            hash,
+            message: message as u32,
+            place: offset,
+            link: 0,
+        }
+    }
+
+    fn offset(self) -> usize {
+        (self.place & ((1 << PLACE_BITS) - 1)) as usize
+    }
+
+    fn note(self) -> Note {
+        Note {
+            kind: (self.place >> PLACE_BITS) as u8,
+            link: self.link,
+        }
+    }
+
+    fn with(self, note: Note) -> Self {
+        Self {
+            place: self.offset() as u32 | u32::from(note.kind) << PLACE_BITS,
+            link: note.link,
+            ..self
+        }
+    }
+}
+
+fn item<'a>(messages: &'a [Kept], slot: Slot) -> (&'a Frame, ItemRef<'a>) {
+    let frame = &messages[slot.message as usize].frame;
+    let item = frame
+        .item(slot.offset())
+        .expect("every item was looked at when its message was taken apart");
+    (frame, item)
+}
+
+/// Buffers for one record each, used again and again.
+#[derive(Default)]
+struct Scratch {
+    key: Vec<u8>,
+    new: Vec<u8>,
+    old: Vec<u8>,
 }
 
 impl Replica {
@@ -64,14 +148,9 @@ impl Replica {
         self.content.0
     }
 
-    /// The records, by key.
-    pub fn live(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
-        self.entries.iter().map(|(key, (_, body))| (key, body))
-    }
-
     /// How many records there are.
     pub fn records(&self) -> usize {
-        self.entries.len()
+        self.slots.len()
     }
 
     /// Bytes of the messages kept.
@@ -79,13 +158,9 @@ impl Replica {
         let staged = self
             .staged
             .iter()
-            .flat_map(|staged| staged.parts.iter().flatten())
-            .map(|(_, raw)| raw.len());
-        self.messages
-            .iter()
-            .map(|message| message.raw.len())
-            .chain(staged)
-            .sum()
+            .flat_map(|staged| staged.parts.iter().flatten());
+        let staged: usize = staged.map(|message| message.frame.raw.len()).sum();
+        self.kept + staged
     }
 
     /// Its content is not what it should be: the next snapshot replaces it, whatever its number.
@@ -93,68 +168,136 @@ impl Replica {
         self.suspicious = true;
     }
 
-    /// Whether `delta` would change anything; cheap, so that what is known need not be verified.
-    pub fn is_news(&self, delta: &Delta) -> bool {
-        let to = Head {
-            epoch: delta.epoch,
-            head: delta.to,
-        };
-        to > self.at || (self.suspicious && delta.from == 0 && to == self.at)
+    /// Forgets the parts of a snapshot that is not complete.
+    pub fn forget_staged(&mut self) {
+        self.staged = None;
     }
 
-    /// Takes a message in. `raw` is the message as it came.
-    pub fn apply(&mut self, delta: Delta, raw: Bytes) -> Effect {
-        if !self.is_news(&delta) {
+    /// Whether the message would change anything; cheap, so that what is known need not be verified.
+    pub fn is_news(&self, message: &Message) -> bool {
+        let to = message.to;
+        to > self.at || (self.suspicious && message.from == 0 && to == self.at)
+    }
+
+    /// How many records there would be with `message` applied, at most.
+    pub fn records_with(&self, message: &Message) -> usize {
+        if message.from != 0 {
+            let items = message.frame.items();
+            let (gone, more) = items.fold((0, 0), |(gone, more), (_, item)| match item.is_gone() {
+                true => (gone + 1, more),
+                false => (gone, more + 1),
+            });
+            return (self.records() + more).saturating_sub(gone);
+        }
+        let staged = self.staged.iter().filter(|staged| staged.at == message.to);
+        let others = staged.flat_map(|staged| &staged.parts).enumerate();
+        let others = others.filter(|(part, _)| *part != message.part as usize);
+        let others = others.filter_map(|(_, part)| part.as_ref());
+        others.map(|part| part.items).sum::<usize>() + message.items
+    }
+
+    /// Takes a message in.
+    pub fn apply(&mut self, message: Message, reader: &mut impl Reader) -> Effect {
+        if !self.is_news(&message) {
             return Effect::Known;
         }
-        if delta.from == 0 {
-            return self.stage(delta, raw);
+        if message.from == 0 {
+            return self.stage(message, reader);
         }
-        if delta.epoch != self.at.epoch || delta.from > self.at.head || self.suspicious {
+        if message.to.epoch != self.at.epoch || message.from > self.at.head || self.suspicious {
             return Effect::Pull(self.wanted_after());
         }
-        let known = self.at.head;
-        self.at.head = delta.to;
-        self.messages.push(Message {
-            at: self.at,
-            from: delta.from,
-            raw,
-        });
-        let mut changes = Vec::new();
-        for item in delta.items {
-            if item.version <= known {
-                continue;
-            }
-            let old = match &item.body {
-                Some(body) => self
-                    .entries
-                    .insert(item.key.clone(), (item.version, body.clone())),
-                None => self.entries.remove(&item.key),
-            };
-            if item.body.is_some() {
-                self.content.add(&item);
-            }
-            let changed = old.as_ref().map(|(_, body)| body) != item.body.as_ref();
-            if let Some((version, body)) = old {
-                self.content.remove(&Item {
-                    key: item.key.clone(),
-                    version,
-                    body: Some(body),
-                });
-            }
-            if changed {
-                changes.push((item.key, item.body));
-            }
-        }
-        Effect::Applied(changes)
+        Effect::Applied(self.follow(message, reader))
     }
 
-    fn stage(&mut self, delta: Delta, raw: Bytes) -> Effect {
-        let at = Head {
-            epoch: delta.epoch,
-            head: delta.to,
-        };
-        let parts = delta.parts as usize;
+    /// Applies a delta.
+    fn follow(&mut self, message: Message, reader: &mut impl Reader) -> usize {
+        let known = self.at.head;
+        self.at.head = message.to.head;
+        let number = self.messages.len();
+        self.keep(message);
+        let news = slots_of(&self.messages, number, reader, |item| item.version > known);
+        let mut scratch = Scratch::default();
+        let mut changes = 0;
+        let mut added = Vec::new();
+        let mut gone = false;
+        for slot in news {
+            let (frame, new) = item(&self.messages, slot);
+            let place = self.find(slot.hash, |known| known.key.equals(new.key));
+            let there = frame.record(&new, &mut scratch.new);
+            new.key.write(&mut scratch.key);
+            let mut was = Note::default();
+            let mut same = !there;
+            if let Some(place) = place {
+                let old = self.slots[place];
+                was = old.note();
+                let (old_frame, old_item) = item(&self.messages, old);
+                old_frame.record(&old_item, &mut scratch.old);
+                self.content
+                    .remove(&scratch.key, old_item.version, &scratch.old);
+                same = there && scratch.old == scratch.new;
+            }
+            if there {
+                self.content.add(&scratch.key, new.version, &scratch.new);
+            }
+            let mut note = was;
+            if !same {
+                changes += 1;
+                let record = there.then_some(&scratch.new[..]);
+                note = reader.changed(slot.hash, &scratch.key, record, was);
+            }
+            match place {
+                Some(place) if there => self.slots[place] = slot.with(note),
+                // Removed below, all at once.
+                Some(place) => {
+                    self.slots[place].message = GONE;
+                    gone = true;
+                }
+                None if there => added.push(slot.with(note)),
+                None => {}
+            }
+        }
+        if gone {
+            self.slots.retain(|slot| slot.message != GONE);
+        }
+        self.insert(added);
+        changes
+    }
+
+    fn insert(&mut self, added: Vec<Slot>) {
+        if added.len() > 4 {
+            let mut merged = Vec::with_capacity(self.slots.len() + added.len());
+            let mut old = std::mem::take(&mut self.slots).into_iter().peekable();
+            for slot in added {
+                while let Some(before) = old.next_if(|old| old.hash <= slot.hash) {
+                    merged.push(before);
+                }
+                merged.push(slot);
+            }
+            merged.extend(old);
+            self.slots = merged;
+            return;
+        }
+        for slot in added {
+            if self.slots.len() == self.slots.capacity() {
+                self.slots.reserve_exact(self.slots.len() / 8 + 4);
+            }
+            let at = self.slots.partition_point(|known| known.hash <= slot.hash);
+            self.slots.insert(at, slot);
+        }
+    }
+
+    fn keep(&mut self, message: Message) {
+        self.kept += message.frame.raw.len();
+        self.messages.push(Kept {
+            at: message.to,
+            from: message.from,
+            frame: message.frame,
+        });
+    }
+
+    fn stage(&mut self, message: Message, reader: &mut impl Reader) -> Effect {
+        let (at, parts) = (message.to, message.parts as usize);
         let fits = |staged: &Staged| staged.at == at && staged.parts.len() == parts;
         if self.staged.as_ref().is_some_and(|staged| staged.at > at) {
             return Effect::Known;
@@ -168,55 +311,141 @@ impl Replica {
         let Some(staged) = &mut self.staged else {
             return Effect::Known;
         };
-        let Some(part) = staged.parts.get_mut(delta.part as usize) else {
+        let Some(part) = staged.parts.get_mut(message.part as usize) else {
             return Effect::Known;
         };
-        *part = Some((delta.items, raw));
+        *part = Some(message);
         if staged.parts.iter().any(Option::is_none) {
             return Effect::Staged;
         }
-        let parts = self
-            .staged
-            .take()
-            .map(|staged| staged.parts)
-            .unwrap_or_default();
-        Effect::Applied(self.replace(at, parts.into_iter().flatten()))
+        let parts = self.staged.take().map(|staged| staged.parts);
+        let parts = parts.unwrap_or_default().into_iter().flatten();
+        Effect::Applied(self.replace(at, parts, reader))
     }
 
+    /// Applies a whole snapshot.
     fn replace(
         &mut self,
         at: Head,
-        parts: impl Iterator<Item = (Vec<Item>, Bytes)>,
-    ) -> Vec<(Bytes, Option<Bytes>)> {
-        let mut old = std::mem::take(&mut self.entries);
-        (self.at, self.suspicious) = (at, false);
-        self.messages.clear();
+        parts: impl Iterator<Item = Message>,
+        reader: &mut impl Reader,
+    ) -> usize {
+        let old = Self {
+            slots: std::mem::take(&mut self.slots),
+            messages: std::mem::take(&mut self.messages),
+            ..Self::default()
+        };
+        (self.at, self.suspicious, self.kept) = (at, false, 0);
         self.content = Content::default();
-        let mut changes = Vec::new();
-        for (items, raw) in parts {
-            self.messages.push(Message { at, from: 0, raw });
-            for item in items {
-                let Some(body) = item.body.clone() else {
+        let mut slots = Vec::new();
+        for (number, part) in parts.enumerate() {
+            self.keep(part);
+            slots.extend(slots_of(&self.messages, number, reader, |item| {
+                !item.is_gone()
+            }));
+        }
+        let mut slots = only_last(&self.messages, slots);
+        let mut taken = vec![false; old.slots.len()];
+        let mut scratch = Scratch::default();
+        let mut changes = 0;
+        for slot in &mut slots {
+            let (frame, new) = item(&self.messages, *slot);
+            frame.record(&new, &mut scratch.new);
+            new.key.write(&mut scratch.key);
+            self.content.add(&scratch.key, new.version, &scratch.new);
+            let mut was = Note::default();
+            if let Some(place) = old.find(slot.hash, |known| known.key.equals(new.key)) {
+                taken[place] = true;
+                was = old.slots[place].note();
+                let (old_frame, old_item) = item(&old.messages, old.slots[place]);
+                old_frame.record(&old_item, &mut scratch.old);
+                if scratch.old == scratch.new {
+                    *slot = slot.with(was);
                     continue;
-                };
-                self.content.add(&item);
-                if old.remove(&item.key).is_none_or(|(_, known)| known != body) {
-                    changes.push((item.key.clone(), Some(body.clone())));
-                }
-                if let Some((version, twin)) =
-                    self.entries.insert(item.key.clone(), (item.version, body))
-                {
-                    // A key twice in one snapshot: the later one counts.
-                    self.content.remove(&Item {
-                        key: item.key,
-                        version,
-                        body: Some(twin),
-                    });
                 }
             }
+            changes += 1;
+            *slot = slot.with(reader.changed(slot.hash, &scratch.key, Some(&scratch.new), was));
         }
-        changes.extend(old.into_keys().map(|key| (key, None)));
+        slots.shrink_to_fit();
+        self.slots = slots;
+        for (slot, _) in old.slots.iter().zip(taken).filter(|(_, taken)| !taken) {
+            let (_, gone) = item(&old.messages, *slot);
+            gone.key.write(&mut scratch.key);
+            changes += 1;
+            reader.changed(slot.hash, &scratch.key, None, slot.note());
+        }
         changes
+    }
+
+    /// Tells the reader of every record again, as if it had just come; for when it would read them differently now.
+    pub fn read_again(&mut self, reader: &mut impl Reader) {
+        let mut scratch = Scratch::default();
+        for at in 0..self.slots.len() {
+            let slot = self.slots[at];
+            let (frame, item) = item(&self.messages, slot);
+            frame.record(&item, &mut scratch.new);
+            item.key.write(&mut scratch.key);
+            let note = reader.changed(slot.hash, &scratch.key, Some(&scratch.new), slot.note());
+            self.slots[at] = slot.with(note);
+        }
+    }
+
+    /// Position of a key's slot.
+    fn find(&self, hash: u32, is: impl Fn(&ItemRef<'_>) -> bool) -> Option<usize> {
+        let first = self.slots.partition_point(|slot| slot.hash < hash);
+        let same = self.slots[first..]
+            .iter()
+            .take_while(|slot| slot.hash == hash);
+        let mut same = same.enumerate();
+        let found =
+            same.find(|(_, slot)| slot.message != GONE && is(&item(&self.messages, **slot).1));
+        found.map(|(at, _)| first + at)
+    }
+
+    /// The notes of the keys with this hash: seldom more than one.
+    pub fn notes(&self, hash: u32) -> impl Iterator<Item = Note> {
+        let first = self.slots.partition_point(|slot| slot.hash < hash);
+        let same = self.slots[first..]
+            .iter()
+            .take_while(move |slot| slot.hash == hash);
+        same.map(|slot| slot.note())
+    }
+
+    /// All notes, with the hashes of their keys.
+    pub fn all_notes(&self) -> impl Iterator<Item = (u32, Note)> {
+        self.slots.iter().map(|slot| (slot.hash, slot.note()))
+    }
+
+    /// Shows the records whose keys have this hash, with their notes.
+    pub fn with_hash(&self, hash: u32, mut show: impl FnMut(Note, &[u8], &[u8])) {
+        let first = self.slots.partition_point(|slot| slot.hash < hash);
+        let same = self.slots[first..]
+            .iter()
+            .take_while(|slot| slot.hash == hash);
+        self.show(same, &mut show);
+    }
+
+    /// Shows all records whose note is as wanted.
+    pub fn each(&self, wanted: impl Fn(Note) -> bool, mut show: impl FnMut(Note, &[u8], &[u8])) {
+        self.show(
+            self.slots.iter().filter(|slot| wanted(slot.note())),
+            &mut show,
+        );
+    }
+
+    fn show<'a>(
+        &'a self,
+        slots: impl Iterator<Item = &'a Slot>,
+        show: &mut impl FnMut(Note, &[u8], &[u8]),
+    ) {
+        let mut scratch = Scratch::default();
+        for slot in slots {
+            let (frame, item) = item(&self.messages, *slot);
+            frame.record(&item, &mut scratch.new);
+            item.key.write(&mut scratch.key);
+            show(slot.note(), &scratch.key, &scratch.new);
+        }
     }
 
     /// The kept messages that bring someone at `have` here. Empty when nothing is lacking, or this replica is not
@@ -225,18 +454,54 @@ impl Replica {
         if have >= self.at || self.suspicious {
             return Vec::new();
         }
-        let reaches = |message: &Message| {
+        let reaches = |message: &Kept| {
             message.from != 0 && have.epoch == self.at.epoch && message.from <= have.head
         };
         let chained = self
             .messages
             .iter()
             .any(|message| reaches(message) && message.at.head > have.head);
-        let lacking = |message: &&Message| !chained || message.at.head > have.head;
+        let lacking = |message: &&Kept| !chained || message.at.head > have.head;
         self.messages
             .iter()
             .filter(lacking)
-            .map(|message| message.raw.clone())
+            .map(|message| message.frame.raw.clone())
             .collect()
     }
+}
+
+/// Slots of the wanted items of a message, ordered by hash, each key once.
+fn slots_of(
+    messages: &[Kept],
+    number: usize,
+    reader: &impl Reader,
+    wanted: impl Fn(&ItemRef<'_>) -> bool,
+) -> Vec<Slot> {
+    let items = messages[number].frame.items();
+    let items = items.filter(|(_, item)| wanted(item));
+    let slots = items.map(|(offset, item)| {
+        let hash = reader.hash((item.key.head, item.key.last));
+        Slot::new(hash, number, offset)
+    });
+    only_last(messages, slots.collect())
+}
+
+/// Orders slots by hash. A key that is there twice (no honest owner says so) counts as said last.
+fn only_last(messages: &[Kept], mut slots: Vec<Slot>) -> Vec<Slot> {
+    slots.sort_by_key(|slot| slot.hash);
+    if slots.is_sorted_by(|a, b| a.hash < b.hash) {
+        return slots;
+    }
+    let mut kept: Vec<Slot> = Vec::with_capacity(slots.len());
+    for group in slots.chunk_by(|a, b| a.hash == b.hash) {
+        let first = kept.len();
+        for slot in group.iter().rev() {
+            let key = item(messages, *slot).1.key;
+            let twin = |later: &Slot| item(messages, *later).1.key.equals(key);
+            if !kept[first..].iter().any(twin) {
+                kept.push(*slot);
+            }
+        }
+    }
+    kept
 }

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::log::{Head, Item, NodeLog};
+use super::record::{self, Key};
 use super::strings::Strings;
-use super::{Catalog, Options, record};
+use super::{Catalog, Options};
 use crate::model::NodeId;
 
-const FORMAT: u8 = 1;
+/// Format 1 held records of another kind, which nobody needs: starting empty is safe.
+const FORMAT: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -104,17 +106,12 @@ impl Catalog {
         let mut strings = Strings::default();
         catalog.write_own(|own| {
             for (key, body) in records {
-                // Written by ourselves; what an older version wrote and this one cannot read goes.
-                if record::take(
-                    own.facts,
-                    &mut own.touched,
-                    &mut strings,
-                    None,
-                    &key,
-                    Some(&body),
-                )
-                .is_err()
-                {
+                // Written by ourselves; what another version wrote and this one cannot read goes.
+                let read = Key::decode(&key).and_then(|key| {
+                    record::check(None, key, &body)?;
+                    own.take_back(key, &body, &mut strings)
+                });
+                if read.is_err() {
                     own.log.remove(&key, own.now);
                 }
             }

@@ -1,11 +1,9 @@
-//! One copy of each text that many records have: service names, tags, metadata keys, what checks are called.
+//! One copy of each text that many views have: service names, tags, metadata, what checks are called.
 //!
 //! Owned by the writer. What no record uses any more goes at a sweep, which comes when the table has doubled.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-
-use crate::model::{CheckRecord, Instance};
 
 /// A table below this size is not swept.
 const SWEEP_MIN: usize = 1024;
@@ -30,20 +28,14 @@ impl Strings {
         self.known.insert(Arc::clone(text));
     }
 
-    pub(super) fn share_instance(&mut self, instance: &mut Instance) {
-        instance.service.share(|text| self.share(text));
-        instance.tags.iter_mut().for_each(|tag| self.share(tag));
-        instance.tags.shrink_to_fit();
-        instance.meta.share_keys(|key| self.share(key));
-        if let Some(version) = &mut instance.version {
-            self.share(version);
+    /// The one copy of `text`.
+    pub(super) fn shared(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.known.get(text) {
+            return Arc::clone(known);
         }
-    }
-
-    pub(super) fn share_check(&mut self, check: &mut CheckRecord) {
-        self.share(&mut check.name);
-        self.share(&mut check.kind);
-        self.share(&mut check.notes);
+        let mut new = Arc::from(text);
+        self.share(&mut new);
+        new
     }
 }
 

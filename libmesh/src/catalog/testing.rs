@@ -99,6 +99,7 @@ impl TestNode {
             verifier: Some(Arc::new(TestVerifier)),
             signer: Some(Arc::new(key)),
             clock,
+            ..Options::default()
         };
         let catalog = Catalog::open(id, options);
         let record = NodeRecord::new(id, name, address, 8301);

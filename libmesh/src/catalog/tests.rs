@@ -1,5 +1,7 @@
 mod belief;
+mod lazy;
 mod log;
+mod quota;
 mod read;
 mod replicate;
 

@@ -3,10 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{
-    CheckRecord, Health, Host, Instance, InstanceId, Liveness, NodeId, NodeName, NodeRecord,
-    ServiceName,
-};
+use crate::model::{CheckRecord, Health, Host, Instance, Liveness, NodeRecord, ServiceName};
 
 /// A service with its instances on nodes that are present, as of one revision.
 #[derive(Debug)]
@@ -45,7 +42,7 @@ pub struct InstanceView {
     /// Its node is down, but so many others went down with it that the network is the more likely cause: use it when
     /// nothing better is there.
     pub stale: bool,
-    /// When this instance last changed, as others of this catalog see it.
+    /// No earlier than the last change of this instance, and no later than that of its service.
     pub revision: u64,
 }
 
@@ -82,30 +79,14 @@ impl InstanceView {
             && self.instance == other.instance
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place {
-            node_name: self.node.record.name.clone(),
-            node: self.node.record.id,
-            id: self.instance.id.clone(),
-        }
+    /// The order of a service's instances.
+    pub(super) fn cmp_place(&self, other: &Self) -> std::cmp::Ordering {
+        let (a, b) = (&self.node.record, &other.node.record);
+        a.name
+            .cmp(&b.name)
+            .then_with(|| a.id.cmp(&b.id))
+            .then_with(|| self.instance.id.cmp(&other.instance.id))
     }
-
-    pub(super) fn cmp_place(&self, place: &Place) -> std::cmp::Ordering {
-        self.node
-            .record
-            .name
-            .cmp(&place.node_name)
-            .then_with(|| self.node.record.id.cmp(&place.node))
-            .then_with(|| self.instance.id.cmp(&place.id))
-    }
-}
-
-/// Position of an instance in its service's view.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    node_name: NodeName,
-    node: NodeId,
-    id: InstanceId,
 }
 
 /// A node with what membership thinks of it.

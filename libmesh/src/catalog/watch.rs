@@ -4,24 +4,30 @@ use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 
-use super::index::{Index, ServiceCell};
+use super::index::ServiceCell;
 use super::view::ServiceView;
+use super::{Catalog, ServiceDiff};
 use crate::model::ServiceName;
 
 /// A waiter on one service. Changes of other services do not wake it; the service need not exist (yet).
 pub struct ServiceWatch {
-    index: Arc<Index>,
+    catalog: Catalog,
     cell: Arc<ServiceCell>,
     name: ServiceName,
 }
 
 impl ServiceWatch {
-    pub(super) fn new(index: &Arc<Index>, name: &ServiceName) -> Self {
+    pub(super) fn new(catalog: &Catalog, name: &ServiceName) -> Self {
         Self {
-            index: Arc::clone(index),
-            cell: index.service_or_new(name),
+            catalog: catalog.clone(),
+            cell: catalog.inner.index.service_or_new(name),
             name: name.clone(),
         }
+    }
+
+    /// The service's name.
+    pub fn name(&self) -> &ServiceName {
+        &self.name
     }
 
     /// The service's revision now; kept after its last instance is gone, 0 when it never had one.
@@ -31,7 +37,25 @@ impl ServiceWatch {
 
     /// The service now; `None` while no node that is present has an instance.
     pub fn view(&self) -> Option<Arc<ServiceView>> {
-        self.cell.view()
+        self.catalog.view(&self.cell, self.name.as_str())
+    }
+
+    /// Waits for the next change after `old` and tells what happened: the building block of a stream of changes.
+    /// Changes in quick succession come as one, and such as cancel each other out as none. Cancel-safe, given the same
+    /// `old` again.
+    pub async fn next_diff(
+        &self,
+        old: Option<&ServiceView>,
+    ) -> (Option<Arc<ServiceView>>, ServiceDiff) {
+        let mut seen = old.map_or(0, |view| view.revision);
+        loop {
+            seen = self.changed_after(seen).await;
+            let new = self.view();
+            let diff = ServiceDiff::between(old, new.as_deref());
+            if !diff.is_empty() {
+                return (new, diff);
+            }
+        }
     }
 
     /// Waits until the service's revision is greater than `revision` and returns it; at once when it is already.
@@ -52,7 +76,7 @@ impl ServiceWatch {
 
 impl Drop for ServiceWatch {
     fn drop(&mut self) {
-        self.index.release(&self.name, &self.cell);
+        self.catalog.inner.index.release(&self.name, &self.cell);
     }
 }
 

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::quoted;
-use super::{InvalidField, limits};
+use super::{InvalidField, checked};
 
 /// Where something answers: an address, or a name that the asker resolves.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,14 +26,14 @@ impl Host {
         if let Ok(ip) = text.parse() {
             return Ok(Self::Ip(ip));
         }
-        check_host_name("address", text)?;
+        checked::host("address", text)?;
         Ok(Self::Name(Arc::from(text)))
     }
 
     pub(super) fn validate(&self, field: &'static str) -> Result<(), InvalidField> {
         match self {
             Self::Ip(_) => Ok(()),
-            Self::Name(name) => check_host_name(field, name),
+            Self::Name(name) => checked::host(field, name),
         }
     }
 }
@@ -52,17 +51,6 @@ impl From<IpAddr> for Host {
     fn from(ip: IpAddr) -> Self {
         Self::Ip(ip)
     }
-}
-
-pub(crate) fn check_host_name(field: &'static str, name: &str) -> Result<(), InvalidField> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > limits::HOST_BYTES || !name.bytes().all(fits) {
-        return Err(InvalidField::new(
-            field,
-            format!("{} is neither an IP address nor a host name", quoted(name)),
-        ));
-    }
-    Ok(())
 }
 
 /// A further port of an instance: `metrics`, `admin`, …
@@ -83,20 +71,4 @@ pub struct TaggedAddress {
     pub host: Host,
     /// The port there; 0 = the instance's own.
     pub port: u16,
-}
-
-/// A short name that is unique among its like, such as that of a port.
-pub(crate) fn check_label(field: &'static str, name: &str) -> Result<(), InvalidField> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    if name.is_empty() || name.len() > limits::LABEL_BYTES || !name.bytes().all(fits) {
-        return Err(InvalidField::new(
-            field,
-            format!(
-                "{} must have 1 to {} letters, digits, '-', '_'",
-                quoted(name),
-                limits::LABEL_BYTES
-            ),
-        ));
-    }
-    Ok(())
 }

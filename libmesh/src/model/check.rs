@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::quoted;
-use super::{InstanceId, InvalidField, limits};
+use super::{InstanceId, InvalidField, checked};
 
 /// How well something is; ordered from best to worst, so that the aggregate is the maximum (as in Consul).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -100,31 +100,10 @@ impl CheckRecord {
     /// # Errors
     /// [`InvalidField`] for an empty or over-long `check id`, over-long `name`, `kind` or `notes`.
     pub fn validate(&self) -> Result<(), InvalidField> {
-        if self.id.is_empty()
-            || self.id.len() > limits::CHECK_BYTES
-            || self.id.chars().any(char::is_control)
-        {
-            return Err(InvalidField::new(
-                "check id",
-                format!(
-                    "{} must have 1 to {} bytes and no control characters",
-                    quoted(&self.id),
-                    limits::CHECK_BYTES
-                ),
-            ));
-        }
-        for (field, text, max) in [
-            ("name", &self.name, limits::CHECK_BYTES),
-            ("kind", &self.kind, limits::CHECK_BYTES),
-            ("notes", &self.notes, limits::NOTES_BYTES),
-        ] {
-            if text.len() > max {
-                return Err(InvalidField::new(
-                    field,
-                    format!("has {} bytes, the most is {max}", text.len()),
-                ));
-            }
-        }
+        checked::check_id(&self.id)?;
+        checked::check_text("name", &self.name)?;
+        checked::check_text("kind", &self.kind)?;
+        checked::check_text("notes", &self.notes)?;
         Ok(())
     }
 }

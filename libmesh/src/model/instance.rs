@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{check_host_name, check_label};
 use super::error::quoted;
 use super::{
     Class, Host, InstanceBuilder, InstanceId, InvalidField, Kind, Locality, Meta, NamedPort, Proxy,
-    ServiceName, TaggedAddress, limits,
+    ServiceName, TaggedAddress, checked, limits,
 };
 
 /// Share of the traffic an instance wants, by health (DNS SRV weights; 1 and 1 by default, as in Consul).
@@ -151,13 +150,13 @@ impl Instance {
         if let Some(address) = &self.address {
             address.validate("address")?;
         }
-        check_count(
+        checked::count(
             "tagged_addresses",
             self.tagged_addresses.len(),
             limits::TAGGED_ADDRESSES,
         )?;
         for (at, tagged) in self.tagged_addresses.iter().enumerate() {
-            check_label("tagged_addresses", &tagged.tag)?;
+            checked::label("tagged_addresses", &tagged.tag)?;
             tagged.host.validate("tagged_addresses")?;
             let before = &self.tagged_addresses[..at];
             check_new(
@@ -166,9 +165,9 @@ impl Instance {
                 before.iter().map(|it| &*it.tag),
             )?;
         }
-        check_count("ports", self.ports.len(), limits::PORTS)?;
+        checked::count("ports", self.ports.len(), limits::PORTS)?;
         for (at, port) in self.ports.iter().enumerate() {
-            check_label("ports", &port.name)?;
+            checked::label("ports", &port.name)?;
             if port.port == 0 {
                 return Err(InvalidField::new(
                     "ports",
@@ -181,13 +180,8 @@ impl Instance {
                 self.ports[..at].iter().map(|it| &*it.name),
             )?;
         }
-        if let Some(version) = &self.version
-            && (version.is_empty() || version.len() > limits::TAG_BYTES)
-        {
-            return Err(InvalidField::new(
-                "version",
-                format!("must have 1 to {} bytes", limits::TAG_BYTES),
-            ));
+        if let Some(version) = &self.version {
+            checked::version(version)?;
         }
         if let Some(locality) = &self.locality {
             locality.validate()?;
@@ -200,7 +194,7 @@ impl Instance {
         }
         if let Some(Host::Name(name)) = self.proxy.as_ref().and_then(|proxy| proxy.address.as_ref())
         {
-            check_host_name("proxy", name)?;
+            checked::host("proxy", name)?;
         }
         if self.external && self.address.is_none() {
             return Err(InvalidField::new("external", "needs an address of its own"));
@@ -213,16 +207,6 @@ impl Instance {
         }
         Ok(())
     }
-}
-
-fn check_count(field: &'static str, count: usize, most: usize) -> Result<(), InvalidField> {
-    if count > most {
-        return Err(InvalidField::new(
-            field,
-            format!("{count} of them, the most is {most}"),
-        ));
-    }
-    Ok(())
 }
 
 fn check_new<'a>(
@@ -240,48 +224,17 @@ fn check_new<'a>(
 }
 
 fn check_tags<'a>(tags: impl ExactSizeIterator<Item = &'a str>) -> Result<(), InvalidField> {
-    check_count("tags", tags.len(), limits::TAGS)?;
-    for tag in tags {
-        if tag.is_empty() || tag.len() > limits::TAG_BYTES || tag.chars().any(char::is_control) {
-            return Err(InvalidField::new(
-                "tags",
-                format!(
-                    "{} must have 1 to {} bytes and no control characters",
-                    quoted(tag),
-                    limits::TAG_BYTES
-                ),
-            ));
-        }
-    }
-    Ok(())
+    checked::count("tags", tags.len(), limits::TAGS)?;
+    tags.into_iter().try_for_each(checked::tag)
 }
 
 pub(crate) fn check_meta<'a>(
     meta: impl ExactSizeIterator<Item = (&'a Arc<str>, &'a Arc<str>)>,
 ) -> Result<(), InvalidField> {
-    check_count("meta", meta.len(), limits::META_PAIRS)?;
+    checked::count("meta", meta.len(), limits::META_PAIRS)?;
     for (key, value) in meta {
-        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
-        if key.is_empty() || key.len() > limits::META_KEY_BYTES || !key.bytes().all(fits) {
-            return Err(InvalidField::new(
-                "meta",
-                format!(
-                    "key {} must have 1 to {} bytes of letters, digits, '-', '_', '.', '/'",
-                    quoted(key),
-                    limits::META_KEY_BYTES
-                ),
-            ));
-        }
-        if value.len() > limits::META_VALUE_BYTES {
-            return Err(InvalidField::new(
-                "meta",
-                format!(
-                    "{} has more than {} bytes",
-                    quoted(key),
-                    limits::META_VALUE_BYTES
-                ),
-            ));
-        }
+        checked::meta_key(key)?;
+        checked::meta_value(value)?;
     }
     Ok(())
 }

@@ -73,11 +73,6 @@ impl Meta {
         self.0 = pairs.into();
         before
     }
-
-    /// Lets `share` put equal texts in the place of the keys.
-    pub(crate) fn share_keys(&mut self, share: impl FnMut(&mut Arc<str>)) {
-        self.0.iter_mut().map(|(key, _)| key).for_each(share);
-    }
 }
 
 impl From<BTreeMap<Arc<str>, Arc<str>>> for Meta {

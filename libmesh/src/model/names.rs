@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::quoted;
-use super::{InvalidField, limits};
+use super::{InvalidField, checked, limits};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $parse:path) => {
@@ -163,22 +163,7 @@ fn datacenter(text: &str) -> Result<Arc<str>, InvalidField> {
 }
 
 fn instance_id(text: &str) -> Result<Arc<str>, InvalidField> {
-    if text.is_empty() || text.len() > limits::INSTANCE_ID_BYTES {
-        return Err(InvalidField::new(
-            "id",
-            format!(
-                "has {} bytes, allowed are 1 to {}",
-                text.len(),
-                limits::INSTANCE_ID_BYTES
-            ),
-        ));
-    }
-    if text.chars().any(char::is_control) {
-        return Err(InvalidField::new(
-            "id",
-            format!("{} has control characters", quoted(text)),
-        ));
-    }
+    checked::instance_id(text)?;
     Ok(Arc::from(text))
 }
 

@@ -426,17 +426,14 @@ async fn a_peer_of_the_first_version_is_told_directly_and_believed() {
 #[test]
 fn a_log_longer_than_a_body_is_fetched_in_turns_while_it_changes() {
     let (a, b) = (TestNode::new("node1", ip(1)), TestNode::new("node2", ip(2)));
-    let mut big = instance("web", 0);
-    for n in 0..8 {
-        big.tags.push(Arc::from(format!("{n}{}", "x".repeat(250))));
-    }
     for n in 0..4_000 {
-        a.local()
-            .put_service(Instance {
-                id: instance("web", n).id,
-                ..big.clone()
-            })
-            .unwrap();
+        // No two have a tag in common: what they share, they would share in the message.
+        let tags = (0..8).map(|tag| Arc::from(format!("{n}-{tag}{}", "x".repeat(240))));
+        let big = Instance {
+            tags: tags.collect(),
+            ..instance("web", n)
+        };
+        a.local().put_service(big).unwrap();
     }
     let mut wants = compare(&b.catalog, &digest(&a.catalog, false).heads).wants;
     let mut turns = 0;

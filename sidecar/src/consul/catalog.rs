@@ -48,18 +48,11 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     no_filter(&call)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let services = inner.catalog.services();
-    let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for service in &services {
-        for instance in service
-            .instances
-            .iter()
-            .filter(|i| has_meta(&call, &i.node))
-        {
-            let tags = names.entry(service.name.as_str()).or_default();
-            tags.extend(instance.instance.tags.iter().map(|tag| &**tag));
-        }
-    }
+    let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
+    let names: BTreeMap<&str, BTreeSet<&str>> = tags
+        .iter()
+        .map(|(name, tags)| (name.as_str(), tags.iter().map(|tag| &**tag).collect()))
+        .collect();
     Ok(blocking.reply(index, &names))
 }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::log::{Delta, Head, Item};
-use crate::catalog::record::Key;
+use crate::catalog::record::{self, Key};
 use crate::catalog::testing::TestNode;
 use crate::catalog::{Inherited, LocalLog, Outcome, Rejection, fuzz_message, wire};
 use crate::model::Liveness;
@@ -29,7 +29,7 @@ pub(super) fn pair() -> (TestClock, TestNode, TestNode) {
 }
 
 /// A message of `node` with one more item, signed by it.
-fn forged(node: &TestNode, key: &[u8], body: Option<&[u8]>) -> Bytes {
+pub(super) fn forged(node: &TestNode, key: &[u8], body: Option<&[u8]>) -> Bytes {
     let log = node.catalog.inner.state.lock().own_log.head();
     let item = Item {
         key: Bytes::copy_from_slice(key),
@@ -140,7 +140,7 @@ fn nobody_speaks_for_another() {
     let (_, a, b) = pair();
     let log = b.catalog.inner.state.lock().own_log.head();
     let key = Key::Certificate.encode();
-    let certificate = crate::catalog::record::encode(&b.certificate.chain());
+    let certificate = record::encode_chain(&b.certificate.chain());
     let item = Item {
         key,
         version: 1,
@@ -163,7 +163,7 @@ fn nobody_speaks_for_another() {
     );
 
     let with_own_certificate = Item {
-        body: Some(crate::catalog::record::encode(&a.certificate.chain())),
+        body: Some(record::encode_chain(&a.certificate.chain())),
         ..delta.items[0].clone()
     };
     let delta = Delta {
@@ -228,8 +228,8 @@ fn publish_rights_are_checked_at_apply_and_again_with_a_new_certificate() {
     assert!(b.catalog.service("db").is_some() && b.catalog.quarantined().is_empty());
 
     // A node that does not check itself is not believed either.
-    let key = Key::Instance(instance("pay", 1).id).encode();
-    let body = crate::catalog::record::encode(&instance("pay", 1));
+    let key = Key::Instance(instance("pay", 1).id.as_str()).encode();
+    let body = record::encode_instance(&instance("pay", 1));
     assert_eq!(
         b.catalog.apply(forged(&a, &key, Some(&body))),
         Outcome::Applied
@@ -246,11 +246,14 @@ fn one_poison_record_stops_nobody() {
     let poison: [(&[u8], &[u8]); 4] = [
         (&[9, 9, 9], b"an unknown kind of record"),
         (
-            &Key::Instance(instance("x", 1).id).encode(),
+            &Key::Instance(instance("x", 1).id.as_str()).encode(),
             b"\xff\xff\xff\xff",
         ),
-        (&Key::Check(Arc::from("x")).encode(), b""),
-        (&Key::Instance(instance("web", 80).id).encode(), b"bad"),
+        (&Key::Check("x").encode(), b"\xff"),
+        (
+            &Key::Instance(instance("web", 80).id.as_str()).encode(),
+            b"bad",
+        ),
     ];
     let head = a.catalog.inner.state.lock().own_log.head();
     let items: Vec<_> = poison
@@ -262,9 +265,9 @@ fn one_poison_record_stops_nobody() {
             body: Some(Bytes::copy_from_slice(body)),
         })
         .chain(std::iter::once(Item {
-            key: Key::Instance(instance("good", 1).id).encode(),
+            key: Key::Instance(instance("good", 1).id.as_str()).encode(),
             version: head.head + 5,
-            body: Some(crate::catalog::record::encode(&instance("good", 1))),
+            body: Some(record::encode_instance(&instance("good", 1))),
         }))
         .collect();
     let delta = Delta {
@@ -324,12 +327,13 @@ fn an_unchanged_snapshot_wakes_nobody() {
     assert!(Arc::ptr_eq(&before, &b.catalog.service("web").unwrap()));
 }
 
-fn options_of(node: &TestNode) -> Options {
+pub(super) fn options_of(node: &TestNode) -> Options {
     let inner = &node.catalog.inner;
     Options {
         verifier: inner.verifier.clone(),
         signer: inner.signer.clone(),
         clock: Arc::clone(&inner.clock),
+        quota: inner.quota,
     }
 }
 
@@ -477,12 +481,16 @@ fn many_down_at_once_are_kept_as_stale() {
         3
     );
     assert_eq!(web.usable().count(), 6);
+    let alarms = b.catalog.mass_events();
+    assert_eq!((alarms.len(), alarms[0].nodes.len()), (1, 3));
+    assert_eq!((&*alarms[0].zone, alarms[0].since), ("dc1", 1_000_000_000));
 
     // Most are back: the one that is really gone is hidden.
     b.catalog.set_liveness(others[0].id(), Liveness::Alive);
     let web = b.catalog.service("web").unwrap();
     assert_eq!(web.instances.len(), 7);
     assert!(web.instances.iter().all(|instance| !instance.stale));
+    assert!(b.catalog.mass_events().is_empty());
     b.catalog.set_liveness(others[1].id(), Liveness::Alive);
     assert_eq!(b.catalog.service("web").unwrap().instances.len(), 8);
 }
@@ -493,7 +501,7 @@ proptest! {
     #[test]
     fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         fuzz_message(&bytes);
-        let mut framed = vec![1; 65];
+        let mut framed = vec![2; 65];
         framed.extend(bytes);
         fuzz_message(&framed);
     }
