@@ -4,10 +4,10 @@
 //! present as views. It knows nothing of sockets: others feed it.
 //!
 //! Other nodes' records lie in the signed messages they came in, with sixteen bytes of index each: a million instances
-//! with a check each take some 250 MB. Views are made when somebody reads, and kept while somebody does.
+//! with a check each take some 225 MB. Views are made when somebody reads, and kept while somebody does.
 //!
 //! Costs: a **read** is one shard lock for a hash lookup and one atomic load, and what it returns stays valid and
-//! unchanged for as long as it is kept. The first read of a service makes its view (about 2 µs for each instance, under
+//! unchanged for as long as it is kept. The first read of a service makes its view (about 4 µs for each instance, under
 //! the writers' lock); from then on it is kept up to date, until a minute or two passed in which nobody read it. A
 //! **write** takes the writers' lock and costs O(log n), whatever the service's size; where the service's view is kept,
 //! one pointer copy for each of its instances besides. A batch updates each view once. A **watch** is woken by changes

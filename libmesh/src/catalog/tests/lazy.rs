@@ -265,6 +265,8 @@ impl World {
             }
             Step::Liveness { node, liveness } => {
                 use Liveness::{Alive, Down, Left, Suspect};
+                // Slow enough that no three deaths are one event.
+                self.clock.advance(Duration::from_secs(40));
                 self.liveness[node] = [Alive, Suspect, Down, Left][liveness as usize];
                 let of = self.nodes[node].id();
                 self.observer().set_liveness(of, self.liveness[node]);
