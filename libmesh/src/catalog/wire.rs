@@ -361,7 +361,8 @@ pub(crate) fn header_of(raw: &[u8]) -> Option<Header> {
     }
     let mut rest = raw.get(1 + SIGNATURE + 16..)?;
     let mut number = || take_varint(&mut rest);
-    let (epoch, _from, head, _part, parts) = (number()?, number()?, number()?, number()?, number()?);
+    let (epoch, _from, head, _part, parts) =
+        (number()?, number()?, number()?, number()?, number()?);
     Some(Header {
         node: node_of(raw)?,
         at: Head { epoch, head },
