@@ -51,14 +51,14 @@ pub fn serve(arguments: &[String]) -> Result<()> {
 
     let began = Instant::now();
     let names = catalog.service_names();
-    let names_took = began.elapsed().as_secs_f64();
+    let names_took = (Instant::now() - began).as_secs_f64();
     let began = Instant::now();
     let mut handed = 0;
     for head in catalog.heads() {
         let messages = catalog.messages_since(head.node, Head::default());
         handed += messages.iter().map(Bytes::len).sum::<usize>();
     }
-    let hand_out = began.elapsed().as_secs_f64();
+    let hand_out = (Instant::now() - began).as_secs_f64();
     black_box(handed);
 
     let name = names.first().context("no services")?.as_str();

@@ -298,9 +298,10 @@ impl Catalog {
         let encode =
             |deltas: Vec<Delta>| deltas.into_iter().map(|delta| wire::encode(&delta, signer));
         {
-            let state = self.inner.state.lock();
+            let mut state = self.inner.state.lock();
             if !state.own_log.needs_snapshot(have) {
                 let deltas = state.own_log.since(have, PART_BYTES);
+                state.own_log.tell();
                 drop(state);
                 return encode(deltas).collect();
             }

@@ -20,6 +20,9 @@ const STAMP: u64 = 4;
 /// In messages only: how much more than the message's base the stamp is.
 const NEAR_STAMP: u64 = 5;
 
+/// Lengths of texts that may be in a table: shorter ones are not worth it, longer ones are not repeated by accident.
+pub(super) const SHARED: std::ops::RangeInclusive<usize> = 2..=256;
+
 /// Bytes that are no fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -173,6 +176,9 @@ fn unpack_field(rest: &mut &[u8], table: &[u8], base: u64, out: &mut Vec<u8>) ->
         SHARED_TEXT => {
             let at = usize::try_from(take_varint(rest)?).ok()?;
             let text = take_bytes(&mut table.get(at..)?)?;
+            if !SHARED.contains(&text.len()) {
+                return None;
+            }
             put_varint(out, head >> 3 << 3 | TEXT);
             put_bytes(out, text);
             return Some(());
@@ -206,6 +212,10 @@ pub(super) fn take_varint(rest: &mut &[u8]) -> Option<u64> {
         }
         value |= bits << (7 * at);
         if byte & 0x80 == 0 {
+            // A number has one form, so that what is written again is the same.
+            if *byte == 0 && at > 0 {
+                return None;
+            }
             *rest = &rest[at + 1..];
             return Some(value);
         }

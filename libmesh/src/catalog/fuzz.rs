@@ -22,9 +22,9 @@ pub fn delta(bytes: &[u8]) -> bool {
     let Ok(message) = Message::decode(Bytes::copy_from_slice(bytes)) else {
         return false;
     };
-    let again = wire::encode(&message.delta, &Speaker::new().key);
+    let again = wire::encode(&message.delta(), &Speaker::new().key);
     let again = Message::decode(again).expect("what was decoded encodes");
-    assert_eq!(again.delta, message.delta);
+    assert_eq!(again.delta(), message.delta());
     true
 }
 
@@ -45,10 +45,10 @@ pub fn snapshot(bytes: &[u8]) -> bool {
         let length = usize::from(u16::from_be_bytes(*length)).min(after.len());
         let (body, after) = after.split_at(length);
         rest = after;
-        let raw = [&[1; HEADER][..], body].concat();
+        let raw = [&[wire::FORMAT; HEADER][..], body].concat();
         if let Ok(message) = Message::decode(raw.into()) {
             taken = true;
-            speaker.says(&near, message.delta);
+            speaker.says(&near, message.delta());
         }
     }
     for message in near.messages_since(speaker.id, Head::default()) {
@@ -99,13 +99,14 @@ impl Speaker {
             verifier: Some(Arc::new(verifier)),
             signer: None,
             clock: Arc::new(|| 1),
+            ..Options::default()
         };
         let catalog = Catalog::open(NodeId([own; 16]), options);
         catalog.set_liveness(self.id, Liveness::Alive);
         let certificate = Item {
             key: Key::Certificate.encode(),
             version: 1,
-            body: Some(record::encode(&vec![vec![0u8; 4]])),
+            body: Some(record::encode_chain(&[vec![0; 4]])),
         };
         let first = Delta {
             node: self.id,

@@ -37,7 +37,7 @@ impl LocalLog {
         let verified = self.catalog.verify_own(chain)?;
         let body = record::encode_chain(chain);
         self.catalog.write_own(|own| {
-            own.put(Key::Certificate, body)?;
+            own.must_put(Key::Certificate, body)?;
             *own.verified = verified;
             Ok(())
         })
@@ -57,7 +57,7 @@ impl LocalLog {
         }
         let body = record::encode_node(&record);
         self.catalog.write_own(|own| {
-            own.put(Key::Node, body)?;
+            own.must_put(Key::Node, body)?;
             own.facts.set_record(Some(record), &mut own.touched);
             Ok(())
         })
@@ -105,7 +105,7 @@ impl LocalLog {
         self.catalog.write_own(|own| own.remove_service(id))
     }
 
-    /// Publishes a check, or its new status. The stamps are set here.
+    /// Publishes a check, or its new status, which no rate holds back. The stamps are set here.
     ///
     /// # Errors
     /// [`LocalError::Invalid`]; [`LocalError::UnknownInstance`] when it speaks for an instance that is not registered;
@@ -123,16 +123,21 @@ impl LocalLog {
             }
             own.inherited.checks.remove(&id);
             (check.create_stamp, check.modify_stamp) = (own.now, own.now);
-            let mut worse = false;
+            let (mut known, mut worse) = (false, false);
             if let Some(old) = own.facts.check(&id) {
                 if old.same_as(&check) {
                     return Ok(());
                 }
                 check.create_stamp = old.create_stamp;
                 check.modify_stamp = own.now.max(old.modify_stamp + 1);
+                known = true;
                 worse = old.status < check.status && !check.status.is_usable();
             }
-            own.put(Key::of_check(&id), record::encode_check(&check))?;
+            let (key, body) = (Key::of_check(&id), record::encode_check(&check));
+            match known {
+                true => own.must_put(key, body)?,
+                false => own.put(key, body)?,
+            }
             own.urgent |= worse;
             own.facts.set_check(&id, Some(check), &mut own.touched);
             Ok(())
@@ -257,21 +262,28 @@ pub(super) struct OwnWrite<'a> {
 
 impl OwnWrite<'_> {
     fn put(&mut self, key: Key<'_>, body: Bytes) -> Result<(), LocalError> {
-        let key = key.encode();
         let over = |limit, most| Err(LocalError::Quota { limit, most });
-        if body.len() > self.quota.record_bytes {
-            return over(Limit::RecordBytes, self.quota.record_bytes);
-        }
-        if !self.log.has(&key) && self.log.records() >= self.quota.records {
+        if !self.log.has(&key.encode()) && self.log.records() >= self.quota.records {
             return over(Limit::Records, self.quota.records);
         }
-        if self.log.bytes() + key.len() + body.len() > self.quota.bytes {
+        if self.log.bytes() + body.len() > self.quota.bytes {
             return over(Limit::Bytes, self.quota.bytes);
         }
         if !self.pace.is_open(self.quota, self.now) {
             return over(Limit::Rate, self.quota.changes_per_second as usize);
         }
-        if self.log.put(key, body, self.now).is_some() {
+        self.must_put(key, body)
+    }
+
+    /// For what the mesh has to know however much was said before: who this node is, how healthy what it has is.
+    fn must_put(&mut self, key: Key<'_>, body: Bytes) -> Result<(), LocalError> {
+        if body.len() > self.quota.record_bytes {
+            return Err(LocalError::Quota {
+                limit: Limit::RecordBytes,
+                most: self.quota.record_bytes,
+            });
+        }
+        if self.log.put(key.encode(), body, self.now).is_some() {
             self.pace.add(1);
         }
         Ok(())

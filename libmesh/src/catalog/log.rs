@@ -32,8 +32,8 @@ use crate::model::NodeId;
 
 /// Deltas worth this much may pile up before the first snapshot.
 const REBASE_BYTES_MIN: usize = 64 * 1024;
-/// What a message costs everybody beside its items: most changes travel alone.
-const MESSAGE_BYTES: usize = 160;
+/// What a message costs everybody beside its items: signature, header, what a replica needs to keep it.
+const MESSAGE_BYTES: usize = 240;
 
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +114,8 @@ pub struct NodeLog {
     live: usize,
     live_bytes: usize,
     since_base: usize,
+    /// Up to here others were told, at least one of them.
+    told: u64,
 }
 
 impl NodeLog {
@@ -130,6 +132,7 @@ impl NodeLog {
             live: 0,
             live_bytes: 0,
             since_base: 0,
+            told: 0,
         }
     }
 
@@ -194,7 +197,7 @@ impl NodeLog {
         self.at.head += 1;
         let version = self.at.head;
         let size = size(&key, body.as_ref());
-        self.since_base += size + MESSAGE_BYTES;
+        self.since_base += size;
         if let Some(body) = &body {
             self.content.add(&key, version, body);
             self.live_bytes += size;
@@ -221,6 +224,14 @@ impl NodeLog {
             self.since_base = 0;
         }
         version
+    }
+
+    /// Notes that the changes so far were made a message: it counts for `base`, once.
+    pub fn tell(&mut self) {
+        if self.told < self.at.head {
+            self.told = self.at.head;
+            self.since_base += MESSAGE_BYTES;
+        }
     }
 
     /// Drops tombstones from before `before` (unix µs); `gc` rises over them.

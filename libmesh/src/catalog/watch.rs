@@ -4,9 +4,9 @@ use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 
+use super::Catalog;
 use super::index::ServiceCell;
 use super::view::ServiceView;
-use super::{Catalog, ServiceDiff};
 use crate::model::ServiceName;
 
 /// A waiter on one service. Changes of other services do not wake it; the service need not exist (yet).
@@ -38,24 +38,6 @@ impl ServiceWatch {
     /// The service now; `None` while no node that is present has an instance.
     pub fn view(&self) -> Option<Arc<ServiceView>> {
         self.catalog.view(&self.cell, self.name.as_str())
-    }
-
-    /// Waits for the next change after `old` and tells what happened: the building block of a stream of changes.
-    /// Changes in quick succession come as one, and such as cancel each other out as none. Cancel-safe, given the same
-    /// `old` again.
-    pub async fn next_diff(
-        &self,
-        old: Option<&ServiceView>,
-    ) -> (Option<Arc<ServiceView>>, ServiceDiff) {
-        let mut seen = old.map_or(0, |view| view.revision);
-        loop {
-            seen = self.changed_after(seen).await;
-            let new = self.view();
-            let diff = ServiceDiff::between(old, new.as_deref());
-            if !diff.is_empty() {
-                return (new, diff);
-            }
-        }
     }
 
     /// Waits until the service's revision is greater than `revision` and returns it; at once when it is already.

@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::fields::{self, put_bytes, put_varint, take_bytes, take_varint};
-use super::log::{Delta, Head};
+use super::log::{Delta, Head, Item};
 use super::verify::{Signer, VerifiedNode};
 use crate::model::NodeId;
 
@@ -44,8 +44,6 @@ const LABEL: &[u8] = b"mesh catalog delta 2\0";
 const SIGNATURE: usize = 64;
 /// What the records of a message may come to when texts are put in their places.
 const UNPACKED_MAX: usize = 2 * MESSAGE_MAX;
-/// Texts shorter than this are not worth sharing; longer ones are not repeated by accident.
-const SHARED: std::ops::RangeInclusive<usize> = 2..=256;
 /// Shorter keys are not worth referring to.
 const NEAR_KEY_MIN: usize = 6;
 
@@ -248,6 +246,29 @@ impl Message {
         Ok(())
     }
 
+    /// What its owner made it of.
+    pub(super) fn delta(&self) -> Delta {
+        let items = self.frame.items().map(|(_, item)| {
+            let (mut key, mut body) = (Vec::new(), Vec::new());
+            item.key.write(&mut key);
+            let there = self.frame.record(&item, &mut body);
+            Item {
+                key: key.into(),
+                version: item.version,
+                body: there.then(|| body.into()),
+            }
+        });
+        Delta {
+            node: self.node,
+            epoch: self.to.epoch,
+            from: self.from,
+            to: self.to.head,
+            part: self.part,
+            parts: self.parts,
+            items: items.collect(),
+        }
+    }
+
     pub(super) fn is_signed_by(&self, node: &VerifiedNode) -> bool {
         let (signature, body) = self.frame.raw[1..]
             .split_first_chunk()
@@ -439,7 +460,7 @@ fn table_of(delta: &Delta) -> (Vec<u8>, HashMap<&str, usize>, u64) {
     }
     let mut shared: Vec<_> = counts
         .into_iter()
-        .filter(|(text, count)| *count > 1 && SHARED.contains(&text.len()))
+        .filter(|(text, count)| *count > 1 && fields::SHARED.contains(&text.len()))
         .collect();
     // The most frequent first: their places are short numbers.
     shared.sort_unstable_by(|(a, n), (b, m)| m.cmp(n).then_with(|| a.cmp(b)));

@@ -103,6 +103,10 @@ pub fn refused(error: LocalError) -> Refused {
             StatusCode::FORBIDDEN,
             format!("Permission denied: {error}; join with a token that was made with --publish"),
         ),
+        LocalError::Quota { .. } => Refused::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("This agent publishes too much: {error}"),
+        ),
         other => bad_request(format!("Invalid service: {other}")),
     }
 }

@@ -369,6 +369,7 @@ fn kept_messages_stay_bounded_under_churn() {
             Bytes::from(n.to_le_bytes().repeat(10)),
             u64::from(n),
         );
+        owner.tell();
         for delta in owner.since(replica.head(), 1 << 20) {
             apply(&mut replica, &delta);
         }

@@ -42,7 +42,7 @@ fn refused(node: &TestNode, limit: Limit) -> Outcome {
 fn the_own_log_refuses_what_is_too_much_and_says_which_limit() {
     let clock = TestClock::at(1_000_000_000);
     let quota = Quota {
-        records: 4,
+        records: 5,
         record_bytes: 300,
         changes_per_second: 10,
         burst: 20,
@@ -57,10 +57,14 @@ fn the_own_log_refuses_what_is_too_much_and_says_which_limit() {
     for port in 1..=3 {
         local.put_service(instance("web", port)).unwrap();
     }
+    let web = instance("web", 1);
+    local
+        .put_check(check("c", Some(&web), Health::Passing))
+        .unwrap();
     let error = |limit, most| Err(LocalError::Quota { limit, most });
     assert_eq!(
         local.put_service(instance("web", 4)),
-        error(Limit::Records, 4)
+        error(Limit::Records, 5)
     );
     let mut long = instance("web", 3);
     long.meta.insert("a".into(), "x".repeat(300).into());
@@ -79,6 +83,9 @@ fn the_own_log_refuses_what_is_too_much_and_says_which_limit() {
     }
     assert!((10..=20).contains(&taken), "{taken}");
     assert_eq!(flip(taken), error(Limit::Rate, 10));
+    local
+        .put_check(check("c", Some(&web), Health::Critical))
+        .expect("bad news is never held back");
     assert!(
         local.remove_service(&instance("web", 2).id),
         "taking away is never refused"
