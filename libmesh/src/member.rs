@@ -29,6 +29,7 @@ mod digest;
 mod driver;
 mod handle;
 pub mod keyring;
+pub(crate) mod meta;
 pub mod stream;
 pub mod wire;
 
@@ -42,8 +43,9 @@ pub use counters::Counters;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use counters::count;
 pub use driver::Driver;
-pub use handle::{AnswerError, Membership, MembershipGone};
+pub use handle::{AnswerError, Membership, MembershipGone, Refusal};
 pub use keyring::Keyring;
+pub use meta::{MAX_RESTART, NodeMeta, PROTOCOLS};
 pub use stream::{Peer, StreamReply, StreamTransport};
 
 /// A member as others need it.

@@ -109,7 +109,7 @@ impl Sim {
     pub fn established(seed: u64, network: Network, kind: &Kind, count: usize) -> Self {
         let mut sim = Self::new(seed, network);
         let all: Vec<_> = (0..count)
-            .map(|node| foca::Member::alive(first_identity(node)))
+            .map(|node| foca::Member::alive(first_identity(node)).into())
             .collect();
         let state = Bytes::from(stream::encode_state(&all));
         // Nobody is probed before the first period is over: none of them is late.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::meta::NodeMeta;
+
 /// Timings that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preset {
@@ -91,6 +93,15 @@ pub struct Config {
     /// What [`Membership::candidates`](super::Membership::candidates) returned in the last life: announced to, not
     /// believed.
     pub candidates: Vec<SocketAddr>,
+    /// The pool: the datacenter's name. Nodes of another pool are refused; empty: nobody is.
+    pub pool: std::sync::Arc<str>,
+    /// What this node says of itself.
+    pub meta: NodeMeta,
+    /// Nodes in the pool from which on a warning is logged (default 2,000).
+    pub pool_warning: usize,
+    /// Nodes in the pool beyond which no further ones are let in (default 5,000). Each node looks at its own list, so it
+    /// should be the same everywhere.
+    pub pool_limit: usize,
     /// How long a member that is down is remembered (default 72 h, as Consul).
     pub forget_after: Duration,
     /// Members (of any state) beyond this are not let in (default 20,000); the packet that brings them is dropped and
@@ -108,6 +119,10 @@ impl Config {
             preset: Preset::lan(),
             seeds: Vec::new(),
             candidates: Vec::new(),
+            pool: "".into(),
+            meta: NodeMeta::default(),
+            pool_warning: 2_000,
+            pool_limit: 5_000,
             forget_after: Duration::from_secs(72 * 3600),
             max_members: 20_000,
         }

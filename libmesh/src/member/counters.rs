@@ -40,8 +40,22 @@ counters! {
     dropped_not_authentic,
     /// Dropped: seen before.
     dropped_replayed,
-    /// Dropped: brings more members than are let in.
+    /// Dropped: brings more members than are let in, or the pool is full.
     dropped_full,
+    /// Dropped: of another pool, datagrams and states.
+    dropped_pool,
+    /// Dropped: of nodes whose certificates are revoked.
+    dropped_evicted,
+    /// Dropped: claims that a member is gone, beyond a source's budget.
+    dropped_claims,
+    /// Dropped: incarnations that cannot be.
+    dropped_jumps,
+    /// Dropped: nodes whose key answers at another address.
+    dropped_copies,
+    /// Times that another member did not reach this node at its advertised address.
+    unreachable,
+    /// Times that a peer did not let this node in.
+    denied,
     /// Packets that foca refused (for example from a node with our own id).
     rejected_packets,
     /// Times a member became suspect.

@@ -7,7 +7,8 @@
 //! Every queue is bounded: commands 256, events 4,096 per subscriber, stream questions 64; a datagram that the socket
 //! does not take is dropped and counted, which the protocol survives by design.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,6 +33,8 @@ use crate::model::Liveness;
 const BATCH: usize = 256;
 /// Stream questions that wait for our answer at most.
 const MAX_ANSWERS: usize = 256;
+/// Sources of bad datagrams that the log tells of; anybody can invent more.
+const MAX_TOLD: usize = 256;
 
 type Answer = oneshot::Sender<Result<Bytes, AnswerError>>;
 
@@ -50,6 +53,8 @@ pub struct Driver {
     last_answer: u64,
     leavers: Vec<oneshot::Sender<()>>,
     ended: bool,
+    /// Sources whose datagrams do not open, and that were told of.
+    told: HashSet<IpAddr>,
     origin: Instant,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
@@ -81,6 +86,10 @@ impl Driver {
             members: RwLock::new(BTreeMap::new()),
             events: broadcast::channel(MAX_EVENTS).0,
             counters,
+            metas: RwLock::default(),
+            keyring: keyring.clone(),
+            unknown_key: tokio::sync::Notify::new(),
+            failure: RwLock::default(),
         });
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
         let driver = Self {
@@ -96,6 +105,7 @@ impl Driver {
             last_answer: 0,
             leavers: Vec::new(),
             ended: false,
+            told: HashSet::new(),
             origin: Instant::now(),
             // One more than may come, so that a longer one shows.
             incoming: vec![0; MAX_DATAGRAM + 1],
@@ -157,7 +167,7 @@ impl Driver {
         let mut incoming = std::mem::take(&mut self.incoming);
         for _ in 0..BATCH {
             match self.socket.try_recv_from(&mut incoming) {
-                Ok((len, _)) => self.datagram(&mut incoming[..len]),
+                Ok((len, from)) => self.datagram(from, &mut incoming[..len]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 // An earlier send that failed is told here on some systems.
                 Err(error) => tracing::debug!(%error, "receiving a membership datagram failed"),
@@ -166,7 +176,7 @@ impl Driver {
         self.incoming = incoming;
     }
 
-    fn datagram(&mut self, datagram: &mut [u8]) {
+    fn datagram(&mut self, from: SocketAddr, datagram: &mut [u8]) {
         let counters = Arc::clone(&self.shared.counters);
         count(&counters.datagrams_received);
         counters
@@ -176,13 +186,26 @@ impl Driver {
             Ok(packet) => self
                 .core
                 .handle_datagram(Instant::now() - self.origin, packet),
-            Err(error) => count(match error {
-                OpenError::Oversized => &counters.dropped_oversized,
-                OpenError::Malformed => &counters.dropped_malformed,
-                OpenError::UnknownKey(_) => &counters.dropped_unknown_key,
-                OpenError::NotAuthentic => &counters.dropped_not_authentic,
-                OpenError::Replayed => &counters.dropped_replayed,
-            }),
+            Err(error) => {
+                count(match error {
+                    OpenError::Oversized => &counters.dropped_oversized,
+                    OpenError::Malformed => &counters.dropped_malformed,
+                    OpenError::UnknownKey(_) => &counters.dropped_unknown_key,
+                    OpenError::NotAuthentic => &counters.dropped_not_authentic,
+                    OpenError::Replayed => &counters.dropped_replayed,
+                });
+                if matches!(error, OpenError::UnknownKey(_)) {
+                    self.shared.unknown_key.notify_one();
+                }
+                let strange = !matches!(error, OpenError::Replayed);
+                if strange && self.told.len() < MAX_TOLD && self.told.insert(from.ip()) {
+                    tracing::warn!(
+                        %from, %error,
+                        "a membership datagram is not believed: its sender is of another mesh, has an old gossip keyring, \
+                         or is no node at all"
+                    );
+                }
+            }
         }
     }
 
@@ -203,6 +226,11 @@ impl Driver {
             Command::AnswerSync(body, reply) => drop(reply.send(self.core.answer_sync(now, &body))),
             Command::State(reply) => drop(reply.send(self.core.state())),
             Command::Candidates(reply) => drop(reply.send(self.core.candidates())),
+            Command::Evict(nodes) => self.core.evict(now, nodes),
+            Command::Restart(within, done) => {
+                self.leavers.push(done);
+                self.core.restart(now, within);
+            }
             Command::Leave(done) => {
                 self.leavers.push(done);
                 self.core.leave(now);
@@ -243,14 +271,20 @@ impl Driver {
                     }
                 }
                 Output::Event(event) => self.publish(event),
-                Output::Forgotten(node) => drop(self.shared.members.write().remove(&node)),
+                Output::Forgotten(node) => {
+                    self.shared.metas.write().remove(&node);
+                    self.shared.members.write().remove(&node);
+                }
                 Output::Local(member) => *self.shared.local.write() = member,
-                Output::Left => self.ended = true,
+                Output::Left => {
+                    *self.shared.failure.write() = self.core.failure().map(str::to_owned);
+                    self.ended = true;
+                }
             }
         }
     }
 
-    fn send(&mut self, to: std::net::SocketAddr, packet: &[u8]) {
+    fn send(&mut self, to: SocketAddr, packet: &[u8]) {
         let counters = &self.shared.counters;
         if let Err(error) = self.sealer.seal(packet, &mut self.outgoing) {
             tracing::error!(%error, "sealing a membership datagram failed");
@@ -286,6 +320,9 @@ impl Driver {
             let mut members = self.shared.members.write();
             let liveness = match event {
                 MemberEvent::Up(member) => {
+                    if let Some(meta) = self.core.meta(member.id) {
+                        self.shared.metas.write().insert(member.id, meta);
+                    }
                     members.insert(
                         member.id,
                         MemberState {

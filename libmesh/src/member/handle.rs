@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::wire::WireError;
-use super::{Counters, Member, MemberEvent, MemberState};
+use super::{Counters, Keyring, Member, MemberEvent, MemberState, NodeMeta};
 use crate::model::NodeId;
 
 /// Commands that wait for the driver at most.
@@ -23,9 +24,12 @@ pub(crate) const MAX_EVENTS: usize = 4096;
 pub struct MembershipGone;
 
 /// Why a stream question could not be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AnswerError {
+    /// The asker is not let in.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The body is not what it should be: the asker's fault.
     #[error("malformed membership message: {0}")]
     Malformed(#[from] WireError),
@@ -34,7 +38,42 @@ pub enum AnswerError {
     Gone(#[from] MembershipGone),
 }
 
+/// Why a node is not let into the pool.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It is of another pool.
+    #[error(
+        "this is pool {ours}, the node is of pool {theirs}: join it through seeds of its own datacenter"
+    )]
+    Pool {
+        /// Its pool.
+        theirs: Arc<str>,
+        /// The answering node's.
+        ours: Arc<str>,
+    },
+    /// The pool has as many nodes as it may.
+    #[error("the pool is full: its limit is {0} nodes; split it, or raise the limit on every node")]
+    Full(usize),
+    /// Its id is in use at another address, which answers.
+    #[error("a node with the same key answers at {0}")]
+    Copy(SocketAddr),
+    /// It speaks no version of the protocol that the answering node does.
+    #[error(
+        "the node speaks membership's protocol from version {0} on, which is newer than this node: upgrade this one first"
+    )]
+    Protocol(u8),
+    /// Its certificate is revoked.
+    #[error("the node's certificate is revoked")]
+    Evicted,
+    /// Whether to let it in is being found out.
+    #[error("the node's old address is being asked first; try again")]
+    Busy,
+}
+
 pub(crate) enum Command {
+    Restart(Duration, oneshot::Sender<()>),
+    Evict(Vec<NodeId>),
     Announce(SocketAddr),
     PeerClosed(NodeId),
     AnswerPing(Bytes, oneshot::Sender<Result<Bytes, AnswerError>>),
@@ -51,6 +90,11 @@ pub(crate) struct Shared {
     pub(crate) members: RwLock<BTreeMap<NodeId, MemberState>>,
     pub(crate) events: broadcast::Sender<MemberEvent>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) metas: RwLock<BTreeMap<NodeId, Arc<NodeMeta>>>,
+    pub(crate) keyring: Keyring,
+    /// A datagram came that is sealed with a key that is not installed here.
+    pub(crate) unknown_key: tokio::sync::Notify,
+    pub(crate) failure: RwLock<Option<String>>,
 }
 
 /// The membership of this node. Cheap to clone; the protocol runs in the [`Driver`](super::Driver)'s task until
@@ -77,6 +121,36 @@ impl Membership {
     /// One other member.
     pub fn member(&self, id: NodeId) -> Option<MemberState> {
         self.shared.members.read().get(&id).copied()
+    }
+
+    /// What a member says of itself; `None` if it is unknown or of a version that does not say.
+    pub fn meta(&self, id: NodeId) -> Option<Arc<NodeMeta>> {
+        self.shared.metas.read().get(&id).cloned()
+    }
+
+    /// The keyring in use: what is installed, used or removed here takes effect with the next datagram.
+    pub fn keyring(&self) -> &Keyring {
+        &self.shared.keyring
+    }
+
+    /// Waits for a datagram that is sealed with a key which is not installed here: a rotation may have been missed.
+    pub async fn unknown_key(&self) {
+        self.shared.unknown_key.notified().await;
+    }
+
+    /// Waits for the end of this node's membership; why, if it is not because it was asked to.
+    pub async fn ended(&self) -> Option<String> {
+        self.commands.closed().await;
+        self.shared.failure.read().clone()
+    }
+
+    /// From now on exactly `nodes` (whose certificates are revoked) are neither heard nor believed; those among them that
+    /// are members are down.
+    ///
+    /// # Errors
+    /// [`MembershipGone`].
+    pub async fn evict(&self, nodes: Vec<NodeId>) -> Result<(), MembershipGone> {
+        self.send(Command::Evict(nodes)).await
     }
 
     /// Changes from now on. Subscribe first, then read [`members`](Self::members): an event is published after the
@@ -156,6 +230,13 @@ impl Membership {
     pub async fn leave(&self) {
         // Gone is what was asked for.
         let _ = self.ask(Command::Leave).await;
+    }
+
+    /// Announces that this node will be back within `within` (15 s at most) and ends, after about half a second: until
+    /// then others show nothing bad of it, whatever they see. A node that is not back by then is treated as any other.
+    pub async fn restart(&self, within: Duration) {
+        // Gone is what was asked for.
+        let _ = self.ask(|done| Command::Restart(within, done)).await;
     }
 
     /// Ends without a goodbye: others find out. For restarts, where the node is back before anybody misses it.

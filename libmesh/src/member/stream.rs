@@ -7,6 +7,8 @@
 //!   the target would have sent back in datagrams.
 //! * `/member/ping` *suspicion*: "I am about to declare you down". The target refutes.
 //! * `/member/ping` *witness*: "ask that member yourself and tell me what you saw".
+//! * `/member/ping` *copy*: "we have the same node id: one of us has to end". Carries whether anybody knows the asker, and
+//!   when it started; the answer's outcome says who goes on.
 //! * `/member/sync`: the whole member list; the answer is the other's. Or a digest of it; the answer is the parts of
 //!   the list that differ. Or the asker's view of these parts; the answer is empty.
 //!
@@ -24,11 +26,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use foca::{Incarnation, Member};
+use foca::Incarnation;
 
 use super::digest::{Digest, PARTS, Parts};
 use super::keyring::MAX_DATAGRAM;
-use super::wire::{self, Identity, WireError};
+use super::wire::{self, Identity, Record, WireError};
 use crate::model::NodeId;
 
 const VERSION: u8 = 1;
@@ -62,6 +64,13 @@ pub enum StreamReply {
     /// Nothing listens there: the connection was refused (RST). Only for refused connects, never for a TLS or HTTP
     /// error: this is evidence that the process is gone.
     Refused,
+    /// The peer does not let this node in, for this reason.
+    Denied {
+        /// Why, for people.
+        reason: String,
+        /// Where a node with our own id answers.
+        copy: Option<SocketAddr>,
+    },
     /// Everything else: no answer in time, unreachable, TLS or HTTP errors.
     Timeout,
 }
@@ -100,6 +109,13 @@ pub enum PingKind {
     Suspicion(Incarnation),
     /// To ask the target itself, and tell.
     Witness,
+    /// Which of two nodes with one id goes on. Asked by one of them.
+    Copy {
+        /// Whether the asker has members.
+        known: bool,
+        /// The generation with which it started.
+        started: u64,
+    },
 }
 
 /// Answer to a `/member/ping`.
@@ -162,17 +178,21 @@ impl PingBody {
     /// The wire form.
     pub fn encode(&self) -> Bytes {
         let (kind, incarnation, packet) = match &self.kind {
-            PingKind::Ping(packet) => (1, 0, Some(packet)),
+            PingKind::Ping(packet) => (1, 0, Some(packet.clone())),
             PingKind::Suspicion(incarnation) => (2, *incarnation, None),
             PingKind::Witness => (3, 0, None),
+            PingKind::Copy { known, started } => {
+                let started = Bytes::copy_from_slice(&started.to_be_bytes());
+                (4, u16::from(*known), Some(started))
+            }
         };
-        let mut out = Vec::with_capacity(96 + packet.map_or(0, Bytes::len));
+        let mut out = Vec::with_capacity(96 + packet.as_ref().map_or(0, Bytes::len));
         out.put_u8(VERSION);
         out.put_u8(kind);
         self.from.encode(&mut out);
         self.target.encode(&mut out);
         out.put_u16(incarnation);
-        put_packets(packet.into_iter().collect::<Vec<_>>().into_iter(), &mut out);
+        put_packets(packet.as_slice().iter(), &mut out);
         out.into()
     }
 
@@ -193,6 +213,10 @@ impl PingBody {
             (1, Some(packet)) => PingKind::Ping(packet),
             (2, _) => PingKind::Suspicion(incarnation),
             (3, _) => PingKind::Witness,
+            (4, Some(started)) => PingKind::Copy {
+                known: incarnation != 0,
+                started: u64::from_be_bytes(wire::take_array(&mut &started[..])?),
+            },
             _ => return Err(WireError::Malformed("question")),
         };
         Ok(Self { from, target, kind })
@@ -242,22 +266,22 @@ impl PingAnswer {
 /// Body of a `/member/sync` and of its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Exchange {
-    State(Vec<Member<Identity>>),
+    State(Vec<Record>),
     Digest(Box<Digest>),
-    Parts(Parts, Vec<Member<Identity>>),
+    Parts(Parts, Vec<Record>),
 }
 
-fn put_members(members: &[Member<Identity>], out: &mut Vec<u8>) {
+fn put_members(members: &[Record], out: &mut Vec<u8>) {
     let members = &members[..members.len().min(MAX_SYNC_MEMBERS)];
-    out.reserve(4 + members.len() * 48);
+    out.reserve(4 + members.len() * 80);
     out.put_u32(u32::try_from(members.len()).expect("at most MAX_SYNC_MEMBERS"));
-    for member in members {
-        wire::encode_member(member, out);
+    for record in members {
+        wire::encode_record(&record.member, &record.extra.encode(), out);
     }
 }
 
 /// Encodes a whole member list.
-pub(crate) fn encode_state(members: &[Member<Identity>]) -> Vec<u8> {
+pub(crate) fn encode_state(members: &[Record]) -> Vec<u8> {
     let mut out = vec![VERSION];
     put_members(members, &mut out);
     out
@@ -272,19 +296,36 @@ pub(crate) fn encode_digest(digest: &Digest) -> Vec<u8> {
 }
 
 /// Encodes the members of some parts of the list.
-pub(crate) fn encode_parts(parts: Parts, members: &[Member<Identity>]) -> Vec<u8> {
+pub(crate) fn encode_parts(parts: Parts, members: &[Record]) -> Vec<u8> {
     let mut out = vec![PARTIAL];
     out.put_u64(parts.0);
     put_members(members, &mut out);
     out
 }
 
-fn take_members(input: &mut &[u8]) -> Result<Vec<Member<Identity>>, WireError> {
+fn take_members(input: &mut &[u8]) -> Result<Vec<Record>, WireError> {
     let count = u32::from_be_bytes(wire::take_array(input)?);
     if count as usize > MAX_SYNC_MEMBERS {
         return Err(WireError::TooMany("members"));
     }
-    (0..count).map(|_| wire::decode_member(input)).collect()
+    (0..count).map(|_| wire::decode_record(input)).collect()
+}
+
+/// Who sent a state or parts of one, which is the first in it, or a question. What comes over mutual TLS must be of the
+/// node that its certificate names.
+pub(crate) fn sender_of_sync(mut body: &[u8]) -> Option<NodeId> {
+    let input = &mut body;
+    match wire::take_u8(input).ok()? {
+        VERSION => {}
+        PARTIAL => drop(wire::take(input, 8).ok()?),
+        _ => return None,
+    }
+    wire::take(input, 4).ok()?;
+    Some(wire::decode_record(input).ok()?.member.id().node)
+}
+
+pub(crate) fn sender_of_ping(body: &[u8]) -> Option<NodeId> {
+    Some(PingBody::decode(body).ok()?.from.node)
 }
 
 /// Reads any body of `/member/sync`. Never panics; allocates no more than a few times the body's own length.
@@ -314,7 +355,7 @@ pub(crate) fn decode_sync(mut body: &[u8]) -> Result<Exchange, WireError> {
 }
 
 /// Reads a whole member list, as [`decode_sync`].
-pub(crate) fn decode_state(body: &[u8]) -> Result<Vec<Member<Identity>>, WireError> {
+pub(crate) fn decode_state(body: &[u8]) -> Result<Vec<Record>, WireError> {
     match decode_sync(body)? {
         Exchange::State(members) => Ok(members),
         Exchange::Digest(_) | Exchange::Parts(..) => Err(WireError::Malformed("state")),

@@ -2,15 +2,18 @@
 //!
 //! foca leaves the encoding to us, and one update that a peer cannot decode costs the whole packet, pings included. So
 //! identities and members are length-prefixed and a reader skips what a newer version appended; never is a record's
-//! meaning changed in place. Integers are big-endian.
+//! meaning changed in place. Integers are big-endian. Version 1 is still the only version of the header: what came since
+//! are extensions (`meta`) in the room that a first reader skips, so that old and new nodes understand each other and a
+//! cluster is upgraded node by node.
 //!
 //! ```text
-//! identity  len u8 ‖ family u8 (4|6) ‖ node id 16 ‖ generation u64 ‖ ip 4|16 ‖ port u16 ‖ …
-//! member    len u8 ‖ state u8 (1 alive, 2 suspect, 3 down, 4 left) ‖ incarnation u16 ‖ identity ‖ …
+//! identity  len u8 ‖ family u8 (4|6) ‖ node id 16 ‖ generation u64 ‖ ip 4|16 ‖ port u16 ‖ extensions
+//! member    len u8 ‖ state u8 (1 alive, 2 suspect, 3 down, 4 left) ‖ incarnation u16 ‖ identity ‖ extensions
 //! header    version u8 ‖ message u8 ‖ probe u8 ‖ incarnation u16 ‖ from identity ‖ to identity [‖ third identity]
 //! ```
 //!
-//! An IPv4 member takes 36 bytes: 30 updates fit a packet.
+//! An IPv4 member takes 36 bytes, and 20 to 40 more while it says what it is: 15 to 30 updates fit a packet. In a header
+//! the sender's extensions are behind its identity.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, BufMut};
 use foca::{Header, Incarnation, Member, Message, State};
+use parking_lot::Mutex;
 
+use super::meta::{Extra, Notes};
 use crate::model::NodeId;
 
 const VERSION: u8 = 1;
@@ -65,7 +70,12 @@ impl Identity {
 
     /// Appends the wire form.
     pub fn encode(&self, out: &mut impl BufMut) {
-        out.put_u8(u8::try_from(self.encoded_len() - 1).expect("at most 43 bytes"));
+        self.encode_with(&[], out);
+    }
+
+    fn encode_with(&self, extensions: &[u8], out: &mut impl BufMut) {
+        let len = self.encoded_len() - 1 + extensions.len();
+        out.put_u8(u8::try_from(len).expect("at most 43 and 180 bytes"));
         out.put_u8(if self.addr.is_ipv4() { 4 } else { 6 });
         out.put_slice(self.node.as_bytes());
         out.put_u64(self.generation);
@@ -74,6 +84,7 @@ impl Identity {
             IpAddr::V6(ip) => out.put_slice(&ip.octets()),
         }
         out.put_u16(self.addr.port());
+        out.put_slice(extensions);
     }
 
     /// Reads the wire form off the front of `input`.
@@ -81,6 +92,10 @@ impl Identity {
     /// # Errors
     /// [`WireError`] for what is no identity; `input` is then of no further use.
     pub fn decode(input: &mut &[u8]) -> Result<Self, WireError> {
+        Self::decode_with(input).map(|(identity, _)| identity)
+    }
+
+    fn decode_with<'a>(input: &mut &'a [u8]) -> Result<(Self, &'a [u8]), WireError> {
         let mut body = prefixed(input)?;
         let family = take_u8(&mut body)?;
         let node = NodeId(take_array(&mut body)?);
@@ -91,11 +106,12 @@ impl Identity {
             _ => return Err(WireError::Malformed("address family")),
         };
         let port = take_u16(&mut body)?;
-        Ok(Self {
+        let identity = Self {
             node,
             addr: SocketAddr::new(ip, port),
             generation,
-        })
+        };
+        Ok((identity, body))
     }
 }
 
@@ -172,8 +188,29 @@ fn member_len(member: &Member<Identity>) -> usize {
     1 + 1 + 2 + member.id().encoded_len()
 }
 
+/// A member and the extensions that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) member: Member<Identity>,
+    pub(crate) extra: Extra,
+}
+
+impl From<Member<Identity>> for Record {
+    fn from(member: Member<Identity>) -> Self {
+        Self {
+            member,
+            extra: Extra::default(),
+        }
+    }
+}
+
 pub(crate) fn encode_member(member: &Member<Identity>, out: &mut impl BufMut) {
-    out.put_u8(u8::try_from(member_len(member) - 1).expect("at most 47 bytes"));
+    encode_record(member, &[], out);
+}
+
+pub(crate) fn encode_record(member: &Member<Identity>, extensions: &[u8], out: &mut impl BufMut) {
+    let len = member_len(member) - 1 + extensions.len();
+    out.put_u8(u8::try_from(len).expect("at most 47 and 180 bytes"));
     out.put_u8(match member.state() {
         State::Alive => STATE_ALIVE,
         State::Suspect => STATE_SUSPECT,
@@ -182,9 +219,10 @@ pub(crate) fn encode_member(member: &Member<Identity>, out: &mut impl BufMut) {
     });
     out.put_u16(member.incarnation());
     member.id().encode(out);
+    out.put_slice(extensions);
 }
 
-pub(crate) fn decode_member(input: &mut &[u8]) -> Result<Member<Identity>, WireError> {
+pub(crate) fn decode_record(input: &mut &[u8]) -> Result<Record, WireError> {
     let mut body = prefixed(input)?;
     let state = take_u8(&mut body)?;
     let incarnation = take_u16(&mut body)?;
@@ -192,13 +230,15 @@ pub(crate) fn decode_member(input: &mut &[u8]) -> Result<Member<Identity>, WireE
     if id.is_unknown() {
         return Err(WireError::Malformed("node id"));
     }
-    Ok(match state {
+    let member = match state {
         STATE_ALIVE => Member::new(id, incarnation, State::Alive),
         STATE_SUSPECT => Member::new(id, incarnation, State::Suspect),
         STATE_DOWN => Member::new(id, incarnation, State::Down),
         STATE_LEFT => Member::new(id, LEFT, State::Down),
         _ => return Err(WireError::Malformed("member state")),
-    })
+    };
+    let extra = Extra::decode(body);
+    Ok(Record { member, extra })
 }
 
 fn parts(message: &Message<Identity>) -> (u8, u8, Option<&Identity>) {
@@ -231,10 +271,12 @@ fn parts(message: &Message<Identity>) -> (u8, u8, Option<&Identity>) {
 
 pub(crate) fn encode_header(
     header: &Header<Identity>,
+    extensions: &[u8],
     out: &mut impl BufMut,
 ) -> Result<(), WireError> {
     let (message, probe, third) = parts(&header.message);
     let len = 5
+        + extensions.len()
         + header.src.encoded_len()
         + header.dst.encoded_len()
         + third.map_or(0, Identity::encoded_len);
@@ -245,7 +287,7 @@ pub(crate) fn encode_header(
     out.put_u8(message);
     out.put_u8(probe);
     out.put_u16(header.src_incarnation);
-    header.src.encode(out);
+    header.src.encode_with(extensions, out);
     header.dst.encode(out);
     if let Some(third) = third {
         third.encode(out);
@@ -254,13 +296,17 @@ pub(crate) fn encode_header(
 }
 
 pub(crate) fn decode_header(input: &mut &[u8]) -> Result<Header<Identity>, WireError> {
+    decode_header_with(input).map(|(header, _)| header)
+}
+
+fn decode_header_with<'a>(input: &mut &'a [u8]) -> Result<(Header<Identity>, &'a [u8]), WireError> {
     if take_u8(input)? != VERSION {
         return Err(WireError::Malformed("version"));
     }
     let message = take_u8(input)?;
     let probe_number = take_u8(input)?;
     let src_incarnation = take_u16(input)?;
-    let src = Identity::decode(input)?;
+    let (src, extensions) = Identity::decode_with(input)?;
     let dst = Identity::decode(input)?;
     if src.is_unknown() {
         return Err(WireError::Malformed("node id"));
@@ -291,49 +337,83 @@ pub(crate) fn decode_header(input: &mut &[u8]) -> Result<Header<Identity>, WireE
         11 => Message::TurnUndead,
         _ => return Err(WireError::Malformed("message")),
     };
-    Ok(Header {
+    let header = Header {
         src,
         src_incarnation,
         dst,
         message,
-    })
+    };
+    Ok((header, extensions))
 }
 
 /// A packet as the core looks at it before foca does.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Packet {
+pub(crate) struct Packet<'a> {
     pub(crate) header: Header<Identity>,
-    pub(crate) updates: Vec<Member<Identity>>,
+    /// What the sender says of itself.
+    pub(crate) from: Extra,
+    pub(crate) updates: Vec<Record>,
+    head: &'a [u8],
+    raw: Vec<&'a [u8]>,
+}
+
+impl Packet<'_> {
+    /// The packet with those updates only that are `kept`.
+    pub(crate) fn bytes_of(&self, kept: &[bool]) -> Vec<u8> {
+        let raw = || self.raw.iter().zip(kept).filter(|(_, kept)| **kept);
+        let mut bytes = self.head.to_vec();
+        if self.raw.is_empty() {
+            return bytes;
+        }
+        bytes.put_u16(u16::try_from(raw().count()).expect("they were counted in 16 bits"));
+        raw().for_each(|(raw, _)| bytes.extend_from_slice(raw));
+        bytes
+    }
 }
 
 /// Decodes a whole packet. Allocates no more than a few times the packet's own length.
-pub(crate) fn decode_packet(mut input: &[u8]) -> Result<Packet, WireError> {
-    let header = decode_header(&mut input)?;
-    let mut updates = Vec::new();
+pub(crate) fn decode_packet(packet: &[u8]) -> Result<Packet<'_>, WireError> {
+    let mut input = packet;
+    let (header, extensions) = decode_header_with(&mut input)?;
+    let head = &packet[..packet.len() - input.len()];
+    let (mut updates, mut raw) = (Vec::new(), Vec::new());
     if !input.is_empty() && header.message != Message::Announce {
         let count = take_u16(&mut input)?;
         for _ in 0..count {
-            updates.push(decode_member(&mut input)?);
+            let before = input;
+            updates.push(decode_record(&mut input)?);
+            raw.push(&before[..before.len() - input.len()]);
         }
     }
     if input.is_empty() {
-        Ok(Packet { header, updates })
+        Ok(Packet {
+            header,
+            from: Extra::decode(extensions),
+            updates,
+            head,
+            raw,
+        })
     } else {
         Err(WireError::Malformed("trailing bytes"))
     }
 }
 
 /// foca's codec for all of this. Knows its own node for two reasons: an announce to an unknown node is addressed to the
-/// nil id, and a goodbye is foca's "I am down", told from failure here.
-#[derive(Debug)]
+/// nil id, and a goodbye is foca's "I am down", told from failure here. Knows the notes because foca's members have no
+/// room for them.
 pub(crate) struct WireCodec {
     own: NodeId,
     leaving: Arc<AtomicBool>,
+    notes: Arc<Mutex<Notes>>,
 }
 
 impl WireCodec {
-    pub(crate) fn new(own: NodeId, leaving: Arc<AtomicBool>) -> Self {
-        Self { own, leaving }
+    pub(crate) fn new(own: NodeId, leaving: Arc<AtomicBool>, notes: Arc<Mutex<Notes>>) -> Self {
+        Self {
+            own,
+            leaving,
+            notes,
+        }
     }
 }
 
@@ -358,7 +438,8 @@ impl foca::Codec<Identity> for WireCodec {
         header: &Header<Identity>,
         mut buf: impl BufMut,
     ) -> Result<(), WireError> {
-        encode_header(header, &mut buf)
+        let extensions = self.notes.lock().on_packet(&header.message).encode();
+        encode_header(header, &extensions, &mut buf)
     }
 
     fn decode_header(&mut self, mut buf: impl Buf) -> Result<Header<Identity>, WireError> {
@@ -374,7 +455,8 @@ impl foca::Codec<Identity> for WireCodec {
         member: &Member<Identity>,
         mut buf: impl BufMut,
     ) -> Result<(), WireError> {
-        if buf.remaining_mut() < member_len(member) {
+        let extensions = self.notes.lock().of(member).encode();
+        if buf.remaining_mut() < member_len(member) + extensions.len() {
             return Err(WireError::NoRoom);
         }
         let goodbye = member.id().node == self.own
@@ -383,13 +465,13 @@ impl foca::Codec<Identity> for WireCodec {
         if goodbye {
             encode_member(&Member::new(*member.id(), LEFT, State::Down), &mut buf);
         } else {
-            encode_member(member, &mut buf);
+            encode_record(member, &extensions, &mut buf);
         }
         Ok(())
     }
 
     fn decode_member(&mut self, mut buf: impl Buf) -> Result<Member<Identity>, WireError> {
-        advancing(&mut buf, decode_member)
+        advancing(&mut buf, decode_record).map(|record| record.member)
     }
 }
 

@@ -46,7 +46,9 @@ impl Plain {
             generation: config.generation,
         };
         let lan = foca::Config::new_lan(NonZeroU32::new(size.max(1)).expect("at least 1"));
-        let codec = WireCodec::new(own.node, Arc::new(AtomicBool::new(false)));
+        let nothing = crate::member::meta::Notes::new(own.node, "".into(), None);
+        let nothing = Arc::new(parking_lot::Mutex::new(nothing));
+        let codec = WireCodec::new(own.node, Arc::new(AtomicBool::new(false)), nothing);
         let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut plain = Self {
             foca: Foca::new(own, lan, rng, codec),

@@ -18,7 +18,7 @@ use crate::model::NodeId;
 const MAX_ASKS: usize = 64;
 /// Members asked whether they see a refused port too.
 const WITNESSES: usize = 3;
-/// Members that are told at once of a process that is gone.
+/// Members that are told of a death at once.
 const TOLD: usize = 16;
 
 /// Why a question was asked.
@@ -48,6 +48,20 @@ pub(super) enum Purpose {
     Testify {
         target: Identity,
         token: u64,
+    },
+    /// A member appeared at another address: does the old one answer?
+    Copy {
+        old: Identity,
+        new: Identity,
+        incarnation: Incarnation,
+    },
+    /// Asked of somebody with our own id.
+    Meet {
+        claim: Identity,
+    },
+    /// A member was asked whether it reaches us.
+    Reach {
+        witness: Identity,
     },
     /// The whole state of a peer, for a node that knows little.
     Sync,
@@ -133,7 +147,7 @@ impl Core {
         true
     }
 
-    fn ask_ping(
+    pub(super) fn ask_ping(
         &mut self,
         purpose: Purpose,
         to: &Identity,
@@ -151,7 +165,12 @@ impl Core {
     }
 
     /// A ping made by hand; `suspicion` rides on it.
-    fn ping_packet(&self, target: Identity, number: u8, suspicion: Option<Incarnation>) -> Bytes {
+    pub(super) fn ping_packet(
+        &self,
+        target: Identity,
+        number: u8,
+        suspicion: Option<Incarnation>,
+    ) -> Bytes {
         let suspect = |incarnation| Member::new(target, incarnation, State::Suspect);
         self.by_hand(target, Message::Ping(number), suspicion.map(suspect))
     }
@@ -169,7 +188,8 @@ impl Core {
             message,
         };
         let mut packet = Vec::with_capacity(128);
-        wire::encode_header(&header, &mut packet).expect("a Vec has room");
+        let extensions = self.notes.lock().on_packet(&header.message).encode();
+        wire::encode_header(&header, &extensions, &mut packet).expect("a Vec has room");
         packet.put_u16(u16::from(update.is_some()));
         if let Some(update) = &update {
             wire::encode_member(update, &mut packet);
@@ -272,7 +292,7 @@ impl Core {
         let body = match reply {
             StreamReply::Acked(body) => body,
             StreamReply::Refused => return Seen::Gone,
-            StreamReply::Timeout => return Seen::Silent,
+            StreamReply::Timeout | StreamReply::Denied { .. } => return Seen::Silent,
         };
         let Ok(answer) = PingAnswer::decode(body) else {
             count(&self.counters.dropped_malformed);
@@ -326,7 +346,7 @@ impl Core {
                     StreamReply::Acked(body) => {
                         PingAnswer::decode(body).map_or(Seen::Silent, |answer| answer.seen)
                     }
-                    StreamReply::Refused | StreamReply::Timeout => Seen::Silent,
+                    _ => Seen::Silent,
                 };
                 self.second_look(&target, seen, |case| case.confirmed = true);
             }
@@ -337,6 +357,13 @@ impl Core {
             Purpose::Sync => self.take_state(reply),
             Purpose::Compare { peer } => self.compare(peer, reply),
             Purpose::Push | Purpose::Goodbye => {}
+            Purpose::Copy {
+                old,
+                new,
+                incarnation,
+            } => self.judge_copy(&old, new, incarnation, reply),
+            Purpose::Meet { claim } => self.hear_copy(&claim, reply),
+            Purpose::Reach { witness } => self.hear_reach(&witness, reply),
         }
     }
 
@@ -354,6 +381,9 @@ impl Core {
         };
         self.cases.insert(target.node, case);
         let patience = self.preset.refusal_patience.saturating_sub(silent);
+        let patience = self
+            .restart_left(target.node)
+            .map_or(patience, |left| left.max(patience));
         self.timers.set(Item::SecondLook(target.node), patience);
         self.greet(target);
     }
@@ -372,6 +402,10 @@ impl Core {
         };
         if self.is_leaving() || self.table.present_as(&target).is_none() {
             self.cases.remove(&node);
+            return;
+        }
+        if let Some(left) = self.restart_left(node) {
+            self.timers.set(Item::SecondLook(node), left);
             return;
         }
         self.greet(target);
@@ -424,7 +458,11 @@ impl Core {
             .foca
             .apply_many(std::iter::once(down.clone()), true, &mut self.effects);
         self.settle(result, &[target.node]);
-        // Gossip would take its rounds; in a small cluster everybody is told at once.
+        self.tell(&down);
+    }
+
+    /// Gossip takes its rounds and misses one in a thousand; of a death many are told at once, in a small cluster all.
+    pub(super) fn tell(&mut self, down: &Member<Identity>) {
         for member in self.random_present_identities(TOLD, &|_| true) {
             let packet = self.by_hand(member, Message::Gossip, Some(down.clone()));
             let to = member.addr;
@@ -451,7 +489,7 @@ impl Core {
         let own = *self.foca.identity();
         match question.kind {
             PingKind::Ping(packet) => {
-                wire::decode_packet(&packet)?;
+                drop(wire::decode_packet(&packet)?);
                 self.capture = Some((question.from.node, Vec::new()));
                 self.packet(&packet);
             }
@@ -465,6 +503,21 @@ impl Core {
                     self.settle(result, &[]);
                 }
             }
+            PingKind::Copy { known, started }
+                if question.from.node == own.node && question.from.addr != own.addr =>
+            {
+                let loses = self.loses_to(&question.from, known, started);
+                let answer = PingAnswer {
+                    by: own,
+                    seen: if loses { Seen::Acked } else { Seen::Gone },
+                    packets: Vec::new(),
+                };
+                if loses {
+                    self.yield_to(question.from.addr);
+                }
+                return Ok(Some(answer.encode()));
+            }
+            PingKind::Copy { .. } => {}
             PingKind::Witness => {
                 let target = question.target;
                 let known = self
@@ -517,7 +570,7 @@ impl Core {
             .collect()
     }
 
-    fn random_present_identities(
+    pub(super) fn random_present_identities(
         &mut self,
         wanted: usize,
         fits: &dyn Fn(&Identity) -> bool,

@@ -12,7 +12,7 @@ use super::timers::Item;
 use super::{Core, Output, Route};
 use crate::member::counters::count;
 use crate::member::stream::{self, Peer};
-use crate::member::wire::{self, Identity};
+use crate::member::wire::{self, Identity, Record};
 use crate::model::{Liveness, NodeId};
 
 /// Pause before the first exchange of full state after a join.
@@ -22,7 +22,7 @@ pub(super) const FORGET_PERIOD: Duration = Duration::from_secs(60);
 impl Core {
     /// The whole member list as bytes, this node first.
     pub fn state(&self) -> Vec<u8> {
-        stream::encode_state(&self.everybody().collect::<Vec<_>>())
+        stream::encode_state(&self.records(|_| true))
     }
 
     /// All members that are known, this node first.
@@ -39,6 +39,22 @@ impl Core {
             .filter(move |member| member.id().node != own.node)
             .cloned();
         std::iter::once(myself).chain(others)
+    }
+
+    /// This node, which says so for whom it speaks, and the others that are `wanted`, with what goes with each.
+    pub(super) fn records(&self, wanted: impl Fn(NodeId) -> bool) -> Vec<Record> {
+        let own = self.foca.identity().node;
+        let notes = self.notes.lock();
+        let mut records: Vec<Record> = self
+            .everybody()
+            .filter(|member| member.id().node == own || wanted(member.id().node))
+            .map(|member| Record {
+                extra: notes.of(&member),
+                member,
+            })
+            .collect();
+        records[0].extra.pool = Some(notes.pool().clone()).filter(|pool| !pool.is_empty());
+        records
     }
 
     pub(super) fn set_seed_timer(&mut self) {
@@ -126,39 +142,46 @@ impl Core {
         );
     }
 
-    pub(super) fn apply_state(&mut self, members: Vec<foca::Member<Identity>>, spread: bool) {
+    pub(super) fn apply_state(&mut self, members: Vec<Record>, spread: bool) {
         let own = self.foca.identity().node;
+        let Some(source) = members.first().map(|record| record.member.id().node) else {
+            return;
+        };
         let mut room = self.max_members.saturating_sub(self.table.len());
-        let news: Vec<_> = members
-            .into_iter()
-            .filter(|member| {
-                let node = member.id().node;
-                if node == own || self.table.get(node).is_some() {
-                    return node == own || self.table.is_news(member);
+        let mut pool_room = self.pool_limit.saturating_sub(self.table.present() + 1);
+        let mut news = Vec::new();
+        for record in members {
+            let node = record.member.id().node;
+            if node != own {
+                match self.table.get(node) {
+                    Some(_) if !self.table.is_news(&record.member) => continue,
+                    Some(_) => {}
+                    // Who is gone and forgotten here stays forgotten: nodes would remind each other for ever.
+                    None if self.joined && record.member.state() == State::Down => continue,
+                    None => {
+                        let takes = usize::from(record.member.state() != State::Down);
+                        if room == 0 || pool_room < takes {
+                            count(&self.counters.dropped_full);
+                            continue;
+                        }
+                        room -= 1;
+                        pool_room -= takes;
+                    }
                 }
-                // Who is gone and forgotten here stays forgotten: nodes would remind each other for ever.
-                if self.joined && member.state() == State::Down {
-                    return false;
-                }
-                let fits = room > 0;
-                room = room.saturating_sub(1);
-                if !fits {
-                    count(&self.counters.dropped_full);
-                }
-                fits
-            })
-            .collect();
-        self.outrun(
-            news.iter()
-                .filter(|member| member.id().node == own)
-                .map(|member| member.id().generation)
-                .max(),
-        );
+            }
+            if self.believes(source, &record) {
+                news.push(record);
+            }
+        }
+        let restarting = self.note(news.iter());
+        let news: Vec<_> = news.into_iter().map(|record| record.member).collect();
+        self.meet(news.iter().map(|member| *member.id()).collect());
         let touched: Vec<NodeId> = news.iter().map(|member| member.id().node).collect();
         let result = self
             .foca
             .apply_many(news.into_iter(), spread, &mut self.effects);
         self.settle(result, &touched);
+        self.spare(restarting);
     }
 
     /// Forgets members that have been down for long.
@@ -181,6 +204,9 @@ impl Core {
             self.table.remove(identity.node);
             self.outputs.push_back(Output::Forgotten(identity.node));
         }
+        self.forget_claims();
+        let table = &self.table;
+        self.notes.lock().retain(|node| table.get(node).is_some());
         self.timers.set(Item::Forget, FORGET_PERIOD);
     }
 }

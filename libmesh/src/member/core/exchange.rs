@@ -2,28 +2,28 @@
 //!
 //! A whole list takes 36 bytes a member; sent both ways every twenty seconds it would be most of a large cluster's
 //! traffic, and tell nothing new. So members that know each other compare one hash for each of 64 parts of the member
-//! list (520 bytes) and exchange the parts that differ. A peer that does not understand a digest (an older version)
+//! list (520 bytes) and exchange the parts that differ, each list led by its sender's own record. A peer that does not understand a digest (an older version)
 //! gets the whole list.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
-use foca::Member;
 
 use super::asks::Purpose;
 use super::{Core, Route};
 use crate::member::counters::count;
 use crate::member::digest::{Digest, Parts};
 use crate::member::stream::{self, Exchange, Peer, StreamReply};
-use crate::member::wire::Identity;
+use crate::member::wire::{Identity, Record};
 
 impl Core {
     fn digest(&self) -> Digest {
         self.everybody().collect()
     }
 
-    fn members_in(&self, parts: Parts) -> Vec<Member<Identity>> {
-        self.everybody()
-            .filter(|member| parts.contain(member.id().node))
-            .collect()
+    /// This node, and the members of some parts.
+    fn records_in(&self, parts: Parts) -> Vec<Record> {
+        self.records(|node| parts.contain(node))
     }
 
     /// Exchanges what is known otherwise there.
@@ -46,7 +46,11 @@ impl Core {
             }
             Exchange::Digest(theirs) => {
                 let parts = self.digest().differing(&theirs);
-                stream::encode_parts(parts, &self.members_in(parts)).into()
+                let records = match parts == Parts::default() {
+                    true => Vec::new(),
+                    false => self.records_in(parts),
+                };
+                stream::encode_parts(parts, &records).into()
             }
             Exchange::Parts(_, members) => {
                 self.apply_state(members, true);
@@ -55,15 +59,38 @@ impl Core {
         }
     }
 
+    /// We are not let in.
+    fn take_denial(&mut self, reason: &str, copy: Option<SocketAddr>) {
+        count(&self.counters.denied);
+        if !std::mem::replace(&mut self.told_denied, true) {
+            tracing::error!(reason, "this node is not let into the pool");
+        }
+        if let Some(addr) = copy {
+            self.meet_copy(Identity {
+                addr,
+                ..*self.foca.identity()
+            });
+        }
+    }
+
     /// The answer with a whole state.
     pub(super) fn take_state(&mut self, reply: &StreamReply) {
-        let StreamReply::Acked(body) = reply else {
-            return;
+        let body = match reply {
+            StreamReply::Acked(body) => body,
+            StreamReply::Denied { reason, copy } => return self.take_denial(reason, *copy),
+            StreamReply::Refused | StreamReply::Timeout => return,
         };
         let Ok(members) = stream::decode_state(body) else {
             count(&self.counters.dropped_malformed);
             return;
         };
+        let Some(sender) = members.first().cloned() else {
+            return;
+        };
+        let pool = sender.extra.pool.as_deref();
+        if self.is_foreign(sender.member.id(), pool).is_some() {
+            return;
+        }
         count(&self.counters.push_pulls);
         // What a joining node learns, everybody else knows already.
         let spread = self.joined;
@@ -71,6 +98,7 @@ impl Core {
         if !self.joined {
             self.joined = true;
             self.push_pull_soon();
+            self.check_reach(*sender.member.id());
         }
     }
 
@@ -79,6 +107,7 @@ impl Core {
         let body = match reply {
             StreamReply::Acked(body) => body,
             StreamReply::Refused => return,
+            StreamReply::Denied { reason, copy } => return self.take_denial(reason, *copy),
             StreamReply::Timeout => {
                 let present = peer
                     .node
@@ -100,14 +129,18 @@ impl Core {
             return;
         }
         self.apply_state(theirs.clone(), true);
-        theirs.sort_unstable_by_key(|member| member.id().node);
-        let mut ours = self.members_in(parts);
-        ours.retain(|member| {
-            theirs
-                .binary_search_by_key(&member.id().node, |their| their.id().node)
-                .map_or(true, |place| theirs[place] != *member)
+        theirs.sort_unstable_by_key(|record| record.member.id().node);
+        let mut ours = self.records_in(parts);
+        let own = self.foca.identity().node;
+        ours.retain(|record| {
+            let node = record.member.id().node;
+            node == own
+                || theirs
+                    .binary_search_by_key(&node, |their| their.member.id().node)
+                    .map_or(true, |place| theirs[place].member != record.member)
         });
-        if !ours.is_empty() {
+        // More than the one that says who speaks.
+        if ours.len() > 1 {
             let body = stream::encode_parts(parts, &ours).into();
             self.ask_sync(Purpose::Push, peer, body);
         }

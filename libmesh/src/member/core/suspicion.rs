@@ -1,12 +1,14 @@
 //! The guard on foca's suspicion timers.
 
+use std::time::Duration;
+
 use foca::{Incarnation, Timer};
 
 use super::Core;
 use super::timers::Item;
 use crate::member::counters::count;
 use crate::member::wire::Identity;
-use crate::model::Liveness;
+use crate::model::{Liveness, NodeId};
 
 impl Core {
     pub(super) fn is_suspect(&self, member: &Identity, incarnation: Incarnation) -> bool {
@@ -34,9 +36,19 @@ impl Core {
             count(&self.counters.late_suspicions);
             return;
         }
-        if !self.confirm(member_id, incarnation, token) {
+        if self.restart_left(member_id.node).is_some()
+            || !self.confirm(member_id, incarnation, token)
+        {
             self.suspect_for_longer(member_id, incarnation, token);
         }
+    }
+
+    /// How much of its announced restart a member has left.
+    pub(super) fn restart_left(&self, node: NodeId) -> Option<Duration> {
+        let until = self.table.restarting_until(node)?;
+        until
+            .checked_sub(self.timers.time())
+            .filter(|left| !left.is_zero())
     }
 
     /// The last question could not be asked, or its answer not be heard: later again.
@@ -68,5 +80,12 @@ impl Core {
         };
         let result = self.foca.handle_timer(timer, &mut self.effects);
         self.settle(result, &[member_id.node]);
+        if self.table.present_as(&member_id).is_none() {
+            self.tell(&foca::Member::new(
+                member_id,
+                incarnation,
+                foca::State::Down,
+            ));
+        }
     }
 }

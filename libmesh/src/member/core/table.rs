@@ -4,7 +4,8 @@
 //! refreshed for the members that a call can have touched.
 //!
 //! What is *shown* differs from what foca thinks in one way: bad news waits. A member becomes suspect to others only
-//! after it has been suspected for a while, so that a restart that is back within a second is never seen.
+//! after it has been suspected for a while, so that a restart that is back within a second is never seen; and nothing bad
+//! is shown of one that announced a restart, until its time is over.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub(super) struct Known {
     pub(super) since: Duration,
     /// What others are told of it.
     shown: Liveness,
+    /// Until when nothing bad is shown of this life: it announced a restart.
+    restarting: Option<Duration>,
     /// When what is shown changes by itself.
     changes: Option<Duration>,
 }
@@ -147,6 +150,9 @@ impl Table {
             liveness,
             since,
             shown,
+            restarting: before
+                .filter(|_| same_life)
+                .and_then(|before| before.restarting),
             changes: before.and_then(|before| before.changes),
         };
         self.known.insert(node, known);
@@ -161,16 +167,36 @@ impl Table {
         self.show(node, now, changes);
     }
 
+    /// This life of a member announced a restart.
+    pub(super) fn restarting(&mut self, life: &Identity, until: Duration) {
+        if let Some(known) = self.known.get_mut(&life.node)
+            && known.identity == *life
+        {
+            known.restarting = Some(until);
+        }
+    }
+
+    /// Until when a member restarts, if it said so.
+    pub(super) fn restarting_until(&self, node: NodeId) -> Option<Duration> {
+        self.known.get(&node)?.restarting
+    }
+
     /// Shows what is due to be shown of a member.
     pub(super) fn show(&mut self, node: NodeId, now: Duration, changes: &mut Changes) {
         let Some(known) = self.known.get_mut(&node) else {
             return;
         };
-        let (shown, due) = match known.liveness {
-            Liveness::Suspect => (Liveness::Alive, known.since + self.suspect_shown_after),
-            liveness => (liveness, now),
+        let restarted = known.restarting.unwrap_or_default();
+        let due = match known.liveness {
+            Liveness::Suspect => restarted.max(known.since + self.suspect_shown_after),
+            Liveness::Down if known.shown.is_present() => restarted,
+            _ => now,
         };
-        let shown = if now < due { shown } else { known.liveness };
+        let shown = if now < due {
+            Liveness::Alive
+        } else {
+            known.liveness
+        };
         let pending = (now < due).then_some(due);
         if pending.is_some() && pending != known.changes {
             changes.later.push((node, due - now));

@@ -5,6 +5,9 @@ use foca::{Header, State};
 use proptest::prelude::*;
 
 use super::*;
+
+mod hostile;
+
 use crate::member::Preset;
 use crate::member::digest::{Digest, Parts};
 use crate::member::stream::{PingAnswer, PingBody, PingKind, Seen};
@@ -72,7 +75,7 @@ fn packet(
         dst,
         message,
     };
-    wire::encode_header(&header, &mut bytes).unwrap();
+    wire::encode_header(&header, &[], &mut bytes).unwrap();
     if !updates.is_empty() {
         bytes.put_u16(updates.len() as u16);
         updates
@@ -93,6 +96,16 @@ fn knowing(last: u8) -> Core {
     }
     outputs(&mut core);
     core
+}
+
+/// A full state as node 2 sends it.
+fn state_of(members: &[foca::Member<Identity>]) -> Vec<u8> {
+    let sender = foca::Member::alive(id(2, 1));
+    let records: Vec<Record> = std::iter::once(&sender)
+        .chain(members)
+        .map(|member| Record::from(member.clone()))
+        .collect();
+    stream::encode_state(&records)
 }
 
 fn value(core: &Core, counter: impl Fn(&Counters) -> &std::sync::atomic::AtomicU64) -> u64 {
@@ -372,12 +385,12 @@ fn members_beyond_the_bound_are_not_let_in() {
     );
     assert_eq!(core.members().len(), 0);
     assert_eq!(value(&core, |counters| &counters.dropped_full), 1);
-    core.answer_sync(SEC, &stream::encode_state(&many)).unwrap();
+    core.answer_sync(SEC, &state_of(&many)).unwrap();
     assert_eq!(core.members().len(), 3);
     core.handle_datagram(SEC, &packet(id(3, 1), id(1, 1), Message::Gossip, &[]));
     assert_eq!(
         value(&core, |counters| &counters.dropped_full),
-        1 + 34,
+        1 + 35,
         "who is known is heard"
     );
 }
@@ -436,13 +449,15 @@ fn a_goodbye_is_said_over_datagrams_and_streams_and_nothing_is_heard_after() {
     let goodbye = said.iter().any(|output| match output {
         Output::Send { packet, .. } => {
             let updates = wire::decode_packet(packet).unwrap().updates;
-            updates.contains(&foca::Member::new(id(1, 1), wire::LEFT, State::Down))
+            updates
+                .iter()
+                .any(|update| update.member == foca::Member::new(id(1, 1), wire::LEFT, State::Down))
         }
         _ => false,
     });
     assert!(goodbye, "{said:?}");
     let gone = foca::Member::new(id(1, 1), wire::LEFT, State::Down);
-    assert!(stream::decode_state(&core.state()).unwrap().contains(&gone));
+    assert!(stream::decode_state(&core.state()).unwrap()[0].member == gone);
     core.handle_datagram(
         SEC,
         &packet(id(2, 1), id(1, 1), Message::TurnUndead, &[gone]),
@@ -484,19 +499,21 @@ fn news_is_repeated_more_often_in_a_larger_cluster() {
     let many: Vec<_> = (2..=200)
         .map(|node| foca::Member::alive(id(node, 1)))
         .collect();
-    core.answer_sync(SEC, &stream::encode_state(&many)).unwrap();
+    core.answer_sync(SEC, &state_of(&many)).unwrap();
     assert_eq!(core.tuned_for, 200);
-    let gone: Vec<_> = (2..=150)
-        .map(|node| foca::Member::down(id(node, 1)))
-        .collect();
-    core.answer_sync(SEC, &stream::encode_state(&gone)).unwrap();
-    assert_eq!(core.tuned_for, 51);
+    for node in 2..=151 {
+        // Their own word.
+        let gone = Record::from(foca::Member::down(id(node, 1)));
+        core.answer_sync(SEC, &stream::encode_state(&[gone]))
+            .unwrap();
+    }
+    assert_eq!(core.tuned_for, 50);
     assert_eq!(
         core.members()
             .iter()
             .filter(|state| state.liveness == Liveness::Alive)
             .count(),
-        50
+        49
     );
 }
 
@@ -604,7 +621,7 @@ fn own_entries(core: &Core) -> usize {
         .count()
 }
 
-fn sync_asks(outputs: &[Output]) -> Vec<(u64, stream::Exchange)> {
+fn sync_asks(outputs: &[Output]) -> Vec<(u64, Exchange)> {
     let asks = outputs.iter().filter_map(|output| match output {
         Output::Ask {
             id,
@@ -618,7 +635,7 @@ fn sync_asks(outputs: &[Output]) -> Vec<(u64, stream::Exchange)> {
 }
 
 /// Lets time pass until the core asks for an exchange of state.
-fn next_sync(core: &mut Core, now: &mut Duration) -> (u64, stream::Exchange) {
+fn next_sync(core: &mut Core, now: &mut Duration) -> (u64, Exchange) {
     loop {
         *now = core.next_timeout().unwrap();
         core.handle_timeout(*now);
@@ -634,7 +651,7 @@ fn members_that_know_the_same_exchange_a_digest_and_nothing_else() {
     let mut core = knowing(40);
     let mut now = Duration::ZERO;
     let (ask, question) = next_sync(&mut core, &mut now);
-    let stream::Exchange::Digest(digest) = question else {
+    let Exchange::Digest(digest) = question else {
         panic!("{question:?}");
     };
     assert_eq!(*digest, core.everybody().collect());
@@ -661,17 +678,21 @@ fn what_differs_goes_both_ways() {
     let told: Vec<_> = theirs
         .into_iter()
         .filter(|member| parts.contain(member.id().node))
+        .map(Record::from)
         .collect();
     let reply = stream::encode_parts(parts, &told);
     core.handle_stream_reply(now, ask, &StreamReply::Acked(reply.into()));
     assert_eq!(core.liveness(id(41, 1).node), Some(Liveness::Alive));
     let pushed = sync_asks(&outputs(&mut core)).pop().unwrap().1;
-    let stream::Exchange::Parts(_, pushed) = pushed else {
+    let Exchange::Parts(_, pushed) = pushed else {
         panic!("{pushed:?}");
     };
-    let mut pushed: Vec<_> = pushed.iter().map(|member| member.id().node.0[0]).collect();
+    let mut pushed: Vec<_> = pushed
+        .iter()
+        .map(|record| record.member.id().node.0[0])
+        .collect();
     pushed.sort_unstable();
-    assert_eq!(pushed, (2..10).collect::<Vec<_>>());
+    assert_eq!(pushed, (1..10).collect::<Vec<_>>(), "ours, and who speaks");
 }
 
 #[test]
@@ -681,7 +702,7 @@ fn a_peer_that_does_not_understand_a_digest_gets_the_whole_state() {
     let (ask, _) = next_sync(&mut core, &mut now);
     core.handle_stream_reply(now, ask, &StreamReply::Timeout);
     let (ask, question) = sync_asks(&outputs(&mut core)).pop().unwrap();
-    assert!(matches!(question, stream::Exchange::State(members) if members.len() == 3));
+    assert!(matches!(question, Exchange::State(members) if members.len() == 3));
     core.handle_stream_reply(now, ask, &StreamReply::Timeout);
     assert_eq!(sync_asks(&outputs(&mut core)), [], "once");
 }
@@ -689,14 +710,14 @@ fn a_peer_that_does_not_understand_a_digest_gets_the_whole_state() {
 #[test]
 fn who_is_gone_and_forgotten_is_not_brought_back_by_others() {
     let mut core = knowing(3);
-    core.answer_sync(SEC, &stream::encode_state(&[foca::Member::down(id(9, 1))]))
+    core.answer_sync(SEC, &state_of(&[foca::Member::down(id(9, 1))]))
         .unwrap();
     assert_eq!(core.members().len(), 3, "who joins is told of the dead");
     let mut now = SEC;
     let (ask, _) = next_sync(&mut core, &mut now);
     let nothing = stream::encode_parts(Parts::default(), &[]);
     core.handle_stream_reply(now, ask, &StreamReply::Acked(nothing.into()));
-    core.answer_sync(now, &stream::encode_state(&[foca::Member::down(id(8, 1))]))
+    core.answer_sync(now, &state_of(&[foca::Member::down(id(8, 1))]))
         .unwrap();
     assert_eq!(core.members().len(), 3);
 }

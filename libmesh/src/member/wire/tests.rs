@@ -61,8 +61,16 @@ fn header() -> impl Strategy<Value = Header<Identity>> {
     )
 }
 
+pub(crate) fn notes(own: NodeId) -> Arc<Mutex<Notes>> {
+    Arc::new(Mutex::new(Notes::new(
+        own,
+        "dc1".into(),
+        Some(super::super::NodeMeta::default()),
+    )))
+}
+
 fn codec(own: NodeId) -> WireCodec {
-    WireCodec::new(own, Arc::default())
+    WireCodec::new(own, Arc::default(), notes(own))
 }
 
 fn some_identity() -> Identity {
@@ -123,7 +131,11 @@ fn an_announce_to_the_nil_id_is_read_as_ones_own() {
 #[test]
 fn a_goodbye_is_told_from_a_failure() {
     let leaving = Arc::new(AtomicBool::new(true));
-    let mut codec = WireCodec::new(some_identity().node, Arc::clone(&leaving));
+    let mut codec = WireCodec::new(
+        some_identity().node,
+        Arc::clone(&leaving),
+        notes(some_identity().node),
+    );
     let mut bytes = Vec::new();
     codec
         .encode_member(&Member::down(some_identity()), &mut bytes)
@@ -169,13 +181,19 @@ proptest! {
     #[test]
     fn packets_round_trip(header in header(), updates in proptest::collection::vec(member(), 0..31)) {
         let mut bytes = Vec::new();
-        encode_header(&header, &mut bytes).unwrap();
+        encode_header(&header, &[], &mut bytes).unwrap();
         let updates = if header.message == Message::Announce { Vec::new() } else { updates };
         if header.message != Message::Announce {
             bytes.put_u16(updates.len() as u16);
             updates.iter().for_each(|member| encode_member(member, &mut bytes));
         }
-        prop_assert_eq!(decode_packet(&bytes), Ok(Packet { header, updates }));
+        let packet = decode_packet(&bytes).unwrap();
+        prop_assert_eq!(&packet.header, &header);
+        prop_assert!(packet.updates.iter().map(|record| &record.member).eq(&updates));
+        let all = vec![true; updates.len()];
+        prop_assert_eq!(decode_packet(&packet.bytes_of(&all)).unwrap().updates, packet.updates.clone());
+        let none = packet.bytes_of(&vec![false; updates.len()]);
+        prop_assert_eq!(decode_packet(&none).unwrap().updates, Vec::<Record>::new());
         for cut in 0..bytes.len() {
             let _ = decode_packet(&bytes[..cut]);
         }
@@ -185,7 +203,7 @@ proptest! {
     fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..1300)) {
         let _ = decode_packet(&garbage);
         let _ = Identity::decode(&mut &garbage[..]);
-        let _ = decode_member(&mut &garbage[..]);
+        let _ = decode_record(&mut &garbage[..]);
     }
 
     #[test]
@@ -196,4 +214,89 @@ proptest! {
         prop_assert_eq!(one.win_addr_conflict(&other), one != other && !other.win_addr_conflict(&one));
         prop_assert!(one.renew().is_none_or(|next| next.win_addr_conflict(&one)));
     }
+}
+
+/// What the first version sent: a gossip of node 0101… about node 0202…, suspect.
+const FIRST_VERSION: &[u8] = &[
+    1, 9, 0, 0, 3, // version, gossip, probe, incarnation
+    31, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 7, 192, 0, 2, 1,
+    0x20, 0x6d, // from
+    31, 4, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 1, 192, 0, 2, 3,
+    0x20, 0x6d, // to
+    0, 1, // one update
+    35, 2, 0, 5, 31, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 9,
+    192, 0, 2, 2, 0x20, 0x6d,
+];
+
+#[test]
+fn packets_of_the_first_version_are_read_and_written_unchanged() {
+    let packet = decode_packet(FIRST_VERSION).unwrap();
+    assert_eq!(packet.header.src_incarnation, 3);
+    assert_eq!(packet.header.src.addr, "192.0.2.1:8301".parse().unwrap());
+    assert_eq!(packet.header.src.generation, 7);
+    assert_eq!(packet.from, Extra::default());
+    let suspect = &packet.updates[0].member;
+    assert_eq!(
+        (suspect.state(), suspect.incarnation()),
+        (State::Suspect, 5)
+    );
+    let mut bytes = Vec::new();
+    encode_header(&packet.header, &[], &mut bytes).unwrap();
+    bytes.put_u16(1);
+    encode_member(suspect, &mut bytes);
+    assert_eq!(bytes, FIRST_VERSION);
+}
+
+/// An identity as the first version read it: what follows the port in its length is skipped.
+fn first_version_identity(input: &mut &[u8]) -> Identity {
+    let mut body = prefixed(input).unwrap();
+    assert_eq!(take_u8(&mut body), Ok(4));
+    let node = NodeId(take_array(&mut body).unwrap());
+    let generation = u64::from_be_bytes(take_array(&mut body).unwrap());
+    let ip: [u8; 4] = take_array(&mut body).unwrap();
+    let port = take_u16(&mut body).unwrap();
+    Identity {
+        node,
+        addr: SocketAddr::from((ip, port)),
+        generation,
+    }
+}
+
+#[test]
+fn the_first_version_reads_what_this_one_writes() {
+    let own = NodeId([1; 16]);
+    let (src, dst) = (
+        some_identity(),
+        Identity {
+            node: own,
+            ..some_identity()
+        },
+    );
+    let notes = notes(src.node);
+    notes
+        .lock()
+        .restart_until(std::time::Duration::from_secs(9));
+    let mut codec = WireCodec::new(src.node, Arc::default(), notes);
+    let header = Header {
+        src,
+        src_incarnation: 2,
+        dst,
+        message: Message::Feed,
+    };
+    let mut bytes = Vec::new();
+    codec.encode_header(&header, &mut bytes).unwrap();
+    codec
+        .encode_member(&Member::new(src, 2, State::Alive), &mut bytes)
+        .unwrap();
+    let plain = 5 + 2 * src.encoded_len() + 36;
+    assert!(bytes.len() > plain + 10, "there is nothing to skip");
+
+    let mut input = &bytes[5..];
+    assert_eq!(first_version_identity(&mut input), src);
+    assert_eq!(first_version_identity(&mut input), dst);
+    let mut member = prefixed(&mut input).unwrap();
+    assert_eq!(take_u8(&mut member), Ok(STATE_ALIVE));
+    assert_eq!(take_u16(&mut member), Ok(2));
+    assert_eq!(first_version_identity(&mut member), src);
+    assert!(input.is_empty());
 }
