@@ -70,6 +70,9 @@ pub struct Config {
     pub version: Arc<str>,
     /// Timings of membership. Default [`Preset::lan`].
     pub preset: Preset,
+    /// Nodes beyond which the pool (the datacenter) takes no further ones. Default 5,000, from 2,000 on a warning is
+    /// logged: membership is measured up to there. Should be the same on every node.
+    pub pool_limit: usize,
     /// Timings of the catalog's dissemination.
     pub sync: sync::Config,
     /// Further RPC routes of the embedding program.
@@ -105,6 +108,7 @@ impl Config {
             meta: BTreeMap::new(),
             version: env!("CARGO_PKG_VERSION").into(),
             preset: Preset::lan(),
+            pool_limit: 5_000,
             sync: sync::Config::default(),
             routes: rpc::Router::new(),
             limits: rpc::Limits::default(),

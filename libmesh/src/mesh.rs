@@ -3,6 +3,7 @@
 mod advertise;
 mod authority;
 mod error;
+mod keys;
 mod listener;
 mod outbound;
 mod problem;
@@ -35,6 +36,7 @@ use crate::{
 
 pub use crate::config::{Builder, Config, ConfigError, Credentials};
 pub use error::MeshError;
+pub use keys::{KeyringChange, NodeKeys, RotationError};
 pub use listener::Listener;
 pub use problem::Problem;
 
@@ -326,6 +328,23 @@ impl Mesh {
     /// Ends without a goodbye, as before a restart: others see the node go down if it stays away.
     pub async fn stop(self) {
         self.end().await;
+    }
+
+    /// Announces that the node is back within `within` (15 s at most), and ends: until then nothing bad is shown of it
+    /// anywhere, whatever others see, and its instances stay in every answer. Takes half a second longer than
+    /// [`stop`](Self::stop).
+    pub async fn restart(self, within: Duration) {
+        self.inner.membership.restart(within).await;
+        self.end().await;
+    }
+
+    /// Waits until the node cannot go on, and says why: another process with the same node key runs at another address
+    /// and was there first. Never returns otherwise.
+    pub async fn failed(&self) -> MeshError {
+        match self.inner.membership.ended().await {
+            Some(reason) => MeshError::Copy(reason),
+            None => std::future::pending().await,
+        }
     }
 
     async fn end(&self) {

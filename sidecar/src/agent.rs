@@ -3,8 +3,8 @@
 //! [`Agent::start`] puts the parts together: the [`Mesh`] node, the services of the configuration and
 //! their checks, DNS, the Consul-compatible interface on TCP (and TLS), and the Unix socket on which local
 //! callers attach. `mesh server` starts the same agent with [`Extras`]: own credentials, own certificates,
-//! further routes. [`Agent::run`] then waits for signals: TERM or INT drain and leave, a second one stops
-//! at once, HUP reads the configuration again and applies what can change live.
+//! further routes. [`Agent::run`] then waits for signals: TERM or INT drain and leave (or announce a restart), a second
+//! one stops at once, HUP reads the configuration again and applies what can change live.
 
 mod error;
 mod host;
@@ -32,12 +32,14 @@ use libmesh::{
     health::kept_in_maintenance,
     identity::CertificateSource,
     join::{JoinToken, NodeDirectory},
+    member::MAX_RESTART,
     mesh::{Credentials, Mesh},
     model::Roles,
     rpc,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -46,7 +48,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
-    config::{Config, ExecChecks},
+    config::{Config, ExecChecks, OnTerm},
     consul::{About, ConsulApi},
     forward::{Forward, RpcForward},
     http::Routes,
@@ -93,6 +95,8 @@ pub struct Agent {
     dns: Option<DnsServer>,
     addresses: Addresses,
     ready: Arc<AtomicBool>,
+    /// Somebody asked for a restart over the socket.
+    again: Arc<Notify>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -115,6 +119,10 @@ pub enum Ended {
     Left,
     /// A second signal ended it without waiting.
     AtOnce,
+    /// It announced to be back within [`MAX_RESTART`] and ended: whoever supervises it starts it again.
+    Restarting,
+    /// The same, asked for over the socket: it starts itself again.
+    Again,
 }
 
 impl Agent {
@@ -192,7 +200,9 @@ impl Agent {
         let attach = AttachServer::new(Arc::clone(&host));
         let ready = Arc::new(AtomicBool::new(false));
         let api = consul.with(extras.routes.merge(listen::health(Arc::clone(&ready))));
-        let bound = listen::open(&config, &api, &attach.routes(), &stop, &tasks).await?;
+        let again = Arc::new(Notify::new());
+        let socket = attach.routes().merge(listen::restart(Arc::clone(&again)));
+        let bound = listen::open(&config, &api, &socket, &stop, &tasks).await?;
         (addresses.http, addresses.https) = bound;
         tasks.spawn(attach.expire_leases(stop.clone()));
         let fill = if first(&config, extras.server) {
@@ -217,6 +227,7 @@ impl Agent {
             dns,
             addresses,
             ready,
+            again,
             stop,
             tasks,
         })
@@ -262,9 +273,25 @@ impl Agent {
             "agent started"
         );
         notify::tell("READY=1");
-        loop {
-            match signals.next().await {
-                Told::Stop => break,
+        let (mesh, asked) = (self.mesh.clone(), Arc::clone(&self.again));
+        let mut failed = std::pin::pin!(mesh.failed());
+        let ended = loop {
+            let told = tokio::select! {
+                told = signals.next() => told,
+                () = asked.notified() => break Ended::Again,
+                error = &mut failed => {
+                    let error = AgentError::mesh(error, &self.config);
+                    self.stop().await;
+                    return Err(error);
+                }
+            };
+            match told {
+                Told::Stop => {
+                    break match self.config.node.on_term {
+                        OnTerm::Leave => Ended::Left,
+                        OnTerm::Restart => Ended::Restarting,
+                    };
+                }
                 Told::Reload => {
                     notify::tell("RELOADING=1");
                     if let Some(config) = reload() {
@@ -273,12 +300,23 @@ impl Agent {
                     notify::tell("READY=1");
                 }
             }
+        };
+        match ended {
+            Ended::Left => info!("leaving the mesh; a second signal stops at once"),
+            _ => info!(within = ?MAX_RESTART, "restarting; a second signal stops at once"),
         }
-        info!("leaving the mesh; a second signal stops at once");
-        notify::tell("STOPPING=1");
+        if ended != Ended::Again {
+            notify::tell("STOPPING=1");
+        }
         let again = async { while !matches!(signals.next().await, Told::Stop) {} };
+        let end = async {
+            match ended {
+                Ended::Left => self.leave().await,
+                _ => self.restart().await,
+            }
+        };
         tokio::select! {
-            () = self.leave() => Ok(Ended::Left),
+            () = end => Ok(ended),
             () = again => Ok(Ended::AtOnce),
         }
     }
@@ -320,11 +358,28 @@ impl Agent {
 
     /// Closes the listeners, lets running requests end, says goodbye to the mesh.
     pub async fn leave(self) {
+        let mesh = self.mesh.clone();
+        self.end(mesh.leave()).await;
+    }
+
+    /// The same, but says to the mesh that it will be back: nothing bad is shown of it until [`MAX_RESTART`] has passed.
+    pub async fn restart(self) {
+        let mesh = self.mesh.clone();
+        self.end(mesh.restart(MAX_RESTART)).await;
+    }
+
+    /// The same without a word to the mesh.
+    async fn stop(self) {
+        let mesh = self.mesh.clone();
+        self.end(mesh.stop()).await;
+    }
+
+    async fn end(self, goodbye: impl Future<Output = ()>) {
         self.stop.cancel();
         self.tasks.close();
         let leave = async {
             // Others shall stop sending before the listeners' last requests are through.
-            tokio::join!(self.mesh.leave(), self.tasks.wait());
+            tokio::join!(goodbye, self.tasks.wait());
             if let Some(dns) = self.dns {
                 dns.shutdown().await;
             }
@@ -455,6 +510,7 @@ fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config
         .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
         .collect();
     mesh.version = env!("CARGO_PKG_VERSION").into();
+    mesh.pool_limit = config.node.pool_limit;
     mesh.routes = extras.rpc.clone();
     mesh.certificates = extras.certificates.clone();
     Ok(mesh)

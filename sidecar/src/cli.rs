@@ -108,7 +108,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     }
     match cli.command {
         // Long-running commands build the runtime they want.
-        Command::Agent(command) => command.run(),
+        Command::Agent(command) => command.run(&global),
         Command::Server(command) => command.run(),
         Command::Dev(command) => command.run(),
         Command::Demo(command) => command.run(),

@@ -76,6 +76,32 @@ pub struct NodeConfig {
     pub advertise: IpAddr,
     /// Free-form pairs; `zone` is the failure domain.
     pub meta: BTreeMap<String, String>,
+    /// What TERM and INT mean. Default: leave.
+    pub on_term: OnTerm,
+    /// Nodes beyond which the datacenter takes no further ones. Default 5,000.
+    pub pool_limit: usize,
+}
+
+/// What an agent tells the others when it is told to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnTerm {
+    /// Goodbye: it is gone from all answers at once.
+    #[default]
+    Leave,
+    /// Back within fifteen seconds: it stays in all answers until then.
+    Restart,
+}
+
+impl std::str::FromStr for OnTerm {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "leave" => Ok(Self::Leave),
+            "restart" => Ok(Self::Restart),
+            _ => Err("\"leave\" or \"restart\" is wanted"),
+        }
+    }
 }
 
 /// `[join]`: how to find the mesh.
@@ -295,6 +321,8 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("node", "data_dir"),
     ("node", "bind"),
     ("node", "advertise"),
+    ("node", "on_term"),
+    ("node", "pool_limit"),
     ("join", "seeds"),
     ("join", "token_file"),
     ("join", "patience"),
@@ -489,6 +517,8 @@ fn read_node(mut reader: Reader<'_>) -> Option<NodeConfig> {
         );
     }
     let meta = reader.pairs("meta").unwrap_or_default();
+    let on_term = reader.parsed("on_term", "\"leave\" or \"restart\"", str::parse);
+    let pool_limit = reader.integer("pool_limit", 1, 65_536);
     reader.finish();
     Some(NodeConfig {
         name: name?,
@@ -497,6 +527,8 @@ fn read_node(mut reader: Reader<'_>) -> Option<NodeConfig> {
         bind,
         advertise: advertise?,
         meta,
+        on_term: on_term.unwrap_or_default(),
+        pool_limit: pool_limit.map_or(5_000, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
     })
 }
 

@@ -248,6 +248,11 @@ impl NodeDirectory {
         self.write("certificate", &bytes)
     }
 
+    /// Keeps a changed keyring.
+    pub(crate) fn save_keyring(&self, keyring: &Keyring) -> Result<(), DirectoryError> {
+        self.write("keyring", &keyring.to_bytes())
+    }
+
     /// The members to announce to after a restart.
     pub fn candidates(&self) -> Result<Vec<u8>, DirectoryError> {
         Ok(self

@@ -67,6 +67,29 @@ impl KeyId {
     }
 }
 
+impl KeyId {
+    /// The id as it travels.
+    pub fn to_bytes(self) -> [u8; 4] {
+        self.0.to_be_bytes()
+    }
+
+    /// Reads [`to_bytes`](Self::to_bytes).
+    pub fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(u32::from_be_bytes(bytes))
+    }
+}
+
+impl std::str::FromStr for KeyId {
+    type Err = KeyringError;
+
+    /// Eight hexadecimal digits, as it is shown.
+    fn from_str(text: &str) -> Result<Self, KeyringError> {
+        let digits = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let id = digits.then(|| u32::from_str_radix(text, 16).ok()).flatten();
+        id.map(Self).ok_or(KeyringError::NoId)
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)
@@ -94,6 +117,9 @@ pub enum KeyringError {
     /// The key in use cannot be removed.
     #[error("gossip key {0} is in use; use another one before removing it")]
     InUse(KeyId),
+    /// The text is no key id.
+    #[error("a gossip key id is eight hexadecimal digits; see: mesh operator keyring list")]
+    NoId,
     /// There is no room for one more key.
     #[error("the gossip keyring holds {MAX_KEYS} keys already; remove one that is no longer used")]
     Full,
@@ -272,6 +298,19 @@ impl Keyring {
                 Ok(())
             }
         }
+    }
+
+    /// Becomes what [`to_bytes`](Self::to_bytes) of another keyring wrote; whether that changed anything.
+    ///
+    /// # Errors
+    /// [`KeyringError::Malformed`].
+    pub fn adopt(&self, bytes: &[u8]) -> Result<bool, KeyringError> {
+        let other = Self::from_bytes(bytes)?;
+        let changed = other.ids() != self.ids();
+        if changed {
+            *self.keys.write() = other.keys.read().clone();
+        }
+        Ok(changed)
     }
 
     /// Names of the installed keys, the one in use first.

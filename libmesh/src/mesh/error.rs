@@ -136,6 +136,9 @@ pub enum MeshError {
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The same node key is in use at another address; the text names both.
+    #[error("{0}")]
+    Copy(String),
     /// Membership cannot start.
     #[error("membership cannot start: {0}")]
     Membership(String),
@@ -160,6 +163,7 @@ impl MeshError {
             | Self::OtherDatacenter { .. }
             | Self::OtherMesh { .. }
             | Self::OtherKey { .. }
+            | Self::Copy(_)
             | Self::Certificate { .. } => Blame::Configuration,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
                 Blame::Configuration

@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Config, Credentials, Inner, Mesh, MeshError, advertise,
     authority::{NodeSigner, NodeVerifier, RemoteSource, Servers},
+    keys,
     outbound::Outbound,
     problem::{self, Problems},
     sockets,
@@ -25,7 +26,7 @@ use crate::{
     health::{Scheduler, kept_in_maintenance},
     identity::{CertificateSource, Identity, IdentityError, Subject, Trust},
     join::{self, JoinToken, NodeCredentials, NodeDirectory},
-    member::{self, Driver, decode_candidates},
+    member::{self, Driver, NodeMeta, decode_candidates},
     model::{Locality, NodeRecord},
     rpc::{Client, Server},
     sync::{Members, Plane},
@@ -100,6 +101,14 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         preset: config.preset.clone(),
         seeds,
         candidates: decode_candidates(&candidates),
+        pool: credentials.datacenter.as_str().into(),
+        meta: NodeMeta {
+            roles: config.roles,
+            zone: config.meta.get("zone").cloned().unwrap_or_default(),
+            version: config.version.clone(),
+            ..NodeMeta::default()
+        },
+        pool_limit: config.pool_limit,
         ..member::Config::lan(credentials.key.node_id(), advertise, generation)
     };
     let label = credentials.trust_domain.as_str().as_bytes();
@@ -121,6 +130,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
     };
 
     let router = transport::routes(&membership, &plane)
+        .merge(keys::routes(&credentials.keyring, directory.clone()))
         .merge(bundle::routes(bundles.clone(), stop.clone()))
         .merge(join::route(
             config.routes.clone(),
@@ -154,7 +164,22 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         problems.clone(),
         stop.clone(),
     ));
-    tasks.spawn(upkeep::follow_trust(trust, catalog.clone(), stop.clone()));
+    tasks.spawn(upkeep::follow_trust(
+        trust,
+        catalog.clone(),
+        membership.clone(),
+        stop.clone(),
+    ));
+    if !identity.leaf().rights.is_server() {
+        // A server changes the keyring; it asks nobody.
+        tasks.spawn(keys::follow(
+            membership.clone(),
+            client.clone(),
+            servers.clone(),
+            directory.clone(),
+            stop.clone(),
+        ));
+    }
     let subject = Subject::Node(credentials.key.clone());
     tasks.spawn(
         identity

@@ -1,6 +1,6 @@
 //! Membership, catalog and bundles over RPC: the calls out, and the routes in.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -8,8 +8,10 @@ use http::StatusCode;
 use crate::{
     identity::BoxFuture,
     member::{
-        AnswerError, Member, Membership, Peer, StreamReply, StreamTransport, stream::StreamFuture,
+        AnswerError, Member, Membership, Peer, Refusal, StreamReply, StreamTransport,
+        stream::{StreamFuture, sender_of_ping, sender_of_sync},
     },
+    model::NodeId,
     rpc::{Client, Reply, Request, Router, RpcError, Target},
     sync::{
         CallFailed, CodecError, FRAME_MAX, Plane, SubscribeError, SyncCall, SyncTransport,
@@ -40,6 +42,11 @@ impl Transport {
             {
                 Ok(answer) => StreamReply::Acked(answer),
                 Err(RpcError::Refused { .. }) => StreamReply::Refused,
+                Err(RpcError::Status {
+                    status: StatusCode::FORBIDDEN | StatusCode::CONFLICT,
+                    message,
+                    ..
+                }) => denied(message),
                 Err(error) => {
                     tracing::debug!(peer = %to.addr, %error, "no answer to a membership question");
                     StreamReply::Timeout
@@ -87,11 +94,21 @@ pub(super) fn routes(membership: &Membership, plane: &Plane) -> Router {
     Router::new()
         .route(PING, PING_MAX, move |request| {
             let membership = ping.clone();
-            async move { answered(membership.answer_ping(request.body).await) }
+            async move {
+                match is_own_word(sender_of_ping(&request.body), &request) {
+                    Ok(()) => answered(membership.answer_ping(request.body).await),
+                    Err(refused) => refused,
+                }
+            }
         })
         .route(SYNC, SYNC_MAX, move |request| {
             let membership = sync.clone();
-            async move { answered(membership.answer_sync(request.body).await) }
+            async move {
+                match is_own_word(sender_of_sync(&request.body), &request) {
+                    Ok(()) => answered(membership.answer_sync(request.body).await),
+                    Err(refused) => refused,
+                }
+            }
         })
         .merge(catalog_routes(plane))
 }
@@ -135,11 +152,46 @@ fn catalog_routes(plane: &Plane) -> Router {
     calls.into_iter().fold(routes, route)
 }
 
+/// The gossip key says "a member"; here the certificate says which, and nobody speaks for another.
+fn is_own_word(sender: Option<NodeId>, request: &Request) -> Result<(), Reply> {
+    match sender {
+        Some(sender) if sender != request.peer.node_id => {
+            let message = format!("node {} speaks for another", request.peer.node);
+            Err(Reply::error(StatusCode::FORBIDDEN, message))
+        }
+        // What is malformed is told so.
+        _ => Ok(()),
+    }
+}
+
+/// What goes before the address of whoever has the asker's key.
+const COPY: &str = "copy at ";
+
+fn copy_at(addr: SocketAddr) -> String {
+    format!("{COPY}{addr}: {}", Refusal::Copy(addr))
+}
+
+fn denied(reason: String) -> StreamReply {
+    let copy = reason
+        .strip_prefix(COPY)
+        .and_then(|rest| rest.split_once(": ")?.0.parse().ok());
+    StreamReply::Denied { reason, copy }
+}
+
 fn answered(answer: Result<Bytes, AnswerError>) -> Reply {
     match answer {
         Ok(body) => Reply::ok(body),
         Err(error @ AnswerError::Gone(_)) => {
             Reply::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
+        Err(AnswerError::Refused(Refusal::Copy(addr))) => {
+            Reply::error(StatusCode::CONFLICT, copy_at(addr))
+        }
+        Err(error @ AnswerError::Refused(Refusal::Busy)) => {
+            Reply::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
+        Err(error @ AnswerError::Refused(_)) => {
+            Reply::error(StatusCode::FORBIDDEN, error.to_string())
         }
         Err(error) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
     }
@@ -163,5 +215,23 @@ fn understood(answer: Result<Bytes, CodecError>) -> Reply {
     match answer {
         Ok(body) => Reply::ok(body),
         Err(error) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_where_the_copy_is() {
+        let addr = "192.0.2.1:8301".parse().unwrap();
+        let StreamReply::Denied { copy, .. } = denied(copy_at(addr)) else {
+            unreachable!()
+        };
+        assert_eq!(copy, Some(addr));
+        let StreamReply::Denied { copy, .. } = denied("the pool is full: 5".to_owned()) else {
+            unreachable!()
+        };
+        assert_eq!(copy, None);
     }
 }

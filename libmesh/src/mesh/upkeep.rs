@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::{
     sync::broadcast::error::RecvError,
+    task::JoinError,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     catalog::Catalog,
     identity::{Identity, Trust},
-    join::{NodeCredentials, NodeDirectory},
+    join::{DirectoryError, NodeCredentials, NodeDirectory},
     member::Membership,
 };
 
@@ -25,6 +26,45 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// How often they are written at the least, if they changed.
 const CANDIDATES: Duration = Duration::from_secs(10);
 
+/// How soon what could not be written is tried again: the disk may be full.
+const RETRY: Duration = Duration::from_secs(3);
+/// How often revoked nodes are looked at again: one may have got a new certificate.
+const REVOKED: Duration = Duration::from_secs(30);
+
+/// Whether something is on disk. A failure is told once, and so is its end.
+struct Kept {
+    what: &'static str,
+    failing: bool,
+}
+
+impl Kept {
+    fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            failing: false,
+        }
+    }
+
+    fn note(&mut self, saved: Result<Result<(), DirectoryError>, JoinError>) {
+        let failed = match saved {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            // The runtime ends.
+            Err(_) => return,
+        };
+        let was_failing = std::mem::replace(&mut self.failing, failed.is_some());
+        match failed {
+            Some(error) if !was_failing => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "{} cannot be kept; the node goes on and tries again until it can",
+                self.what
+            ),
+            None if was_failing => tracing::info!("{} can be kept again", self.what),
+            _ => {}
+        }
+    }
+}
+
 /// Publishes each new certificate of the node, and keeps it with the roots in the directory.
 pub(super) async fn follow_certificate(
     identity: Identity,
@@ -35,11 +75,13 @@ pub(super) async fn follow_certificate(
 ) {
     let mut serials = identity.watch_serial();
     let mut trust = identity.trust().watch();
+    let mut kept = Kept::new("the new node certificate");
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = serials.changed() => {}
             _ = trust.changed() => {}
+            () = sleep(RETRY), if kept.failing => {}
         }
         let (chain, bundle) = (identity.chain(), identity.trust().bundle());
         if chain != credentials.chain
@@ -47,7 +89,7 @@ pub(super) async fn follow_certificate(
         {
             tracing::error!(%error, "the new node certificate cannot be published");
         }
-        if chain == credentials.chain && bundle == credentials.bundle {
+        if chain == credentials.chain && bundle == credentials.bundle && !kept.failing {
             continue;
         }
         (credentials.chain, credentials.bundle) = (chain, bundle);
@@ -55,31 +97,40 @@ pub(super) async fn follow_certificate(
             continue;
         };
         let credentials = credentials.clone();
-        let saved = tokio::task::spawn_blocking(move || directory.save(&credentials)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the new node certificate is not kept"
-            );
-        }
+        let save = move || directory.save(&credentials);
+        kept.note(tokio::task::spawn_blocking(save).await);
     }
 }
 
-/// Hides nodes whose certificates no longer count, and shows them again when they do.
-pub(super) async fn follow_trust(trust: Trust, catalog: Catalog, stop: CancellationToken) {
+/// Hides nodes whose certificates no longer count and evicts them from the pool, and lets them back when they do.
+pub(super) async fn follow_trust(
+    trust: Trust,
+    catalog: Catalog,
+    membership: Membership,
+    stop: CancellationToken,
+) {
     let mut changes = trust.watch();
+    let mut evicted = Vec::new();
     loop {
         // At the start, too: revocations may have come before this task.
         let catalog = catalog.clone();
         let verified = tokio::task::spawn_blocking(move || catalog.reverify());
-        if verified.await.is_err() {
-            tracing::error!("the certificates of the nodes were not verified again");
+        match verified.await {
+            Ok(disowned) if disowned != evicted => {
+                evicted = disowned;
+                if membership.evict(evicted.clone()).await.is_err() {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(_) => tracing::error!("the certificates of the nodes were not verified again"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() {
                 return;
-            }
+            },
+            () = sleep(REVOKED), if !evicted.is_empty() => {}
         }
     }
 }
@@ -93,7 +144,8 @@ pub(super) async fn follow_members(
     let mut tick = interval(CANDIDATES);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events = membership.events();
-    let mut kept = Vec::new();
+    let mut written = Vec::new();
+    let mut kept = Kept::new("the list of members to ask after a restart");
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -111,19 +163,14 @@ pub(super) async fn follow_members(
         let Ok(candidates) = membership.candidates().await else {
             return;
         };
-        if candidates == kept {
+        if candidates == written {
             continue;
         }
         let (directory, bytes) = (directory.clone(), candidates.clone());
-        match tokio::task::spawn_blocking(move || directory.save_candidates(&bytes)).await {
-            Ok(Ok(())) => kept = candidates,
-            Ok(Err(error)) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "member candidates are not kept"
-                );
-            }
-            Err(_) => return,
+        let save = move || directory.save_candidates(&bytes);
+        kept.note(tokio::task::spawn_blocking(save).await);
+        if !kept.failing {
+            written = candidates;
         }
     }
 }
@@ -144,12 +191,14 @@ pub(super) async fn follow_log(
 ) {
     let mut head = catalog.local().watch();
     let mut took = Duration::ZERO;
+    let mut kept = Kept::new("the own records");
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = head.changed() => if changed.is_err() {
                 return;
-            }
+            },
+            () = sleep(RETRY), if kept.failing => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -157,21 +206,20 @@ pub(super) async fn follow_log(
         }
         head.mark_unchanged();
         let began = Instant::now();
-        save_log(&catalog, &directory, false).await;
+        write_log(&catalog, &directory, false, &mut kept).await;
         took = Instant::now() - began;
     }
 }
 
 /// Keeps the own log; `clean` when nothing after it is told to others.
 pub(super) async fn save_log(catalog: &Catalog, directory: &NodeDirectory, clean: bool) {
+    write_log(catalog, directory, clean, &mut Kept::new("the own records")).await;
+}
+
+async fn write_log(catalog: &Catalog, directory: &NodeDirectory, clean: bool, kept: &mut Kept) {
     let (catalog, directory) = (catalog.clone(), directory.clone());
     let save = move || directory.save_log(&catalog.save(clean));
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(save).await {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the own records are not kept"
-        );
-    }
+    kept.note(tokio::task::spawn_blocking(save).await);
 }
 
 /// Tells membership of connections that broke: the peer may be gone.

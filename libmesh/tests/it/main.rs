@@ -6,6 +6,7 @@ mod cluster;
 mod connect;
 mod corpus;
 mod identity;
+mod member;
 mod mesh;
 mod refused;
 mod rpc;

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
-use tokio::net::TcpListener;
+use http::{Method, Request, StatusCode};
+use tokio::{net::TcpListener, sync::Notify};
 use tokio_rustls::rustls::{
     ServerConfig,
     crypto::ring,
@@ -22,7 +22,7 @@ use super::AgentError;
 use crate::{
     config::{Config, TlsFiles},
     consul::{ConsulApi, MAX_BODY},
-    http::{ConnInfo, Limits, Listener, Routes, bind_unix, serve, text},
+    http::{ConnInfo, Limits, Listener, Remote, Routes, bind_unix, serve, text},
 };
 
 /// The socket is open to every local user: who may do what is decided by the peer's uid or attach token.
@@ -129,4 +129,24 @@ pub fn health(ready: Arc<AtomicBool>) -> Routes {
                 }
             }
         })
+}
+
+/// `POST /v1/mesh/restart`, for the agent's own user and root.
+pub fn restart(again: Arc<Notify>) -> Routes {
+    Routes::new().on(Method::POST, "/v1/mesh/restart", move |call| {
+        let again = Arc::clone(&again);
+        async move {
+            let own = nix::unistd::geteuid().as_raw();
+            match call.conn.remote {
+                Remote::Unix { uid, .. } if uid == own || uid == 0 => {
+                    again.notify_one();
+                    text(StatusCode::ACCEPTED, "restarting\n")
+                }
+                _ => text(
+                    StatusCode::FORBIDDEN,
+                    "only root and the user that the agent runs as restart it",
+                ),
+            }
+        }
+    })
 }

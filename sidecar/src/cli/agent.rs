@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
+use http::Method;
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, Global, output};
 use crate::{
     agent::{Agent, AgentError, Ended, Extras, logging},
     config::{Config, ConfigErrors, Sources},
@@ -12,14 +13,30 @@ use crate::{
 
 /// Run this host's agent: membership, catalog, health checks, DNS, Consul-compatible HTTP.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Command {
+    #[command(subcommand)]
+    what: Option<What>,
     #[command(flatten)]
     flags: ConfigFlags,
 }
 
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Have this host's agent (or server) restart in place: its services stay in all answers meanwhile.
+    ///
+    /// It tells the mesh that it is back within 15 seconds, ends what it does, and starts the program anew with the same
+    /// arguments: an upgraded one, if the file was replaced.
+    Restart,
+}
+
 impl Command {
     /// Runs until TERM or INT.
-    pub fn run(self) -> Result<(), Failure> {
+    pub fn run(self, global: &Global) -> Result<(), Failure> {
+        if let Some(What::Restart) = self.what {
+            return super::once(restart(global));
+        }
+        let program = std::env::current_exe();
         let config = self.flags.load()?;
         logging::init(&config.log);
         let runtime = runtime()?;
@@ -29,12 +46,43 @@ impl Command {
             agent.run(|| self.flags.reload()).await.map_err(failure)
         });
         match ended? {
-            Ended::Left => Ok(()),
+            Ended::Left | Ended::Restarting => Ok(()),
+            Ended::Again => {
+                drop(runtime);
+                Err(start_again(program))
+            }
             Ended::AtOnce => Err(Failure::failed(
                 "stopped by a second signal before the drain ended",
             )),
         }
     }
+}
+
+async fn restart(global: &Global) -> Result<(), Failure> {
+    let client = global.addresses.socket();
+    let what = "cannot restart the agent";
+    let path = "/v1/mesh/restart";
+    client.call(what, Method::POST, path, None).await?;
+    output::line(&format!("restarting: {}", client.target()))
+}
+
+/// Becomes the program that is at this one's path by now, in the same process; returns only why it cannot.
+pub fn start_again(program: std::io::Result<PathBuf>) -> Failure {
+    use std::os::unix::process::CommandExt;
+    let error = match program {
+        Ok(program) => {
+            let mut args = std::env::args_os();
+            let mut command = std::process::Command::new(program);
+            if let Some(name) = args.next() {
+                command.arg0(name);
+            }
+            command.args(args).exec()
+        }
+        Err(error) => error,
+    };
+    Failure::failed(format!(
+        "ended for a restart, but cannot start again: {error}"
+    ))
 }
 
 /// The runtime of a node: the control plane needs little, and few threads keep it small.

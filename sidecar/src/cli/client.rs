@@ -130,6 +130,16 @@ impl Addresses {
         })
     }
 
+    /// The agent's socket itself.
+    pub fn socket(&self) -> Client {
+        Client {
+            target: Target::Unix(self.socket_path()),
+            prefix: "",
+            headers: Vec::new(),
+            hint: "is an agent running here? mesh agent; or name its socket: --socket, MESH_SOCKET",
+        }
+    }
+
     /// The file with the attach token, if one is named.
     pub fn attach_token_path(&self) -> Option<PathBuf> {
         let given = self.attach_token_file.clone();

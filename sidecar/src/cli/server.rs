@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     Failure,
-    agent::{ConfigFlags, failure, runtime},
+    agent::{ConfigFlags, failure, runtime, start_again},
 };
 use crate::{
     agent::{Ended, logging},
@@ -21,6 +21,7 @@ pub struct Command {
 impl Command {
     /// Runs until TERM or INT.
     pub fn run(self) -> Result<(), Failure> {
+        let program = std::env::current_exe();
         let config = self.flags.load()?;
         logging::init(&config.log);
         harden();
@@ -42,7 +43,11 @@ impl Command {
             running.run(reload).await.map_err(server_failure)
         });
         match ended? {
-            Ended::Left => Ok(()),
+            Ended::Left | Ended::Restarting => Ok(()),
+            Ended::Again => {
+                drop(runtime);
+                Err(start_again(program))
+            }
             Ended::AtOnce => Err(Failure::failed(
                 "stopped by a second signal before the drain ended",
             )),

@@ -29,6 +29,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         ("GET", "/v1/connect/intentions"),
         ("GET POST", "/v1/mesh/join-tokens"),
         ("DELETE", "/v1/mesh/join-tokens/:id"),
+        ("GET PUT", "/v1/mesh/keyring"),
         ("GET", "/v1/mesh/ledger"),
         ("GET", "/v1/mesh/ledger/verify"),
     ] {

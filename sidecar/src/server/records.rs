@@ -128,6 +128,14 @@ impl Records {
         Keyring::from_bytes(&pair.value).map_err(|error| unusable(error.to_string()))
     }
 
+    /// Keeps a changed keyring.
+    pub async fn set_keyring(&self, meta: Meta, keyring: &Keyring) -> Result<(), ServerError> {
+        self.kv
+            .put(meta, KEYRING, keyring.to_bytes(), 0, None)
+            .await?;
+        Ok(())
+    }
+
     /// The node of this name.
     pub fn node(&self, name: &NodeName) -> Result<Option<Node>, ServerError> {
         Ok(self.read(&node_key(name))?.map(|(node, _)| node))

@@ -210,3 +210,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn key_ids_are_shown_and_read() {
+    let id = Keyring::generate().unwrap().ids()[0];
+    assert_eq!(id.to_string().parse(), Ok(id));
+    assert_eq!(KeyId::from_bytes(id.to_bytes()), id);
+    for text in ["", "1234567", "123456789", "+1234567", "x2345678"] {
+        assert_eq!(text.parse::<KeyId>(), Err(KeyringError::NoId), "{text}");
+    }
+}
+
+#[test]
+fn a_keyring_that_missed_a_rotation_adopts_another() {
+    let (old, new) = (Keyring::generate().unwrap(), Keyring::generate().unwrap());
+    let mut opener = Opener::new(old.clone(), b"mesh");
+    let mut sealer = Sealer::new(new.clone(), b"mesh").unwrap();
+    let mut sealed = Vec::new();
+    sealer.seal(b"news", &mut sealed).unwrap();
+    assert!(matches!(
+        opener.open(&mut sealed.clone()),
+        Err(OpenError::UnknownKey(_))
+    ));
+    assert_eq!(old.adopt(&new.to_bytes()), Ok(true));
+    assert_eq!(opener.open(&mut sealed), Ok(&b"news"[..]));
+    assert_eq!(old.adopt(&new.to_bytes()), Ok(false));
+    assert!(old.adopt(b"\x01\x00").is_err());
+    assert_eq!(old.ids(), new.ids(), "what is malformed changes nothing");
+}
