@@ -109,9 +109,10 @@ impl Sim {
     pub fn established(seed: u64, network: Network, kind: &Kind, count: usize) -> Self {
         let mut sim = Self::new(seed, network);
         let all: Vec<_> = (0..count)
-            .map(|node| foca::Member::alive(first_identity(node)).into())
+            .map(|node| foca::Member::alive(first_identity(node)))
             .collect();
-        let state = Bytes::from(stream::encode_state(&all));
+        let records: Vec<_> = all.iter().cloned().map(Into::into).collect();
+        let state = Bytes::from(stream::encode_state(&records));
         // Nobody is probed before the first period is over: none of them is late.
         let period = match kind {
             Kind::Mesh(preset) => preset.probe_period,

@@ -172,8 +172,6 @@ pub struct Core {
     told_full: bool,
     told_denied: bool,
     told_large: bool,
-    /// One member did not reach us.
-    reach_doubted: bool,
     failure: Option<String>,
     rng: Xoshiro256PlusPlus,
     outputs: VecDeque<Output>,
@@ -232,7 +230,6 @@ impl Core {
             told_full: false,
             told_denied: false,
             told_large: false,
-            reach_doubted: false,
             failure: None,
             rng,
             outputs: VecDeque::new(),
@@ -596,6 +593,7 @@ impl Core {
             }
             Item::Seeds => self.announce_to_seeds(),
             Item::PushPull => self.push_pull(),
+            Item::Reach => self.check_reach(None),
             Item::Forget => self.forget(),
             Item::GoodbyeRound(0) => self.outputs.push_back(Output::Left),
             Item::GoodbyeRound(rounds) => {

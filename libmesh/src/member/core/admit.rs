@@ -429,37 +429,47 @@ impl Core {
         self.publish(changes);
     }
 
-    /// Whether others reach this node: the first that answered is asked to try, then one more.
-    pub(super) fn check_reach(&mut self, witness: Identity) {
+    /// Whether others reach this node: a random member is asked to try, some seconds after the join; then one more.
+    pub(super) fn check_reach(&mut self, doubted_by: Option<NodeId>) {
         let own = *self.foca.identity();
+        let others =
+            self.random_present_identities(1, &|identity| Some(identity.node) != doubted_by);
         let deadline = self.preset.probe_period * 3;
-        let purpose = Purpose::Reach { witness };
-        let _ = self.ask_ping(purpose, &witness, own, PingKind::Witness, deadline);
+        match others.first().copied() {
+            Some(witness) => {
+                let purpose = Purpose::Reach {
+                    witness,
+                    doubted: doubted_by.is_some(),
+                };
+                let _ = self.ask_ping(purpose, &witness, own, PingKind::Witness, deadline);
+            }
+            None if doubted_by.is_some() => tell_unreachable(&own),
+            None => {}
+        }
     }
 
-    pub(super) fn hear_reach(&mut self, witness: &Identity, reply: &StreamReply) {
+    pub(super) fn hear_reach(&mut self, witness: &Identity, doubted: bool, reply: &StreamReply) {
         let StreamReply::Acked(body) = reply else {
             return;
         };
-        let seen = PingAnswer::decode(body).map_or(Seen::Acked, |answer| answer.seen);
-        if seen == Seen::Acked {
+        if PingAnswer::decode(body).map_or(Seen::Acked, |answer| answer.seen) == Seen::Acked {
             return;
         }
         count(&self.counters.unreachable);
-        let own = self.foca.identity().addr;
-        let others = self.random_present_identities(1, &|identity| identity.node != witness.node);
-        match others.first().copied() {
-            Some(other) if !std::mem::replace(&mut self.reach_doubted, true) => {
-                self.check_reach(other);
-            }
-            _ => tracing::warn!(
-                advertised = %own, by = %witness.addr,
-                refused = seen == Seen::Gone,
-                "others do not reach this node at the address that it advertises: check the advertise address and that \
-                 its TCP port is open"
-            ),
+        if doubted {
+            tell_unreachable(self.foca.identity());
+        } else {
+            self.check_reach(Some(witness.node));
         }
     }
+}
+
+fn tell_unreachable(own: &Identity) {
+    tracing::warn!(
+        advertised = %own.addr,
+        "others do not reach this node at the address that it advertises: check the advertise address and that its TCP \
+         port is open"
+    );
 }
 
 pub(super) type ClaimsBySource = BTreeMap<NodeId, Claims>;

@@ -62,6 +62,8 @@ pub(super) enum Purpose {
     /// A member was asked whether it reaches us.
     Reach {
         witness: Identity,
+        /// Another did not.
+        doubted: bool,
     },
     /// The whole state of a peer, for a node that knows little.
     Sync,
@@ -363,7 +365,7 @@ impl Core {
                 incarnation,
             } => self.judge_copy(&old, new, incarnation, reply),
             Purpose::Meet { claim } => self.hear_copy(&claim, reply),
-            Purpose::Reach { witness } => self.hear_reach(&witness, reply),
+            Purpose::Reach { witness, doubted } => self.hear_reach(&witness, doubted, reply),
         }
     }
 

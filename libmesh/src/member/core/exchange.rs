@@ -6,10 +6,13 @@
 //! gets the whole list.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
+use rand::RngExt;
 
 use super::asks::Purpose;
+use super::timers::Item;
 use super::{Core, Route};
 use crate::member::counters::count;
 use crate::member::digest::{Digest, Parts};
@@ -98,7 +101,8 @@ impl Core {
         if !self.joined {
             self.joined = true;
             self.push_pull_soon();
-            self.check_reach(*sender.member.id());
+            let after = Duration::from_millis(self.rng.random_range(2_000..10_000));
+            self.timers.set(Item::Reach, after);
         }
     }
 

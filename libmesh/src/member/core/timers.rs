@@ -32,6 +32,8 @@ pub(super) enum Item {
     SecondLook(NodeId),
     /// What is shown of a member may change by now.
     Show(NodeId),
+    /// Time to find out whether others reach us.
+    Reach,
     Forget,
     GoodbyeRound(u8),
 }

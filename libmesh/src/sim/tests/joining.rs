@@ -163,7 +163,7 @@ fn forged(by: usize, to: usize, about: &[usize], sim: &mut Sim) -> Bytes {
         message: Message::Gossip,
     };
     let mut packet = Vec::new();
-    wire::encode_header(&header, &mut packet).unwrap();
+    wire::encode_header(&header, &[], &mut packet).unwrap();
     packet.put_u16(about.len() as u16);
     for node in about {
         let claim = foca::Member::new(identity(*node, sim), 0, State::Down);

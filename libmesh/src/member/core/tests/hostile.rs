@@ -494,7 +494,24 @@ fn a_full_pool_lets_nobody_else_in_and_says_so() {
 #[test]
 fn a_node_that_others_do_not_reach_finds_out() {
     let mut core = knowing(4);
-    core.push_pull();
+    core.check_reach(None);
+    for tries in 1..=2 {
+        let asked = asks(&outputs(&mut core));
+        let (ask, to, _) = asked
+            .iter()
+            .find(|(_, _, kind)| *kind == PingKind::Witness)
+            .expect("a member is asked to try");
+        let by = id(to.node.unwrap().0[0], 1);
+        core.handle_stream_reply(SEC, *ask, &answer(by, Seen::Gone));
+        assert_eq!(value(&core, |counters| &counters.unreachable), tries);
+    }
+    assert!(asks(&outputs(&mut core)).is_empty(), "two are enough");
+}
+
+#[test]
+fn a_node_that_has_joined_asks_whether_it_is_reached() {
+    let mut core = core_with(|config| config.seeds = vec![id(2, 1).addr]);
+    core.handle_timeout(Duration::ZERO);
     let sync = outputs(&mut core)
         .into_iter()
         .find_map(|output| match output {
@@ -505,21 +522,14 @@ fn a_node_that_others_do_not_reach_finds_out() {
             } => Some(id),
             _ => None,
         });
+    let state = state_of(&[foca::Member::alive(id(3, 1))]);
     core.handle_stream_reply(
-        SEC,
+        Duration::ZERO,
         sync.unwrap(),
-        &StreamReply::Acked(state_of(&[]).into()),
+        &StreamReply::Acked(state.into()),
     );
-    for tries in 1..=2 {
-        let asked = asks(&outputs(&mut core));
-        let (ask, ..) = asked
-            .iter()
-            .find(|(_, _, kind)| *kind == PingKind::Witness)
-            .expect("a member is asked to try");
-        core.handle_stream_reply(SEC, *ask, &answer(id(2, 1), Seen::Gone));
-        assert_eq!(value(&core, |counters| &counters.unreachable), tries);
-    }
-    assert!(asks(&outputs(&mut core)).is_empty(), "two are enough");
+    let asked = asks(&run(&mut core, 11 * SEC));
+    assert!(asked.iter().any(|(_, _, kind)| *kind == PingKind::Witness));
 }
 
 #[test]
