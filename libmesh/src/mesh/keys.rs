@@ -70,7 +70,7 @@ pub struct NodeKeys {
 #[non_exhaustive]
 pub enum RotationError {
     /// A node is not ready for it: after the step it would be cut off.
-    #[error("{} not ready for that: {}; nothing was changed", if .0.len() == 1 { "a node is" } else { "nodes are" }, .0.join(", "))]
+    #[error("not every node is ready for that, so nothing was changed: {}", .0.join(", "))]
     NotReady(Vec<String>),
     /// The own keyring does not allow it.
     #[error(transparent)]
@@ -79,12 +79,22 @@ pub enum RotationError {
 
 impl KeyringChange {
     fn encode(&self) -> Bytes {
-        let (operation, value): (u8, &[u8]) = match self {
-            Self::Install(key) => (INSTALL, key.as_slice()),
-            Self::Use(id) => (USE, &id.to_bytes()),
-            Self::Remove(id) => (REMOVE, &id.to_bytes()),
-        };
-        [&[operation], value].concat().into()
+        let mut bytes = Vec::with_capacity(1 + 32);
+        match self {
+            Self::Install(key) => {
+                bytes.push(INSTALL);
+                bytes.extend_from_slice(key.as_slice());
+            }
+            Self::Use(id) => {
+                bytes.push(USE);
+                bytes.extend_from_slice(&id.to_bytes());
+            }
+            Self::Remove(id) => {
+                bytes.push(REMOVE);
+                bytes.extend_from_slice(&id.to_bytes());
+            }
+        }
+        bytes.into()
     }
 
     fn decode(body: &[u8]) -> Option<Self> {
@@ -144,7 +154,7 @@ pub(super) fn routes(keyring: &Keyring, directory: Option<NodeDirectory>) -> Rou
 }
 
 async fn answer(keyring: &Keyring, directory: Option<NodeDirectory>, request: &Request) -> Reply {
-    match request.body.as_ref() {
+    match &request.body[..] {
         [LIST] => return Reply::ok(ids(keyring)),
         [FETCH] => return Reply::ok(keyring.to_bytes().to_vec()),
         _ => {}
@@ -294,15 +304,14 @@ impl Mesh {
 
     async fn ask_keys(&self, body: Bytes) -> Vec<NodeKeys> {
         let own = self.id();
-        let nodes = self.catalog().nodes();
-        let targets: Vec<(NodeName, Target)> = nodes
-            .iter()
-            .filter(|node| node.record.id != own && node.liveness.is_present())
-            .map(|node| {
+        let mut targets: Vec<(NodeName, Target)> = Vec::new();
+        for node in self.catalog().nodes() {
+            if node.record.id != own && node.liveness.is_present() {
                 let name = node.record.name.clone();
-                (name.clone(), Target::node(node.record.socket_addr(), name))
-            })
-            .collect();
+                let target = Target::node(node.record.socket_addr(), name.clone());
+                targets.push((name, target));
+            }
+        }
         let mut all = Vec::with_capacity(targets.len());
         for some in targets.chunks(AT_ONCE) {
             let mut calls = JoinSet::new();

@@ -233,7 +233,8 @@ async fn change_keys(shared: Arc<Shared>, call: Call) -> Outcome {
         .map_err(|error| bad(format!("the body is not understood: {error}")))?;
     let named = || -> Result<KeyId, Refused> {
         let key = step.key.as_deref().unwrap_or_default();
-        key.parse().map_err(|error| bad(format!("key: {error}")))
+        key.parse::<KeyId>()
+            .map_err(|error| bad(format!("key: {error}")))
     };
     let failed = |error: KeyringError| Refused(StatusCode::CONFLICT, error.to_string());
     let change = match step.step.as_str() {
