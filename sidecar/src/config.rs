@@ -517,7 +517,7 @@ fn read_node(mut reader: Reader<'_>) -> Option<NodeConfig> {
         );
     }
     let meta = reader.pairs("meta").unwrap_or_default();
-    let on_term = reader.parsed("on_term", "\"leave\" or \"restart\"", str::parse);
+    let on_term = reader.parsed("on_term", "\"leave\" or \"restart\"", str::parse::<OnTerm>);
     let pool_limit = reader.integer("pool_limit", 1, 65_536);
     reader.finish();
     Some(NodeConfig {

@@ -284,6 +284,11 @@ impl Core {
         self.notes.lock().meta(node)
     }
 
+    /// Whose meta changed since this was last called.
+    pub fn take_changed_metas(&mut self) -> Vec<NodeId> {
+        self.notes.lock().take_changed()
+    }
+
     /// Why this node ended by itself.
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()

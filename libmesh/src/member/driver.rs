@@ -27,7 +27,7 @@ use super::handle::{AnswerError, Command, MAX_COMMANDS, MAX_EVENTS, Membership, 
 use super::keyring::{Keyring, KeyringError, MAX_DATAGRAM, OpenError, Opener, Sealer};
 use super::stream::{Peer, StreamReply, StreamTransport};
 use super::{MemberEvent, MemberState};
-use crate::model::Liveness;
+use crate::model::{Liveness, NodeId};
 
 /// Datagrams read in one turn.
 const BATCH: usize = 256;
@@ -281,6 +281,16 @@ impl Driver {
                     self.ended = true;
                 }
             }
+        }
+        for node in self.core.take_changed_metas() {
+            self.publish_meta(node);
+        }
+    }
+
+    fn publish_meta(&self, node: NodeId) {
+        let is_member = self.shared.members.read().contains_key(&node);
+        if let Some(meta) = self.core.meta(node).filter(|_| is_member) {
+            self.shared.metas.write().insert(node, meta);
         }
     }
 

@@ -155,6 +155,8 @@ pub(crate) struct Notes {
     /// The core's clock.
     pub(crate) now: Duration,
     known: BTreeMap<NodeId, Note>,
+    /// Whose meta changed since it was last asked.
+    changed: Vec<NodeId>,
 }
 
 struct Note {
@@ -177,7 +179,13 @@ impl Notes {
             pool,
             now: Duration::ZERO,
             known: BTreeMap::from([(own, note)]),
+            changed: Vec::new(),
         }
+    }
+
+    /// Whose meta changed since this was last called.
+    pub(crate) fn take_changed(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.changed)
     }
 
     pub(crate) fn pool(&self) -> &Arc<str> {
@@ -218,6 +226,10 @@ impl Notes {
             && note.meta.as_ref() != Some(meta)
         {
             note.meta = Some(Arc::clone(meta));
+            // Nobody may ask: the list is no longer than that of the members.
+            if !self.changed.contains(&id.node) {
+                self.changed.push(id.node);
+            }
         }
         let incarnation = record.member.incarnation();
         // Told again by others later, it is the same restart and no longer one.
