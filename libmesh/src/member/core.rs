@@ -285,7 +285,7 @@ impl Core {
     }
 
     /// Whose meta changed since this was last called.
-    pub fn take_changed_metas(&mut self) -> Vec<NodeId> {
+    pub fn take_changed_metas(&mut self) -> BTreeSet<NodeId> {
         self.notes.lock().take_changed()
     }
 
@@ -598,6 +598,7 @@ impl Core {
             }
             Item::Seeds => self.announce_to_seeds(),
             Item::PushPull => self.push_pull(),
+            Item::Reach if self.is_leaving() => {}
             Item::Reach => self.check_reach(None),
             Item::Forget => self.forget(),
             Item::GoodbyeRound(0) => self.outputs.push_back(Output::Left),

@@ -12,7 +12,7 @@
 //!   3         pool: text
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -156,7 +156,7 @@ pub(crate) struct Notes {
     pub(crate) now: Duration,
     known: BTreeMap<NodeId, Note>,
     /// Whose meta changed since it was last asked.
-    changed: Vec<NodeId>,
+    changed: BTreeSet<NodeId>,
 }
 
 struct Note {
@@ -179,12 +179,12 @@ impl Notes {
             pool,
             now: Duration::ZERO,
             known: BTreeMap::from([(own, note)]),
-            changed: Vec::new(),
+            changed: BTreeSet::new(),
         }
     }
 
     /// Whose meta changed since this was last called.
-    pub(crate) fn take_changed(&mut self) -> Vec<NodeId> {
+    pub(crate) fn take_changed(&mut self) -> BTreeSet<NodeId> {
         std::mem::take(&mut self.changed)
     }
 
@@ -226,10 +226,7 @@ impl Notes {
             && note.meta.as_ref() != Some(meta)
         {
             note.meta = Some(Arc::clone(meta));
-            // Nobody may ask: the list is no longer than that of the members.
-            if !self.changed.contains(&id.node) {
-                self.changed.push(id.node);
-            }
+            self.changed.insert(id.node);
         }
         let incarnation = record.member.incarnation();
         // Told again by others later, it is the same restart and no longer one.
