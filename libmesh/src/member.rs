@@ -19,6 +19,13 @@
 //! news is 132 bytes on the wire: 28 of IP and UDP, 33 of sealing, 71 of header. An update costs 36 bytes in packets
 //! that are sent anyway; each member repeats it `5·log10(N)` times, ten at least.
 //!
+//! Every queue and table is bounded: 20,000 members of any state, 5,000 present (configurable), 2,048 seeds and candidates,
+//! 64 open stream questions, 256 waiting answers, 256 commands, 4,096 events a subscriber, 16,384 replay windows, one budget
+//! of claims a source, 256 suspected copies, 1,024 sources told of; a state is read up to 4 MiB, a datagram up to 1,200
+//! bytes. What a stranger can make a member send is nothing, for nothing is answered that does not open with the key. What
+//! a member can make another send is an answer of one datagram for each of its own, a question to another *member*, and
+//! one full state over a stream that its certificate opened.
+//!
 //! Liveness found here never grants anything; it only takes away sooner.
 
 mod candidates;
