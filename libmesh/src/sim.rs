@@ -111,7 +111,8 @@ impl Sim {
         let all: Vec<_> = (0..count)
             .map(|node| foca::Member::alive(first_identity(node)))
             .collect();
-        let records: Vec<_> = all.iter().cloned().map(Into::into).collect();
+        let records: Vec<crate::member::wire::Record> =
+            all.iter().cloned().map(Into::into).collect();
         let state = Bytes::from(stream::encode_state(&records));
         // Nobody is probed before the first period is over: none of them is late.
         let period = match kind {
