@@ -332,6 +332,16 @@ impl Sim {
         }
     }
 
+    /// Lets a node say that it will be back within `within`, and end.
+    ///
+    /// # Panics
+    /// If the node runs plain foca.
+    pub fn announce_restart(&mut self, node: usize, within: Duration) {
+        let clock = self.clock_of(node);
+        self.core_of(node).restart(clock, within);
+        self.drain(node);
+    }
+
     /// Starts an ended node again.
     pub fn restart(&mut self, node: usize, memory: Memory) {
         let seed = self.rng.random();

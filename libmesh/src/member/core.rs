@@ -52,7 +52,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
-use self::admit::{ClaimsBySource, Told, Twin, filtered};
+use self::admit::{ClaimsBySource, Told, Twin};
 use self::asks::{Asks, Case, Purpose};
 use self::discovery::{FIRST_PUSH_PULL, FORGET_PERIOD};
 use self::effects::Effects;
@@ -472,14 +472,23 @@ impl Core {
             .iter()
             .map(|update| self.believes(header.src.node, update))
             .collect();
+        // What is no news would make foca scan its members for nothing.
+        let told: Vec<bool> = packet
+            .updates
+            .iter()
+            .zip(&believed)
+            .map(|(update, believed)| *believed && self.table.is_news(&update.member))
+            .collect();
         let rest;
-        let (updates, bytes) = if believed.iter().all(|believed| *believed) {
-            (packet.updates, bytes)
+        let bytes = if told.iter().all(|told| *told) {
+            bytes
         } else {
-            let (updates, bytes) = filtered(packet, &believed);
-            rest = bytes;
-            (updates, &rest[..])
+            rest = packet.bytes_of(&told);
+            &rest[..]
         };
+        let mut kept = believed.iter();
+        let mut updates = packet.updates;
+        updates.retain(|_| kept.next().is_some_and(|kept| *kept));
         let records = || updates.iter().chain([&src]);
         let news = records().filter(|record| self.table.is_news(&record.member));
         let touched: Vec<NodeId> = news.map(|record| record.member.id().node).collect();

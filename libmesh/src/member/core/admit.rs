@@ -473,12 +473,3 @@ fn tell_unreachable(own: &Identity) {
 }
 
 pub(super) type ClaimsBySource = BTreeMap<NodeId, Claims>;
-
-/// What of a packet is left when some of its updates are not believed.
-pub(super) fn filtered(packet: Packet<'_>, believed: &[bool]) -> (Vec<Record>, Vec<u8>) {
-    let bytes = packet.bytes_of(believed);
-    let mut kept = believed.iter();
-    let mut updates = packet.updates;
-    updates.retain(|_| kept.next().is_some_and(|kept| *kept));
-    (updates, bytes)
-}

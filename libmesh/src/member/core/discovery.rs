@@ -64,11 +64,14 @@ impl Core {
         }
     }
 
-    fn present_addresses(&self) -> HashSet<SocketAddr> {
+    /// Addresses of seeds where a member is present.
+    fn present_seeds(&self) -> HashSet<SocketAddr> {
+        let seeds = self.seeds.addresses();
         self.table
             .iter()
             .filter(|known| known.liveness.is_present())
             .map(|known| known.identity.addr)
+            .filter(|addr| seeds.contains(addr))
             .collect()
     }
 
@@ -76,7 +79,7 @@ impl Core {
         if self.is_leaving() {
             return;
         }
-        let present = self.present_addresses();
+        let present = self.present_seeds();
         for addr in self.seeds.due(self.timers.time(), &present, &mut self.rng) {
             let result = self
                 .foca
@@ -103,28 +106,36 @@ impl Core {
         self.set_push_pull_timer();
     }
 
+    /// A random member that did not say goodbye, or a seed where none is.
+    fn random_peer(&mut self) -> Option<Peer> {
+        let present = self.present_seeds();
+        let members = || {
+            let known = self.table.iter();
+            known.filter(|known| known.liveness != Liveness::Left)
+        };
+        let known = members().count();
+        let all = known + self.seeds.unknown(&present).count();
+        if all == 0 {
+            return None;
+        }
+        let place = self.rng.random_range(0..all);
+        let member = members().nth(place).map(|known| Peer {
+            addr: known.identity.addr,
+            node: Some(known.identity.node),
+        });
+        member.or_else(|| {
+            let addr = self.seeds.unknown(&present).nth(place - known)?;
+            Some(Peer { addr, node: None })
+        })
+    }
+
     /// Compares what is known with a random known address. Those that are down too: that is how the two sides of a
     /// partition find each other.
     pub(super) fn push_pull(&mut self) {
         if self.is_leaving() {
             return;
         }
-        let present = self.present_addresses();
-        let members = self
-            .table
-            .iter()
-            .filter(|known| known.liveness != Liveness::Left)
-            .map(|known| Peer {
-                addr: known.identity.addr,
-                node: Some(known.identity.node),
-            });
-        let seeds = self
-            .seeds
-            .unknown(&present)
-            .map(|addr| Peer { addr, node: None });
-        let peers: Vec<Peer> = members.chain(seeds).collect();
-        if !peers.is_empty() {
-            let peer = peers[self.rng.random_range(0..peers.len())];
+        if let Some(peer) = self.random_peer() {
             self.compare_with(peer);
         }
         self.set_push_pull_timer();

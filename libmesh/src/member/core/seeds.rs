@@ -119,6 +119,11 @@ impl Seeds {
         due
     }
 
+    /// All of them.
+    pub(super) fn addresses(&self) -> HashSet<SocketAddr> {
+        self.seeds.iter().map(|seed| seed.addr).collect()
+    }
+
     /// All that are not among `present`.
     pub(super) fn unknown<'a>(
         &'a self,

@@ -86,6 +86,26 @@ fn leave_is_left_and_a_restart_comes_back() {
 }
 
 #[test]
+fn an_announced_restart_hides_nothing_for_as_long_as_it_said() {
+    let mut sim = cluster(13, 50, Network::lossy(0.05));
+    for victim in [3, 20] {
+        sim.announce_restart(victim, 15 * SEC);
+        sim.run_for(12 * SEC);
+        assert!(!sim.running().contains(&victim), "it did not end");
+        sim.restart(victim, Memory::Kept);
+        sim.run_for(5 * SEC);
+    }
+    let bad = |seen: &&Seen| matches!(seen.what, What::Suspect | What::Down | What::Left);
+    assert_eq!(sim.seen.iter().find(bad), None);
+    assert!(sim.agrees());
+    // And no longer.
+    let since = sim.now();
+    sim.announce_restart(30, 5 * SEC);
+    sim.run_for(25 * SEC);
+    assert_eq!(sim.times(30, What::Down, since).len(), 49);
+}
+
+#[test]
 fn a_restart_without_memory_and_with_a_clock_set_back_gets_back_in() {
     let mut sim = cluster(9, 10, Network::default());
     let first = sim.core_of(4).local().generation;
