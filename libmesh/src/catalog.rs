@@ -398,7 +398,7 @@ impl Catalog {
         let OwnWrite {
             touched, urgent, ..
         } = write_to;
-        state.show_own(&self.inner.index, touched, now);
+        state.show_own(&self.inner.index, &touched, now);
         self.inner.announce(&state.own_log, urgent);
         result
     }

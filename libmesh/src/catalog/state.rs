@@ -4,25 +4,26 @@
 //! and a wake-up. Only a service whose view is kept (because somebody reads it) gets a new view: that costs one record
 //! for each change and one pointer copy for each of its instances.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::facts::{Facts, Touched};
-use super::index::{Index, NodeCell, ServiceCell};
+use super::facts::Facts;
+use super::index::Index;
 use super::log::NodeLog;
 use super::mass::MassEvents;
 use super::quota::{Limit, Pace, Quota};
 use super::read::{Found, Hashes, Reading, kind};
-use super::record::Key;
-use super::replica::Replica;
+use super::replica::{Note, Replica};
 use super::services::Services;
-use super::show::{self, Maker};
+use super::show::Maker;
 use super::strings::Strings;
 use super::verify::VerifiedNode;
-use super::view::{InstanceView, NodeView, ServiceView};
-use crate::model::{InstanceId, Liveness, NodeId, NodeRecord, ServiceName};
+use crate::model::{InstanceId, Liveness, NodeId, NodeRecord};
+
+mod publish;
+mod views;
 
 /// How long the owner keeps tombstones: 10 min in µs.
 const TOMBSTONES: u64 = 600_000_000;
@@ -146,15 +147,6 @@ impl Changed {
             instances: Vec::new(),
         }
     }
-}
-
-/// How a node is shown from now on.
-struct Shown {
-    cell: Arc<NodeCell>,
-    /// Whether readers see a difference in its instances.
-    visible: bool,
-    now: bool,
-    revision: u64,
 }
 
 impl State {
@@ -319,17 +311,14 @@ impl State {
         if let Some(reason) = found.reason {
             tracing::warn!(node = %id, poison = node.poison, reason, "records quarantined");
         }
-        let has = |replica: &Replica, hash, is: &dyn Fn(super::replica::Note) -> bool| {
-            replica.notes(hash).any(is)
-        };
+        let has = |replica: &Replica, hash, is: &dyn Fn(Note) -> bool| replica.notes(hash).any(is);
         for (service, hash) in &found.instances {
-            let is =
-                |note: super::replica::Note| note.kind == kind::INSTANCE && note.link == *service;
+            let is = |note: Note| note.kind == kind::INSTANCE && note.link == *service;
             let is = has(&node.replica, *hash, &is);
             self.services.set(*service, node.number, *hash, is);
         }
         for (owner, hash) in found.checks {
-            let is = |note: super::replica::Note| note.kind == kind::CHECK && note.link == owner;
+            let is = |note: Note| note.kind == kind::CHECK && note.link == owner;
             match has(&node.replica, hash, &is) {
                 true => node.checks.insert((owner, hash)),
                 false => node.checks.remove(&(owner, hash)),
@@ -354,335 +343,6 @@ impl State {
         }
         Some((result, changed))
     }
-
-    pub(super) fn show_whole(&mut self, index: &Index, id: NodeId, now: u64) {
-        if id == self.own {
-            let whole = Touched {
-                node: true,
-                ..Touched::default()
-            };
-            self.show_own(index, whole, now);
-        } else {
-            self.show(index, id, Changed::whole_node(), now);
-        }
-    }
-
-    /// Shows what changed of another node.
-    pub(super) fn show(&mut self, index: &Index, id: NodeId, changed: Changed, now: u64) {
-        if !changed.node && changed.instances.is_empty() {
-            return;
-        }
-        let whole = changed.node;
-        let Some(shown) = self.show_node(index, id, whole, now) else {
-            return self.collect(&changed.instances);
-        };
-        let mut pairs = changed.instances;
-        let node = &self.nodes[&id];
-        if whole {
-            pairs.extend(instances_of(&node.replica));
-        }
-        pairs.sort_unstable();
-        pairs.dedup();
-        shown.cell.forget_instances();
-        let view = shown.cell.view();
-        let revision = shown.revision;
-        let groups = pairs.chunk_by(|(a, _), (b, _)| a == b);
-        for group in groups.filter(|_| shown.visible) {
-            let number = group[0].0;
-            let Some(service) = self.services.get(number) else {
-                continue;
-            };
-            let Some(old) = service.cell.kept() else {
-                service.cell.touch(revision);
-                continue;
-            };
-            let mut new = Vec::new();
-            if shown.now {
-                let mut maker = maker(&self.hashes, &mut self.strings);
-                for (_, hash) in group {
-                    maker.instances(node, &view, Some(number), *hash, revision, &mut new);
-                }
-            }
-            let hashes = &self.hashes;
-            let gone = |id: &InstanceId| {
-                let hash = hashes.of_key(Key::Instance(id.as_str()));
-                group.binary_search(&(number, hash)).is_ok()
-            };
-            replace(
-                &service.cell,
-                &service.name,
-                old.as_deref(),
-                id,
-                gone,
-                new,
-                revision,
-            );
-        }
-        self.hide(index, id);
-        self.collect(&pairs);
-        index.publish_revision(revision);
-    }
-
-    /// Shows what changed of the own node.
-    pub(super) fn show_own(&mut self, index: &Index, touched: Touched, now: u64) {
-        if touched.is_empty() {
-            return;
-        }
-        let own = self.own;
-        if let Some(node) = self.nodes.get_mut(&own) {
-            node.record = self.own_facts.record().cloned();
-        }
-        let mut numbers = Vec::new();
-        for (name, _) in &touched.instances {
-            let Some(number) = self.services.number(index, name.as_str()) else {
-                continue;
-            };
-            // One member stands for all of ours: it keeps the service's cell.
-            let has = self.own_facts.of_service(name.as_str()).next().is_some();
-            self.services.set(number, OWN, 0, has);
-            numbers.push((number, 0));
-        }
-        let Some(shown) = self.show_node(index, own, touched.node, now) else {
-            return self.collect(&numbers);
-        };
-        let facts = &self.own_facts;
-        let mut services: BTreeMap<&ServiceName, BTreeSet<&InstanceId>> = BTreeMap::new();
-        for (service, id) in &touched.instances {
-            services.entry(service).or_default().insert(id);
-        }
-        if touched.node {
-            for instance in facts.instances() {
-                let ids = services.entry(&instance.service).or_default();
-                ids.insert(&instance.id);
-            }
-        }
-        shown.cell.forget_instances();
-        let view = shown.cell.view();
-        let (stale, revision) = (self.nodes[&own].stale, shown.revision);
-        for (name, ids) in services.into_iter().filter(|_| shown.visible) {
-            let Some((_, service)) = self.services.by_name(name.as_str()) else {
-                continue;
-            };
-            let Some(old) = service.cell.kept() else {
-                service.cell.touch(revision);
-                continue;
-            };
-            let there = ids.iter().filter_map(|id| facts.instance(id));
-            let there = there.filter(|instance| shown.now && instance.service == *name);
-            let new = there
-                .map(|instance| show::own_instance(facts, instance, &view, stale, revision))
-                .collect();
-            let gone = |id: &InstanceId| ids.contains(id);
-            replace(
-                &service.cell,
-                name,
-                old.as_deref(),
-                own,
-                gone,
-                new,
-                revision,
-            );
-        }
-        self.collect(&numbers);
-        self.hide(index, own);
-        index.publish_revision(revision);
-    }
-
-    /// Brings the node's own view up to date; `None` when there is nothing to show.
-    fn show_node(&mut self, index: &Index, id: NodeId, whole: bool, now: u64) -> Option<Shown> {
-        let node = self.nodes.get_mut(&id)?;
-        if node.disowned.is_some() && index.node(&id).is_none() {
-            return None;
-        }
-        let revision = now.max(self.revision + 1);
-        self.revision = revision;
-        let now_shown = node.is_shown();
-        let was = std::mem::replace(&mut node.shown, now_shown);
-        let node = &self.nodes[&id];
-        let cell = if whole {
-            // The record is gone: what was shown goes with it.
-            let known = || index.node(&id).map(|cell| Arc::clone(&cell.view().record));
-            node.record.clone().or_else(known).map(|record| {
-                let checks = if id == self.own {
-                    self.own_facts.checks_of(None).cloned().collect()
-                } else {
-                    maker(&self.hashes, &mut self.strings).checks_of(node, None)
-                };
-                index.put_node(&Arc::new(NodeView {
-                    record,
-                    liveness: node.liveness,
-                    checks,
-                    revision,
-                }))
-            })
-        } else {
-            index.node(&id)
-        };
-        let Some(cell) = cell else {
-            index.publish_revision(revision);
-            return None;
-        };
-        Some(Shown {
-            cell,
-            visible: was || node.shown,
-            now: node.shown,
-            revision,
-        })
-    }
-
-    /// Takes the node itself from the index, when it is no longer to be found.
-    fn hide(&self, index: &Index, id: NodeId) {
-        let node = &self.nodes[&id];
-        if node.liveness == Liveness::Left || node.disowned.is_some() {
-            index.remove_node(&id);
-        }
-    }
-
-    fn collect(&mut self, pairs: &[(u32, u32)]) {
-        for (service, _) in pairs {
-            self.services.collect(*service);
-        }
-    }
-
-    /// The view of a service, made now. With `keep` it is kept in its cell, and up to date from then on.
-    pub(super) fn view(
-        &mut self,
-        index: &Index,
-        cell: &ServiceCell,
-        name: &str,
-        keep: bool,
-    ) -> Option<Arc<ServiceView>> {
-        // Someone else may have made it while this one waited for the lock.
-        if let Some(view) = cell.kept() {
-            return view;
-        }
-        let view = self.make_view(index, cell.revision(), name);
-        if keep {
-            cell.keep(view.clone());
-        }
-        view
-    }
-
-    fn make_view(&mut self, index: &Index, revision: u64, name: &str) -> Option<Arc<ServiceView>> {
-        let mut instances = Vec::new();
-        let own = &self.nodes[&self.own];
-        if own.shown
-            && let Some(cell) = index.node(&self.own)
-        {
-            let view = cell.view();
-            let facts = &self.own_facts;
-            let make = |instance| show::own_instance(facts, instance, &view, own.stale, revision);
-            instances.extend(facts.of_service(name).map(make));
-        }
-        if let Some((number, service)) = self.services.by_name(name) {
-            let mut maker = maker(&self.hashes, &mut self.strings);
-            let mut node: Option<(u32, &NodeState, Arc<NodeView>)> = None;
-            for (of, hash) in &service.members {
-                if node.as_ref().is_none_or(|(number, ..)| number != of) {
-                    let id = self.numbers[*of as usize];
-                    let Some(state) = self.nodes.get(&id).filter(|state| state.shown) else {
-                        continue;
-                    };
-                    let Some(cell) = index.node(&id) else {
-                        continue;
-                    };
-                    node = Some((*of, state, cell.view()));
-                }
-                if let Some((_, state, view)) = &node {
-                    maker.instances(state, view, Some(number), *hash, revision, &mut instances);
-                }
-            }
-        }
-        instances.sort_unstable_by(|a, b| a.cmp_place(b));
-        let name = instances.first()?.instance.service.clone();
-        Some(Arc::new(ServiceView {
-            name,
-            revision,
-            instances,
-        }))
-    }
-
-    /// What is shown of a node's instances, by id, made now and kept in its cell until something changes.
-    pub(super) fn instances_on(
-        &mut self,
-        id: &NodeId,
-        cell: &NodeCell,
-    ) -> Arc<Vec<Arc<InstanceView>>> {
-        if let Some(kept) = cell.kept_instances() {
-            return kept;
-        }
-        let mut instances = Vec::new();
-        let view = cell.view();
-        if let Some(node) = self.nodes.get(id).filter(|node| node.shown) {
-            if *id == self.own {
-                let facts = &self.own_facts;
-                let make = |one| show::own_instance(facts, one, &view, node.stale, view.revision);
-                instances.extend(facts.instances().map(make));
-            } else {
-                let mut maker = maker(&self.hashes, &mut self.strings);
-                let mut pairs: Vec<_> = instances_of(&node.replica).collect();
-                pairs.sort_unstable();
-                pairs.dedup();
-                for (service, hash) in pairs {
-                    let revision = self.services.get(service).map_or(0, |s| s.cell.revision());
-                    maker.instances(node, &view, Some(service), hash, revision, &mut instances);
-                }
-            }
-        }
-        instances.sort_unstable_by(|a, b| a.instance.id.cmp(&b.instance.id));
-        let instances = Arc::new(instances);
-        cell.keep_instances(Arc::clone(&instances));
-        instances
-    }
-
-    /// Names of the services that have instances on nodes that are shown.
-    pub(super) fn service_names(&self) -> BTreeSet<ServiceName> {
-        let shown = |number: u32| {
-            let id = self.numbers.get(number as usize);
-            id.and_then(|id| self.nodes.get(id))
-                .is_some_and(|node| node.shown)
-        };
-        let all = self.services.all();
-        let all = all.filter(|service| service.members.iter().any(|(node, _)| shown(*node)));
-        all.map(|service| service.name.clone()).collect()
-    }
-
-    /// The tags of the instances on shown nodes that `wanted` picks, by service.
-    pub(super) fn tags(
-        &mut self,
-        index: &Index,
-        wanted: impl Fn(&NodeView) -> bool,
-    ) -> BTreeMap<ServiceName, BTreeSet<Arc<str>>> {
-        let mut all: BTreeMap<ServiceName, BTreeSet<Arc<str>>> = BTreeMap::new();
-        for (id, node) in self.nodes.iter().filter(|(_, node)| node.shown) {
-            if !index.node(id).is_some_and(|cell| wanted(&cell.view())) {
-                continue;
-            }
-            if *id == self.own {
-                for instance in self.own_facts.instances() {
-                    let tags = all.entry(instance.service.clone()).or_default();
-                    tags.extend(instance.tags.iter().cloned());
-                }
-            }
-            let (services, strings) = (&self.services, &mut self.strings);
-            let is_instance = |note: super::replica::Note| note.kind == kind::INSTANCE;
-            node.replica.each(is_instance, |note, _, body| {
-                let Some(service) = services.get(note.link) else {
-                    return;
-                };
-                if !all.contains_key(&service.name) {
-                    all.insert(service.name.clone(), BTreeSet::new());
-                }
-                let known = all.get_mut(&service.name).expect("it was put there");
-                for tag in super::record::tags(body) {
-                    if !known.contains(tag) {
-                        known.insert(strings.shared(tag));
-                    }
-                }
-            });
-        }
-        all
-    }
 }
 
 fn maker<'a>(hashes: &'a Hashes, strings: &'a mut Strings) -> Maker<'a> {
@@ -694,38 +354,4 @@ fn instances_of(replica: &Replica) -> impl Iterator<Item = (u32, u32)> {
         .all_notes()
         .filter(|(_, note)| note.kind == kind::INSTANCE);
     instances.map(|(hash, note)| (note.link, hash))
-}
-
-/// Shows a kept view in which the instances of `node` that are `gone` give way to `new` ones.
-fn replace(
-    cell: &ServiceCell,
-    name: &ServiceName,
-    old: Option<&ServiceView>,
-    node: NodeId,
-    gone: impl Fn(&InstanceId) -> bool,
-    mut new: Vec<Arc<InstanceView>>,
-    revision: u64,
-) {
-    new.sort_unstable_by(|a, b| a.cmp_place(b));
-    let old = old.map_or(&[][..], |view| &view.instances);
-    let mut instances = Vec::with_capacity(old.len() + new.len());
-    let mut new = new.into_iter().peekable();
-    for view in old {
-        if view.node.record.id == node && gone(&view.instance.id) {
-            continue;
-        }
-        while let Some(before) = new.next_if(|new| new.cmp_place(view).is_lt()) {
-            instances.push(before);
-        }
-        instances.push(Arc::clone(view));
-    }
-    instances.extend(new);
-    let view = (!instances.is_empty()).then(|| {
-        Arc::new(ServiceView {
-            name: name.clone(),
-            revision,
-            instances,
-        })
-    });
-    cell.publish(view, revision);
 }

@@ -190,7 +190,7 @@ pub(super) fn check<'a>(
             }
             (field::MESH_PORT, Value::Number(0)) => return Err(malformed("instance")),
             (field::PORT | field::MESH_PORT | field::PROXY_PORT, Value::Number(number)) => {
-                drop(port(number)?)
+                port(number).map(drop)?;
             }
             (field::VERSION, Value::Text(text)) => rules.take(checked::version(text))?,
             (field::FLAGS, Value::Number(flags)) => rules.external = flags & EXTERNAL != 0,
@@ -208,7 +208,7 @@ pub(super) fn check<'a>(
                 rules.has_proxy = true;
             }
             (field::PROXY_INSTANCE, Value::Text(text)) => rules.take(checked::instance_id(text))?,
-            (field::PROXY_IP, Value::Bytes(bytes)) => drop(ip(bytes)?),
+            (field::PROXY_IP, Value::Bytes(bytes)) => ip(bytes).map(drop)?,
             (field::PROXY_HOST, Value::Text(text)) => rules.take(checked::host("proxy", text))?,
             (field::PORT_NAME..=field::ZONE, _) => {
                 rules.rare = true;
