@@ -313,6 +313,23 @@ fn node_names_are_bound_to_their_certificate() {
 }
 
 #[test]
+fn what_records_have_in_common_is_in_a_message_once() {
+    let (_, a, _) = pair();
+    let long = "x".repeat(100);
+    for port in 0..100 {
+        let mut web = instance("web", port);
+        web.tags = vec![Arc::from(long.as_str())];
+        a.local().put_service(web.clone()).unwrap();
+        let id = format!("service:{}", web.id);
+        let passing = check(&id, Some(&web), Health::Passing);
+        a.local().put_check(passing).unwrap();
+    }
+    let messages = a.catalog.messages_since(a.id(), Head::default());
+    let bytes: usize = messages.iter().map(Bytes::len).sum();
+    assert!(bytes < 7_000, "{bytes}");
+}
+
+#[test]
 fn an_unchanged_snapshot_wakes_nobody() {
     let (_, a, b) = pair();
     a.local().put_service(instance("web", 80)).unwrap();
