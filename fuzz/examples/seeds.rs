@@ -64,7 +64,7 @@ fn catalog() -> Result {
     save(
         "sync_frames",
         "heads",
-        &postcard::to_extend(&vec![(id, at)], vec![1])?,
+        &postcard::to_extend(&(true, vec![(id, at)]), vec![1])?,
     )?;
     save(
         "sync_frames",

@@ -37,6 +37,8 @@ const MAX_ANSWER: usize = 64 << 20;
 const MAX_MESSAGE: usize = 1024;
 /// A connection not used for this long is closed.
 const IDLE: Duration = Duration::from_secs(90);
+/// How often such connections are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Broken connections that a slow listener may lag behind.
 const BROKEN_MAX: usize = 256;
@@ -115,8 +117,15 @@ pub struct Client {
 struct Inner {
     identity: Identity,
     tls: Arc<ClientConfig>,
-    pool: Mutex<HashMap<SocketAddr, Arc<Slot>>>,
+    pool: Mutex<Pool>,
     broken: broadcast::Sender<NodeId>,
+}
+
+/// Connections by address.
+struct Pool {
+    slots: HashMap<SocketAddr, Arc<Slot>>,
+    /// When idle ones were last looked for.
+    swept: Instant,
 }
 
 /// The connection to one address. The lock is held while dialling, so that callers share one dial.
@@ -139,7 +148,10 @@ impl Client {
             inner: Arc::new(Inner {
                 identity,
                 tls,
-                pool: Mutex::default(),
+                pool: Mutex::new(Pool {
+                    slots: HashMap::new(),
+                    swept: Instant::now(),
+                }),
                 broken: broadcast::Sender::new(BROKEN_MAX),
             }),
         }
@@ -218,7 +230,7 @@ impl Client {
 
     /// Forgets the connection to `addr`; running calls on it end by themselves.
     pub fn forget(&self, addr: SocketAddr) {
-        self.inner.pool.lock().remove(&addr);
+        self.inner.pool.lock().slots.remove(&addr);
     }
 
     async fn send(
@@ -278,16 +290,19 @@ impl Client {
     fn slot(&self, addr: SocketAddr) -> Arc<Slot> {
         let now = Instant::now();
         let mut pool = self.inner.pool.lock();
-        pool.retain(|_, slot| {
-            now.duration_since(*slot.used.lock()) < IDLE || Arc::strong_count(slot) > 1
-        });
+        if now.duration_since(pool.swept) >= SWEEP {
+            pool.swept = now;
+            pool.slots.retain(|_, slot| {
+                now.duration_since(*slot.used.lock()) < IDLE || Arc::strong_count(slot) > 1
+            });
+        }
         let new = || {
             Arc::new(Slot {
                 connection: tokio::sync::Mutex::default(),
                 used: Mutex::new(now),
             })
         };
-        let slot = pool.entry(addr).or_insert_with(new).clone();
+        let slot = pool.slots.entry(addr).or_insert_with(new).clone();
         *slot.used.lock() = now;
         slot
     }

@@ -107,6 +107,8 @@ pub(super) struct PushReply {
 /// Body of `/catalog/heads`: what is to be had from the sender.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Heads {
+    /// Told over a link of the tree, and not because a comparison found it.
+    pub(super) link: bool,
     pub(super) heads: Vec<(NodeId, Head)>,
 }
 

@@ -177,12 +177,15 @@ impl Plane {
     /// # Errors
     /// [`CodecError`]: the caller sent something else (400).
     pub async fn handle_heads(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
-        let heads = Heads::decode(&body)?.heads;
+        let Heads { link, heads } = Heads::decode(&body)?;
         let catalog = &self.inner.catalog;
         let lacking = |(node, at): &(NodeId, Head)| catalog.lacks(node, *at).is_some();
         let lacking: Vec<_> = heads.into_iter().filter(lacking).collect();
         let mut shared = self.inner.shared.lock();
         let now = self.now();
+        if link {
+            shared.tree.heard(from);
+        }
         for (node, at) in lacking {
             shared.tree.announced(now, from, node, at, false);
         }
@@ -316,7 +319,7 @@ impl Plane {
                 self.act(&mut shared);
             }
             Output::Digest { heads, .. } => {
-                let body = Heads { heads }.encode();
+                let body = Heads { link: true, heads }.encode();
                 let reply = self.call(peer, SyncCall::Heads, body).await;
                 let ok = self.answered(peer, reply).is_some();
                 let mut shared = self.inner.shared.lock();
@@ -443,7 +446,8 @@ impl Plane {
         let plan = exchange::compare(catalog, &theirs.heads);
         let lacking = exchange::ahead(&heads, buckets, &theirs);
         if !lacking.is_empty() {
-            let body = Heads { heads: lacking }.encode();
+            let heads = lacking;
+            let body = Heads { link: false, heads }.encode();
             self.call(peer, SyncCall::Heads, body).await?;
         }
         self.carry_out(peer, plan, others).await

@@ -55,12 +55,16 @@ pub struct Propagation {
 pub fn propagation(seed: u64, nodes: usize, network: Network, changes: usize) -> Propagation {
     let mut cluster = Cluster::new(seed, nodes, network);
     let apart = Duration::from_millis(10);
+    // Until only the links are left that stay.
+    cluster.run(Duration::from_secs(5));
     for _ in 0..changes {
         let node = cluster.rng.random_range(0..nodes);
         cluster.publish(node);
         cluster.run(apart);
     }
     cluster.run(Duration::from_secs(2));
+    // What is late of these does not count any more.
+    cluster.published.clear();
     cluster.delivered.clear();
     cluster.pushes = 0;
     for _ in 0..changes {
@@ -68,7 +72,7 @@ pub fn propagation(seed: u64, nodes: usize, network: Network, changes: usize) ->
         cluster.publish(node);
         cluster.run(apart);
     }
-    cluster.run(Duration::from_secs(5));
+    cluster.run(Duration::from_secs(30));
     let mut times = std::mem::take(&mut cluster.delivered);
     assert_eq!(
         times.len(),
@@ -450,6 +454,7 @@ impl Cluster {
                 Answer::Pushed(Some(tree.received(now, sender, direct, &new, known)))
             }
             Message::Digest(heads) => {
+                self.nodes[to].tree.heard(sender);
                 for (node, at) in heads {
                     let state = &mut self.nodes[to];
                     if state.heads.get(&node).is_none_or(|have| *have < at) && at.head > 0 {

@@ -28,7 +28,7 @@ use super::codec::Frame;
 use super::follow_wire::{Follow, Part, ServiceUpdate, Shown, Subscribe, UPDATE_MAX, Update};
 use super::publisher::QUIET;
 use crate::catalog::log::Head;
-use crate::model::{CheckRecord, Health, Instance, Liveness, NodeId, NodeRecord, ServiceName};
+use crate::model::{CheckRecord, Health, Host, Instance, Liveness, NodeId, NodeRecord, ServiceName};
 use crate::rpc::{Client, RpcError, Stream, Target};
 
 pub use super::follow_wire::SERVICES_MAX;
@@ -71,6 +71,23 @@ pub struct FollowedInstance {
 }
 
 impl FollowedInstance {
+    /// Where it answers: its own address, else its node's.
+    pub fn address(&self) -> Host {
+        let own = self.instance.address.clone();
+        own.unwrap_or(Host::Ip(self.node.address))
+    }
+
+    /// Where its sidecar takes mTLS connections: its own address when that is an IP, else its node's. `None` when it
+    /// has no sidecar.
+    pub fn mesh_addr(&self) -> Option<SocketAddr> {
+        let ip = match self.instance.address {
+            Some(Host::Ip(ip)) => ip,
+            Some(Host::Name(_)) | None => self.node.address,
+        };
+        let port = self.instance.mesh_port?;
+        Some(SocketAddr::new(ip, port))
+    }
+
     /// Whether it may get traffic: passing or warning, on a node that is not suspect, and not stale.
     pub fn is_usable(&self) -> bool {
         self.health.is_usable() && !self.stale && self.liveness == Liveness::Alive
@@ -103,6 +120,21 @@ impl FollowedService {
 pub type FollowedWatch = watch::Receiver<Option<Arc<FollowedService>>>;
 
 /// Follows some services from two full replicas until it is dropped. See the [module](self).
+///
+/// ```no_run
+/// use libmesh::{model::ServiceName, rpc::{Client, Target}, sync::Subscription};
+///
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let replicas = ["10.0.0.1:8301".parse()?, "10.0.0.2:8301".parse()?, "10.0.0.3:8301".parse()?];
+/// let db = ServiceName::parse("db")?;
+/// let followed = Subscription::start(client, move || replicas.map(Target::any).to_vec(), [db.clone()])?;
+/// followed.ready().await;
+/// for instance in followed.service(&db).iter().flat_map(|db| db.usable()) {
+///     println!("{} at {}:{}", instance.node.name, instance.address(), instance.instance.port);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Subscription {
     shared: Arc<Shared>,
     _stop: DropGuard,

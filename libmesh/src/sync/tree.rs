@@ -16,7 +16,8 @@
 //! the link gets a comparison instead. So a peer that is slow or away costs at most that, and catches up by pulling at
 //! its own speed.
 //!
-//! No relay waits: timers are only for digests (40 ms), grafts and failed links.
+//! No relay waits: timers are only for digests (40 ms after a quiet time, else 125 to 375 ms apart), grafts and failed
+//! links.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -30,14 +31,17 @@ use crate::model::NodeId;
 pub(super) const DIRECT_MAX: usize = 8;
 /// Links that a node chooses.
 const CHOSEN: usize = 4;
-/// Links it keeps, with those that chose it.
-const LINKS_MAX: usize = 32;
+/// Links it keeps, with those that chose it: far more than ever choose one.
+const LINKS_MAX: usize = 64;
 /// Who failed so often in turn does not count as chosen.
 const FAILED: u32 = 2;
 /// A link that brought nothing new so often becomes lazy.
 const PRUNE_AFTER: u8 = 3;
-/// How long a digest collects.
-const LAZY_EVERY: Duration = Duration::from_millis(40);
+/// How long a digest collects, and how far two of a link are apart, more or less.
+const LAZY_AFTER: Duration = Duration::from_millis(40);
+const LAZY_APART: Duration = Duration::from_millis(250);
+/// How long after a change of members links that nobody chooses any more are dropped.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// How long something that a digest told of may take to come by itself.
 const GRAFT_AFTER: Duration = Duration::from_millis(50);
 /// How long a graft may take before the next one who told of it is asked.
@@ -113,6 +117,9 @@ struct Link {
     pushing: Option<Vec<(NodeId, Head)>>,
     digest: BTreeMap<NodeId, Head>,
     telling: Option<Vec<(NodeId, Head)>>,
+    told_at: Option<Duration>,
+    /// How far two digests are apart: not the same for all links, so that some neighbour of everybody tells soon.
+    apart: Duration,
     /// Too much for a digest happened.
     overflowed: bool,
     failures: u32,
@@ -120,7 +127,8 @@ struct Link {
 }
 
 impl Link {
-    fn new() -> Self {
+    fn new(own: NodeId, peer: NodeId) -> Self {
+        let apart = LAZY_APART.mul_f64(0.5 + (rank(own, peer) >> 32) as f64 / f64::from(u32::MAX));
         Self {
             eager: true,
             useless: 0,
@@ -129,6 +137,8 @@ impl Link {
             pushing: None,
             digest: BTreeMap::new(),
             telling: None,
+            told_at: None,
+            apart,
             overflowed: false,
             failures: 0,
             retry_at: Duration::ZERO,
@@ -174,8 +184,11 @@ impl Link {
         self.give_up();
     }
 
-    fn has_digest(&self) -> bool {
-        self.telling.is_none() && (self.overflowed || !self.digest.is_empty())
+    /// When what there is to tell is told.
+    fn digest_at(&self, now: Duration) -> Option<Duration> {
+        let waits = self.telling.is_none() && (self.overflowed || !self.digest.is_empty());
+        let apart = self.told_at.map_or(Duration::ZERO, |told| told + self.apart);
+        waits.then(|| self.retry_at.max(now + LAZY_AFTER).max(apart))
     }
 }
 
@@ -197,6 +210,7 @@ pub struct Tree {
     missing: HashMap<NodeId, Missing>,
     grafts: BTreeSet<(Duration, NodeId)>,
     digests_at: Option<Duration>,
+    trim_at: Option<Duration>,
     outputs: VecDeque<Output>,
 }
 
@@ -211,6 +225,7 @@ impl Tree {
             missing: HashMap::new(),
             grafts: BTreeSet::new(),
             digests_at: None,
+            trim_at: None,
             outputs: VecDeque::new(),
         }
     }
@@ -222,6 +237,7 @@ impl Tree {
             self.link(now, peer);
         }
         self.choose(now);
+        self.trim_at.get_or_insert(now + TRIM_AFTER);
     }
 
     /// A peer is gone.
@@ -238,6 +254,15 @@ impl Tree {
     pub fn publish(&mut self, now: Duration, at: Head, items: &[Item]) {
         self.own_head = at;
         self.spread(now, None, items, true);
+    }
+
+    /// Tells all links how far the own log is. Done now and then, it keeps their connections open, so that the next
+    /// change after a quiet time waits for no handshake.
+    pub fn refresh(&mut self, now: Duration) {
+        for link in self.links.values_mut() {
+            link.tell(self.own, self.own_head);
+        }
+        self.schedule_digests(now);
     }
 
     /// `from` pushed `items` that were new and `known` that were not. Returns whether it should stop pushing.
@@ -281,6 +306,11 @@ impl Tree {
         self.spread(now, Some(from), &items, true);
     }
 
+    /// `from` sent a digest because it has a link to us, so we have one to it.
+    pub fn heard(&mut self, from: NodeId) {
+        self.touched(from);
+    }
+
     /// `from` has what is lacking here. What comes from the owner itself, or after a gap (`at_once`), is not waited for.
     pub fn announced(
         &mut self,
@@ -290,7 +320,6 @@ impl Tree {
         at: Head,
         at_once: bool,
     ) {
-        self.touched(from);
         if self.missing.len() >= MISSING_MAX && !self.missing.contains_key(&node) {
             return;
         }
@@ -379,7 +408,8 @@ impl Tree {
     /// When [`advance`](Self::advance) is to be called at the latest.
     pub fn due(&self) -> Option<Duration> {
         let graft = self.grafts.first().map(|(due, _)| *due);
-        self.digests_at.into_iter().chain(graft).min()
+        let others = [self.digests_at, self.trim_at];
+        others.into_iter().flatten().chain(graft).min()
     }
 
     /// Lets time pass.
@@ -387,6 +417,12 @@ impl Tree {
         self.graft(now);
         if self.digests_at.is_some_and(|at| at <= now) {
             self.tell_links(now);
+        }
+        if self.trim_at.is_some_and(|at| at <= now) {
+            self.trim_at = None;
+            self.trim();
+            // Who was full when we chose it has room now.
+            self.refresh(now);
         }
     }
 
@@ -421,7 +457,7 @@ impl Tree {
         let wanted = if self.is_direct() { DIRECT_MAX } else { CHOSEN };
         let (mut fit, mut new) = (0, Vec::new());
         for (_, peer) in &self.ranked {
-            if fit == wanted || self.links.len() + new.len() >= LINKS_MAX {
+            if fit == wanted {
                 break;
             }
             match self.links.get(peer) {
@@ -437,9 +473,34 @@ impl Tree {
         }
     }
 
+    /// Drops links that neither end would choose now: as a mesh grows, there would be more and more of them.
+    fn trim(&mut self) {
+        if self.is_direct() || self.links.len() <= 2 * CHOSEN {
+            return;
+        }
+        let mut kept: BTreeSet<NodeId> = BTreeSet::new();
+        for (_, peer) in &self.ranked {
+            if self.links.get(peer).is_some_and(|link| link.failures < FAILED) {
+                kept.insert(*peer);
+            }
+            if kept.len() == CHOSEN {
+                break;
+            }
+        }
+        let chooses_us = |peer: NodeId| {
+            let ours = rank(peer, self.own);
+            let others = self.ranked.iter().filter(|(_, other)| *other != peer);
+            let before = others.filter(|(_, other)| rank(peer, *other) < ours);
+            before.take(CHOSEN).count() < CHOSEN
+        };
+        let links = self.links.keys().copied();
+        kept.extend(links.filter(|peer| chooses_us(*peer)).collect::<Vec<_>>());
+        self.links.retain(|peer, _| kept.contains(peer));
+    }
+
     /// A new link begins with what we are ourselves.
     fn link(&mut self, now: Duration, peer: NodeId) {
-        let mut link = Link::new();
+        let mut link = Link::new(self.own, peer);
         let heads = vec![(self.own, self.own_head)];
         link.telling = Some(heads.clone());
         self.links.insert(peer, link);
@@ -454,7 +515,7 @@ impl Tree {
         }
         let known = self.ranked.contains(&(rank(self.own, from), from));
         if known && self.links.len() < LINKS_MAX {
-            self.links.insert(from, Link::new());
+            self.links.insert(from, Link::new(self.own, from));
             return true;
         }
         false
@@ -520,14 +581,11 @@ impl Tree {
     }
 
     fn schedule_digests(&mut self, now: Duration) {
-        let due = |link: &Link| {
-            link.has_digest()
-                .then(|| link.retry_at.max(now + LAZY_EVERY))
-        };
-        let soonest = self.links.values().filter_map(due).min();
+        let links = self.links.values();
+        let soonest = links.filter_map(|link| link.digest_at(now)).min();
         // A digest that collects already is not put off by more of it.
         self.digests_at = match (self.digests_at, soonest) {
-            (Some(at), Some(soonest)) if at > now => Some(at.min(soonest)),
+            (Some(at), Some(soonest)) => Some(at.min(soonest)),
             (_, soonest) => soonest,
         };
     }
@@ -535,9 +593,12 @@ impl Tree {
     fn tell_links(&mut self, now: Duration) {
         self.digests_at = None;
         for (to, link) in &mut self.links {
-            if !link.has_digest() || link.retry_at > now {
+            // What came just now goes with the rest.
+            let due = link.digest_at(now).is_some_and(|at| at <= now + LAZY_AFTER);
+            if !due {
                 continue;
             }
+            link.told_at = Some(now);
             if std::mem::take(&mut link.overflowed) {
                 link.digest.clear();
                 self.outputs.push_back(Output::Compare { with: *to });
@@ -579,7 +640,6 @@ impl Tree {
 
     /// A peer pulled what a digest told it of: from now on it gets it at once.
     pub fn grafted_by(&mut self, peer: NodeId) {
-        self.touched(peer);
         if let Some(link) = self.links.get_mut(&peer) {
             (link.eager, link.useless) = (true, 0);
         }

@@ -24,6 +24,8 @@ const SOON: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(20);
 /// Who has met nobody for this long after the start is alone.
 const ALONE: Duration = Duration::from_secs(3);
+/// How often links are told of the own log: sooner than an unused connection is closed.
+const REFRESH: Duration = Duration::from_secs(45);
 /// With nothing to wait for.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -74,6 +76,9 @@ impl Worker {
         self.changed(*own.borrow_and_update());
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut refresh = interval(jittered(REFRESH));
+        refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        refresh.reset();
         loop {
             let now = Instant::now();
             let batch = self.pace.due().unwrap_or(now + LONG);
@@ -97,6 +102,7 @@ impl Worker {
                 () = plane.inner.wake.notified() => {}
                 () = sleep_until(tree) => self.advance(),
                 () = sleep_until(self.next_exchange) => self.exchange_with_anybody(),
+                _ = refresh.tick() => self.refresh(),
                 _ = tick.tick() => {
                     self.plane.inner.catalog.tick();
                     self.alone();
@@ -120,6 +126,12 @@ impl Worker {
     fn advance(&self) {
         let mut shared = self.plane.inner.shared.lock();
         shared.tree.advance(self.plane.now());
+        self.plane.act(&mut shared);
+    }
+
+    fn refresh(&self) {
+        let mut shared = self.plane.inner.shared.lock();
+        shared.tree.refresh(self.plane.now());
         self.plane.act(&mut shared);
     }
 
