@@ -28,7 +28,9 @@ use super::codec::Frame;
 use super::follow_wire::{Follow, Part, ServiceUpdate, Shown, Subscribe, UPDATE_MAX, Update};
 use super::publisher::QUIET;
 use crate::catalog::log::Head;
-use crate::model::{CheckRecord, Health, Host, Instance, Liveness, NodeId, NodeRecord, ServiceName};
+use crate::model::{
+    CheckRecord, Health, Host, Instance, Liveness, NodeId, NodeRecord, ServiceName,
+};
 use crate::rpc::{Client, RpcError, Stream, Target};
 
 pub use super::follow_wire::SERVICES_MAX;

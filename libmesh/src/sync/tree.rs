@@ -187,7 +187,9 @@ impl Link {
     /// When what there is to tell is told.
     fn digest_at(&self, now: Duration) -> Option<Duration> {
         let waits = self.telling.is_none() && (self.overflowed || !self.digest.is_empty());
-        let apart = self.told_at.map_or(Duration::ZERO, |told| told + self.apart);
+        let apart = self
+            .told_at
+            .map_or(Duration::ZERO, |told| told + self.apart);
         waits.then(|| self.retry_at.max(now + LAZY_AFTER).max(apart))
     }
 }
@@ -480,7 +482,11 @@ impl Tree {
         }
         let mut kept: BTreeSet<NodeId> = BTreeSet::new();
         for (_, peer) in &self.ranked {
-            if self.links.get(peer).is_some_and(|link| link.failures < FAILED) {
+            if self
+                .links
+                .get(peer)
+                .is_some_and(|link| link.failures < FAILED)
+            {
                 kept.insert(*peer);
             }
             if kept.len() == CHOSEN {

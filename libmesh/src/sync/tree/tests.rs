@@ -61,7 +61,12 @@ fn links_stay_few_however_the_mesh_grew() {
     let links: Vec<_> = (0..150).map(|node| cluster.links(node).1).collect();
     let all: usize = links.iter().sum();
     // Four chosen by each, so eight on average.
-    assert!(links.iter().all(|links| (CHOSEN..=LINKS_MAX).contains(links)), "{links:?}");
+    assert!(
+        links
+            .iter()
+            .all(|links| (CHOSEN..=LINKS_MAX).contains(links)),
+        "{links:?}"
+    );
     assert!(all <= 9 * 150, "{all}");
 }
 
@@ -225,7 +230,10 @@ fn announcements_of_a_liar_are_bounded_and_end() {
         now = due.max(now);
         tree.advance(now);
         let is_graft = |output: &Output| matches!(output, Output::Graft { .. });
-        grafts += outputs(&mut tree).iter().filter(|output| is_graft(output)).count();
+        grafts += outputs(&mut tree)
+            .iter()
+            .filter(|output| is_graft(output))
+            .count();
     }
     assert_eq!((tree.waiting()[3], grafts), (0, MISSING_MAX / GRAFT_NODES));
 }
