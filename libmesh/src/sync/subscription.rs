@@ -417,11 +417,13 @@ impl Shared {
         match update {
             Update::Hello { life } => {
                 let slot = &mut merged.slots[slot];
+                let goes_on = slot.live && slot.life == life;
                 (slot.life, slot.live) = (life, true);
-                // What this one says of them is to come; what it said before a break is no answer any more.
-                slot.told
-                    .values_mut()
-                    .for_each(|told| told.complete = false);
+                if !goes_on {
+                    // What it says of them is to come; what was said before a break is no answer any more.
+                    let told = slot.told.values_mut();
+                    told.for_each(|told| told.complete = false);
+                }
             }
             Update::Quiet => {}
             Update::Service(update) => {

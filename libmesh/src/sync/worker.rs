@@ -18,10 +18,12 @@ use crate::model::{Liveness, NodeId};
 
 /// Every so many exchanges the contents are compared, too.
 const CONTENT_EVERY: u64 = 6;
-/// After a peer came up, and after an exchange that found something, the next one is at least this far away.
+/// After a peer came up, and after an exchange that found much, the next one is this far away.
 const SOON: Duration = Duration::from_secs(1);
 /// How long others may come up before one is asked.
 const GATHER: Duration = Duration::from_millis(20);
+/// Being behind with so few logs is what being under way looks like.
+const FEW: usize = 16;
 /// Who has met nobody for this long after the start is alone.
 const ALONE: Duration = Duration::from_secs(3);
 /// How often links are told of the own log: sooner than an unused connection is closed.
@@ -216,7 +218,7 @@ impl Worker {
             Ok(found) => {
                 self.silent.remove(&with.id);
                 self.plane.inner.caught_up.store(true, Ordering::Release);
-                if found.lacked > 0 {
+                if found.lacked > FEW {
                     self.next_exchange = self.next_exchange.min(soon);
                 }
                 tracing::trace!(peer = %with.addr, lacked = found.lacked, knows_us = ?found.knows_us, "catalogs compared");
