@@ -28,6 +28,7 @@
 //! Knows nothing of the network between nodes. New kinds of checks are new [`Probe`]s.
 
 mod alias;
+mod builder;
 mod check;
 mod core;
 mod damping;
@@ -36,6 +37,7 @@ mod probe;
 mod scheduler;
 mod thresholds;
 
+pub use builder::CheckBuilder;
 pub use check::{Alias, Check, CheckError, CheckState, How};
 pub use maintenance::{Maintenance, NODE_MAINTENANCE, SERVICE_MAINTENANCE, kept_in_maintenance};
 pub use probe::{
