@@ -13,7 +13,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use libmesh::{
-    health::{Check, TcpProbe},
+    health::Check,
     mesh::Mesh,
     model::{Health, Instance},
 };
@@ -87,9 +87,10 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn checks(mesh: &Mesh, addr: SocketAddr) -> anyhow::Result<()> {
-    let port = TcpProbe::new(&addr.to_string())?;
-    let port = Check::every("time-port", Duration::from_secs(1), port);
-    mesh.checks().add(port.of("time-1".parse()?))?;
+    let port = Check::tcp(&addr.to_string())
+        .of("time-1".parse()?)
+        .every(Duration::from_secs(1));
+    mesh.checks().add(port.build()?)?;
     let work = Check::ttl("time-work", Duration::from_secs(5));
     mesh.checks().add(work.of("time-1".parse()?))?;
     Ok(())
