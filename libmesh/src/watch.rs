@@ -6,7 +6,7 @@
 //!
 //! Costs: a watch of one service is woken by changes of that service only, and a diff is one pass over its instances.
 //! A watch of all services, or of the nodes, looks at every service (or node) after a change of anything, at most fifty
-//! times a second.
+//! times a second; one of all services keeps the views of all of them in memory.
 
 use std::{
     fmt,
@@ -223,7 +223,7 @@ fn without_equals(
     let missing = |from: &[Arc<ServiceView>], there: &[Arc<ServiceView>]| {
         let same = |view: &&Arc<ServiceView>| {
             let at = there.binary_search_by(|other| other.name.cmp(&view.name));
-            !at.is_ok_and(|at| Arc::ptr_eq(&there[at], view))
+            !at.is_ok_and(|at| there[at].revision == view.revision)
         };
         from.iter().filter(same).cloned().collect()
     };
