@@ -7,6 +7,17 @@
 //! mesh join-token create --publish '*' --uses 9 --out join-token
 //! MESH_JOIN_TOKEN=$(cat join-token) cargo run -p examples --bin connecting -- node-d 127.0.0.1:8301
 //! ```
+//!
+//! It prints, for example:
+//!
+//! ```text
+//! usable, nearest first: ["echo on node-d (weight Some(1))"]
+//! one v2 that passes: ["echo on node-d (weight Some(1))"]
+//! v9: []
+//! connected as spiffe://….mesh/ns/default/dc/dc1/svc/shop to spiffe://….mesh/ns/default/dc/dc1/svc/echo
+//! answer: hello
+//! no call: service nobody has no instance that takes mesh connections; see: mesh services (blame: peer, worth another try: true)
+//! ```
 
 use anyhow::Context;
 use libmesh::{

@@ -6,6 +6,15 @@
 //! mesh join-token create --publish '*' --uses 9 --out join-token
 //! MESH_JOIN_TOKEN=$(cat join-token) cargo run -p examples --bin joining -- node-a 127.0.0.1:8301
 //! ```
+//!
+//! It prints, for example:
+//!
+//! ```text
+//! node-a (7f37c4c64e02b620818aad3557895ce0) at 127.0.0.1:41937
+//! is spiffe://e4fcb2b0-a21f-46d6-8558-1a79394704ee.mesh/node/node-a
+//! Alive node-a 127.0.0.1:41937
+//! Alive dev 127.0.0.1:8301
+//! ```
 
 use std::{process::ExitCode, time::Duration};
 

@@ -8,6 +8,17 @@
 //! MESH_JOIN_TOKEN=$(cat join-token) cargo run -p examples --bin registering -- node-b 127.0.0.1:8301
 //! dig @127.0.0.1 -p 8600 +short time.service.mesh SRV     # in another terminal, while it runs
 //! ```
+//!
+//! It prints, for example:
+//!
+//! ```text
+//! time-1 on node-b is critical
+//! time-1 on node-b is critical
+//! time-1 on node-b is passing
+//! gone
+//! ```
+//!
+//! It is critical until both checks have spoken; "gone" comes after Ctrl-C.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -6,6 +6,20 @@
 //! mesh join-token create --publish '*' --uses 9 --out join-token
 //! MESH_JOIN_TOKEN=$(cat join-token) cargo run -p examples --bin watching -- node-c 127.0.0.1:8301 [service]
 //! ```
+//!
+//! While `registering` starts and ends, `watching node-c 127.0.0.1:8301 time` prints, for example (the first diff was empty):
+//!
+//! ```text
+//! revision 0
+//! + time time-1 on node-b at 127.0.0.1:34277: critical
+//! revision 1795665762148592
+//! ~ time time-1 on node-b at 127.0.0.1:34277: critical
+//! revision 1795665762544771
+//! ~ time time-1 on node-b at 127.0.0.1:34277: passing
+//! revision 1795665763051560
+//! - time time-1 on node-b at 127.0.0.1:34277: passing
+//! revision 1795665772022953
+//! ```
 
 use anyhow::Context;
 use libmesh::{catalog::InstanceView, mesh::Mesh, watch::Diff};
