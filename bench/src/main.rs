@@ -23,6 +23,7 @@ mod process;
 mod proxy;
 mod report;
 mod sim;
+mod store;
 mod storm;
 
 use report::{Report, Row};
@@ -49,6 +50,11 @@ const BENCHES: &[Bench] = &[
         name: "proxy",
         about: "HTTP keep-alive through a pair of mTLS proxies: mesh, haproxy",
         run: proxy::run,
+    },
+    Bench {
+        name: "store",
+        about: "the sealed store: mesh, bare append + fdatasync, sled alone",
+        run: store::run,
     },
     Bench {
         name: "storm",
@@ -84,6 +90,7 @@ const CHILDREN: &[Child] = &[
     ("proxy-application", proxy::children::application),
     ("proxy-callee", proxy::children::callee),
     ("proxy-caller", proxy::children::caller),
+    ("store-fill", store::child),
 ];
 
 /// What all benchmarks are told.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{
     policy::{Policy, PolicyName},
     request::{Caller, Remote, Request, Via},
-    store::Entry,
+    store::{Entry, snapshot::Item},
 };
 
 /// The text of a policy, HCL or JSON. Whether it is one.
@@ -46,9 +46,82 @@ pub fn entry(bytes: &[u8]) -> bool {
     })
 }
 
+/// A snapshot file, of a ledger or of a fold. Whether it is a whole one.
+pub fn snapshot(bytes: &[u8]) -> bool {
+    let Ok(mut reader) = crate::store::snapshot::Reader::open(bytes) else {
+        return false;
+    };
+    loop {
+        match reader.next() {
+            Ok(Some(Item::Entry(found))) => {
+                entry(&found);
+            }
+            Ok(Some(Item::Record(found))) => {
+                crate::store::local::is_record(&found);
+            }
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// A segment of the log. Whether it is whole.
+pub fn segment(bytes: &[u8]) -> bool {
+    crate::store::local::is_segment(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
+
+    use crate::store::{
+        Head,
+        conformance::{Do, entry_after},
+        local, snapshot,
+    };
+
+    /// Writes the seeds of the target `vault_store` anew when told to; they must be whole in any case.
+    #[test]
+    fn the_seeds_of_the_store_are_whole() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/vault_store");
+        if std::env::var_os("MESH_WRITE_SEEDS").is_some() {
+            fs::create_dir_all(&corpus).unwrap();
+            let first = entry_after(
+                &Head::default(),
+                &[
+                    Do::Put(1, b"one".into()),
+                    Do::Control("seal", b"config".into()),
+                ],
+            );
+            let second = entry_after(&first.head(), &[Do::Delete(1)]);
+            fs::write(
+                corpus.join("segment"),
+                local::segment_of(&[first.clone(), second.clone()]),
+            )
+            .unwrap();
+            let info = snapshot::SnapshotInfo {
+                cluster_id: "seed".to_owned(),
+                head: second.head(),
+                created: 0,
+                genesis: first.hash(),
+                content: snapshot::Content::Ledger,
+            };
+            let mut writer = snapshot::Writer::new(Vec::new(), &info).unwrap();
+            writer.entry(&first).unwrap();
+            writer.entry(&second).unwrap();
+            fs::write(corpus.join("snapshot"), writer.finish().unwrap()).unwrap();
+        }
+        let read = |name: &str| fs::read(corpus.join(name)).unwrap();
+        assert!(super::snapshot(&read("snapshot")));
+        assert!(super::segment(&read("segment")));
+        for seed in [read("snapshot"), read("segment")] {
+            for at in 0..seed.len() {
+                let mut bad = seed.clone();
+                bad[at] ^= 0xff;
+                assert!(!super::snapshot(&bad) && !super::segment(&bad), "byte {at}");
+            }
+        }
+    }
 
     /// Every seed as it is, cut off after every byte, and with every byte inverted: nothing may panic.
     #[test]

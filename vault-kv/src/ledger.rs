@@ -17,6 +17,9 @@ use crate::{
     vault::Vault,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// The greatest number of entries that a [`LedgerWatch`] gives at once.
 const AT_ONCE: usize = 1024;
 

@@ -16,6 +16,7 @@ mod kv;
 #[cfg(test)]
 mod leaks;
 mod ledger;
+pub mod manual;
 mod mount;
 mod policy;
 mod request;

@@ -339,6 +339,33 @@ fn split_header(header: [u8; FRAME_HEADER]) -> (usize, u32) {
     )
 }
 
+/// Whether `bytes` are a row of whole frames with entries whose parts match their commitments.
+pub(crate) fn is_segment(mut bytes: &[u8]) -> bool {
+    while let Some((header, rest)) = bytes.split_first_chunk() {
+        let (length, crc) = split_header(*header);
+        let Some((payload, rest)) = rest.split_at_checked(length) else {
+            return false;
+        };
+        let entry = Entry::decode(&Bytes::copy_from_slice(payload));
+        let whole = entry.is_some_and(|(entry, _)| entry.commitments_hold());
+        if !whole || crc32fast::hash(payload) != crc {
+            return false;
+        }
+        bytes = rest;
+    }
+    bytes.is_empty()
+}
+
+/// The frames of `entries`.
+#[cfg(test)]
+pub(crate) fn segment_of(entries: &[Entry]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for entry in entries {
+        encode_frame(entry, &mut out);
+    }
+    out
+}
+
 /// `length` bytes at `offset` of the segment that starts with `first`, if it has so many.
 pub(super) fn read_at(
     log: &Path,

@@ -210,6 +210,11 @@ fn decode(bytes: &[u8]) -> Option<(FoldId, Folded)> {
     Some((FoldId(*id), folded))
 }
 
+/// Whether `bytes` are the record of a snapshot.
+pub(crate) fn is_record(bytes: &[u8]) -> bool {
+    decode(bytes).is_some()
+}
+
 /// See [`Store::snapshot`].
 pub(super) fn save(
     store: &LocalStore,

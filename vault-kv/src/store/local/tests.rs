@@ -6,6 +6,7 @@ mod compaction;
 mod copies;
 mod crash;
 mod damage;
+mod model;
 
 fn open(dir: &Path) -> LocalStore {
     LocalStore::open(dir).unwrap()
@@ -80,9 +81,10 @@ fn conforms() {
 fn keeps_others_out() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
+    let own = std::process::id();
     assert!(matches!(
         LocalStore::open(dir.path()),
-        Err(StoreError::Locked { .. })
+        Err(StoreError::Locked { pid: Some(pid), .. }) if pid == own
     ));
     drop(store);
     open(dir.path());

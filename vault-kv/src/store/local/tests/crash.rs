@@ -15,6 +15,12 @@ const CHILD: &str = "MESH_STORE_CHILD";
 /// Entries.
 const LARGEST_COMMIT: u64 = 5;
 
+/// How often it is tried: `MESH_STORE_ROUNDS` for a long run, `few` otherwise.
+fn rounds(few: usize) -> usize {
+    let told = std::env::var("MESH_STORE_ROUNDS").ok();
+    told.and_then(|told| told.parse().ok()).unwrap_or(few)
+}
+
 /// What the entry with `index` writes: often small, sometimes so large that it stays in the log.
 fn value(index: u64) -> Vec<u8> {
     vec![index as u8; (index * 7919 % 40_000) as usize]
@@ -147,11 +153,11 @@ fn check_after(dir: &Path, acknowledged: u64) -> u64 {
 }
 
 #[test]
-fn killed_twenty_times_it_keeps_what_it_acknowledged() {
+fn killed_again_and_again_it_keeps_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("store");
     let mut head = 0;
-    for _ in 0..20 {
+    for _ in 0..rounds(20) {
         let mut writer = Writer::start(&dir);
         for _ in 0..rand::rng().random_range(0..400) {
             assert!(writer.acknowledge(), "the child goes on until it is killed");
@@ -235,7 +241,7 @@ fn after_a_power_cut_it_has_what_it_acknowledged() {
     std::fs::create_dir(&at).unwrap();
     run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
     let mut head = 0;
-    for _ in 0..5 {
+    for _ in 0..rounds(5) {
         let arguments = ["-o", "loop", image.to_str().unwrap()];
         let mounted = Mounted::new(&at, &arguments).unwrap();
         let mut writer = Writer::start(&at.join("store"));

@@ -1,0 +1,4 @@
+//! The manual.
+
+#[doc = include_str!("manual/storage.md")]
+pub mod storage {}
