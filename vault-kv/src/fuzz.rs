@@ -74,43 +74,9 @@ pub fn segment(bytes: &[u8]) -> bool {
 mod tests {
     use std::{fs, path::Path};
 
-    use crate::store::{
-        Head,
-        conformance::{Do, entry_after},
-        local, snapshot,
-    };
-
-    /// Writes the seeds of the target `vault_store` anew when told to; they must be whole in any case.
     #[test]
-    fn the_seeds_of_the_store_are_whole() {
+    fn the_seeds_of_the_store_are_whole_and_nothing_near_them() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/vault_store");
-        if std::env::var_os("MESH_WRITE_SEEDS").is_some() {
-            fs::create_dir_all(&corpus).unwrap();
-            let first = entry_after(
-                &Head::default(),
-                &[
-                    Do::Put(1, b"one".into()),
-                    Do::Control("seal", b"config".into()),
-                ],
-            );
-            let second = entry_after(&first.head(), &[Do::Delete(1)]);
-            fs::write(
-                corpus.join("segment"),
-                local::segment_of(&[first.clone(), second.clone()]),
-            )
-            .unwrap();
-            let info = snapshot::SnapshotInfo {
-                cluster_id: "seed".to_owned(),
-                head: second.head(),
-                created: 0,
-                genesis: first.hash(),
-                content: snapshot::Content::Ledger,
-            };
-            let mut writer = snapshot::Writer::new(Vec::new(), &info).unwrap();
-            writer.entry(&first).unwrap();
-            writer.entry(&second).unwrap();
-            fs::write(corpus.join("snapshot"), writer.finish().unwrap()).unwrap();
-        }
         let read = |name: &str| fs::read(corpus.join(name)).unwrap();
         assert!(super::snapshot(&read("snapshot")));
         assert!(super::segment(&read("segment")));

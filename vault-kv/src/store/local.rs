@@ -41,8 +41,6 @@ use super::{
 
 pub(crate) use restore::restore;
 pub(crate) use segment::is_segment;
-#[cfg(test)]
-pub(crate) use segment::segment_of;
 pub(crate) use snapshots::is_record;
 pub(crate) use verify::verify_dir;
 

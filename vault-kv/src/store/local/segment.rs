@@ -356,16 +356,6 @@ pub(crate) fn is_segment(mut bytes: &[u8]) -> bool {
     bytes.is_empty()
 }
 
-/// The frames of `entries`.
-#[cfg(test)]
-pub(crate) fn segment_of(entries: &[Entry]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for entry in entries {
-        encode_frame(entry, &mut out);
-    }
-    out
-}
-
 /// `length` bytes at `offset` of the segment that starts with `first`, if it has so many.
 pub(super) fn read_at(
     log: &Path,
