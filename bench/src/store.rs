@@ -107,7 +107,7 @@ fn sustained(
     })?;
     // The time until all of it is folded counts.
     let written = ours.rate * time.as_secs_f64();
-    drop(vault);
+    close(vault, &folder.join("sustained"))?;
     let rate = written / (Instant::now() - begun).as_secs_f64();
     rows.push(Row::new(
         format!("sled alone, {seconds} s"),
@@ -209,7 +209,7 @@ fn recovery(runtime: &Runtime, folder: &Path, rows: &mut Vec<Row>) -> Result<()>
     let dir = folder.join("million");
     let vault = new(runtime, &dir)?;
     fill(runtime, &vault, 0..ENTRIES)?;
-    drop(vault);
+    close(vault, &dir)?;
     let timed = |row: &str, rows: &mut Vec<Row>, bar: Option<f64>| -> Result<Vault> {
         let begun = Instant::now();
         let vault = open(runtime, &dir)?;
@@ -224,14 +224,16 @@ fn recovery(runtime: &Runtime, folder: &Path, rows: &mut Vec<Row>) -> Result<()>
         );
         Ok(vault)
     };
-    drop(timed(
-        "1 M entries: open after a clean stop",
-        rows,
-        Some(2.0),
-    )?);
+    close(
+        timed("1 M entries: open after a clean stop", rows, Some(2.0))?,
+        &dir,
+    )?;
     let (killed, _) = Process::of_this_program("store-fill", &[dir.display().to_string()])?;
     drop(killed);
-    drop(timed("1 M entries: open after kill -9", rows, Some(5.0))?);
+    close(
+        timed("1 M entries: open after kill -9", rows, Some(5.0))?,
+        &dir,
+    )?;
     std::fs::remove_dir_all(dir.join("fold"))?;
     let vault = timed("1 M entries: open, fold from the log", rows, None)?;
     let begun = Instant::now();
@@ -248,7 +250,7 @@ fn recovery(runtime: &Runtime, folder: &Path, rows: &mut Vec<Row>) -> Result<()>
             compacted.bytes_after >> 20
         )),
     );
-    drop(vault);
+    close(vault, &dir)?;
     std::fs::remove_dir_all(dir.join("fold"))?;
     let vault = timed("1 M entries: open, fold from snapshot + log", rows, None)?;
     let path = folder.join("saved");
@@ -353,6 +355,13 @@ fn open(runtime: &Runtime, dir: &Path) -> Result<Vault> {
     Ok(vault)
 }
 
+/// Drops the last handle, and waits until all is folded and the store is closed.
+fn close(vault: Vault, dir: &Path) -> Result<()> {
+    drop(vault);
+    File::open(dir.join("lock"))?.lock()?;
+    Ok(())
+}
+
 struct Figures {
     rate: f64,
     p50: f64,
@@ -363,7 +372,7 @@ struct Figures {
 fn load<F, Done>(runtime: &Runtime, writers: u64, time: Duration, commit: F) -> Result<Figures>
 where
     F: Fn(u64, Vec<u8>) -> Done + Clone + Send + 'static,
-    Done: Future<Output = Result<()>> + Send,
+    Done: Future<Output = Result<()>> + Send + 'static,
 {
     let begun = Instant::now();
     let tasks: Vec<_> = (0..writers)
