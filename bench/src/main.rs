@@ -99,6 +99,8 @@ struct Options {
     time: Duration,
     /// Leave out what takes long.
     quick: bool,
+    /// Simulate clusters of this size only.
+    nodes: Option<usize>,
 }
 
 /// Side-by-side benchmarks.
@@ -120,6 +122,9 @@ struct Cli {
     /// Leave out what takes minutes (the sim's largest clusters and longest runs).
     #[arg(long)]
     quick: bool,
+    /// Simulate clusters of this size only (default: 100, 1,000 and 5,000).
+    #[arg(long, value_parser = clap::value_parser!(u16).range(10..=10_000))]
+    nodes: Option<u16>,
     /// Be the named server instead (used by this program itself).
     #[arg(long, hide = true, value_name = "NAME", num_args = 1.., allow_hyphen_values = true)]
     child: Option<Vec<String>>,
@@ -161,6 +166,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let options = Options {
         time: Duration::from_secs(cli.seconds),
         quick: cli.quick,
+        nodes: cli.nodes.map(usize::from),
     };
     let mut report = Report::default();
     for bench in chosen {

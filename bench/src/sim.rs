@@ -91,13 +91,13 @@ impl Case {
 pub fn run(options: &Options) -> Result<Vec<Row>> {
     let seed = seed(1);
     eprintln!("mesh-bench: sim runs with MESH_SIM_SEED={seed}");
-    let sizes: &[usize] = if options.quick {
-        &[100, DATACENTER]
-    } else {
-        &[100, DATACENTER, 5000]
+    let sizes = match options.nodes {
+        Some(nodes) => vec![nodes],
+        None if options.quick => vec![100, DATACENTER],
+        None => vec![100, DATACENTER, 5000],
     };
     let mut rows = Vec::new();
-    for nodes in sizes.iter().copied() {
+    for nodes in sizes {
         for who in [Who::Mesh, Who::Foca] {
             let case = Case { who, nodes, seed };
             rows.extend(quiet(&case)?);
