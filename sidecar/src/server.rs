@@ -217,6 +217,7 @@ impl Server {
         let _ = shared.routes.set(routes);
         let stop = CancellationToken::new();
         let vault_addr = listen(&config, &shared, &stop).await?;
+        reopen_audit_at_hangup(shared.vault.clone(), stop.clone())?;
         unseal_if_possible(&shared.vault).await;
         Ok(Self {
             config,
@@ -362,6 +363,26 @@ fn vault_config(config: &Config) -> VaultConfig {
         SocketAddr::new(config.addresses.vault, port)
     );
     vault
+}
+
+/// HUP follows the rotation of audit files, sealed or not, from the first moment on.
+fn reopen_audit_at_hangup(vault: Vault, stop: CancellationToken) -> Result<(), ServerError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let cannot = |error| ServerError::Key(format!("cannot listen for signals: {error}"));
+    let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {}
+                () = stop.cancelled() => return,
+            }
+            // What fails is in the log.
+            if vault.reopen_audit().await.is_ok() {
+                tracing::info!("audit files reopened");
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn unseal_if_possible(vault: &Vault) {

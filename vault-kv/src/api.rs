@@ -125,7 +125,8 @@ impl Api {
             match self.authenticate(request.token.as_ref(), request.caller.spiffe.as_deref()) {
                 Ok(caller) => caller,
                 Err(error) => {
-                    let line = self.exchange(request, None, None, served.as_deref());
+                    let operation = request.operation.as_str();
+                    let line = self.exchange(request, None, None, operation, served.as_deref());
                     self.audit.write(&line.request_line(Some(&error))).await?;
                     return Err(error);
                 }
@@ -135,13 +136,19 @@ impl Api {
             via: request.caller.via.as_str(),
         };
         let record = caller.record();
+        let mut operation = request.operation.as_str();
         let (decision, refused) = match self.permit(&caller, request, served.as_deref(), sudo) {
-            Ok((decision, None)) => (Some(decision), None),
-            Ok((decision, refused)) => (Some(decision), refused),
+            Ok(permit) => {
+                if permit.creates {
+                    operation = "create";
+                }
+                (Some(permit.decision), permit.refused)
+            }
             Err(error) => (None, Some(error)),
         };
+        let (who, what) = (Some(&record), decision.as_ref());
         let line = self
-            .exchange(request, Some(&record), decision.as_ref(), served.as_deref())
+            .exchange(request, who, what, operation, served.as_deref())
             .request_line(refused.as_ref());
         self.audit.write(&line).await?;
         caller.spend(&self.tokens, &by).await?;
@@ -155,6 +162,7 @@ impl Api {
             record: Some(record),
             by,
             decision,
+            operation,
             served,
         })
     }
@@ -162,8 +170,9 @@ impl Api {
     /// The same for what needs no right: on record, with nobody's name.
     pub async fn begin_open(&self, request: &Request) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
+        let operation = request.operation.as_str();
         let line = self
-            .exchange(request, None, None, served.as_deref())
+            .exchange(request, None, None, operation, served.as_deref())
             .request_line(None);
         self.audit.write(&line).await?;
         Ok(Begun {
@@ -175,6 +184,7 @@ impl Api {
                 via: request.caller.via.as_str(),
             },
             decision: None,
+            operation,
             served,
         })
     }
@@ -202,7 +212,13 @@ impl Api {
         }
         let (record, decision) = (begun.record.as_ref(), begun.decision.as_ref());
         let line = self
-            .exchange(request, record, decision, begun.served.as_deref())
+            .exchange(
+                request,
+                record,
+                decision,
+                begun.operation,
+                begun.served.as_deref(),
+            )
             .response_line(&result);
         self.audit.write(&line).await?;
         result
@@ -219,6 +235,7 @@ impl Api {
         request: &'a Request,
         auth: Option<&'a AuthRecord>,
         decision: Option<&'a Decision>,
+        operation: &'a str,
         served: Option<&'a Served>,
     ) -> Exchange<'a> {
         Exchange {
@@ -226,18 +243,19 @@ impl Api {
             request,
             auth,
             decision,
-            mount: served.map(|s| (s.mount.path.as_str(), s.mount.kind.as_str())),
+            operation,
+            mount: served.map(|served| &served.mount),
         }
     }
 
-    /// What the caller's policies say, and the refusal if there is one.
+    /// What the caller's policies say.
     fn permit(
         &self,
         caller: &Authenticated,
         request: &Request,
         served: Option<&Served>,
         sudo: bool,
-    ) -> Result<(Decision, Option<ApiError>), ApiError> {
+    ) -> Result<Permit, ApiError> {
         let path = request.path.as_str();
         let capability = match request.operation {
             Operation::Read => Capability::Read,
@@ -257,8 +275,11 @@ impl Api {
         {
             allowed = true;
         }
-        let refused = (!allowed).then_some(ApiError::Denied);
-        Ok((decision, refused))
+        Ok(Permit {
+            decision,
+            refused: (!allowed).then_some(ApiError::Denied),
+            creates: capability == Capability::Create,
+        })
     }
 
     /// Whether a write goes to something that is there already.
@@ -357,9 +378,18 @@ pub(crate) struct Begun {
     /// Whom the ledger names.
     pub by: By,
     decision: Option<Decision>,
+    operation: &'static str,
     served: Option<Arc<Served>>,
     /// The request's data, when there is a log that shows it again.
     data: Option<Data>,
+}
+
+/// What a caller's policies say about a request.
+struct Permit {
+    decision: Decision,
+    refused: Option<ApiError>,
+    /// It would write something that is not there yet.
+    creates: bool,
 }
 
 /// Paths that ask for `sudo` besides the right itself.

@@ -1,7 +1,8 @@
 //! Who asked for what: the audit log, in Vault's JSON format.
 //!
 //! A request line is written before the engine runs and a response line before the client sees a byte. If no
-//! sink can take a line the request fails; it never waits longer than [`PATIENCE`] for a sink. Sinks come from the local
+//! sink can take a line the request fails with 503 and the reason; it never waits longer than [`PATIENCE`] for
+//! a sink. With several sinks one that takes it is enough. [`Audit::reopen`] lets files be rotated. Sinks come from the local
 //! configuration only: an API that opens files on the host is how CVE-2025-6000 began.
 //!
 //! Values are not written. Every string in request and response data, every token and accessor becomes
@@ -15,6 +16,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use crate::http::ApiError;
+use crate::sys::{Locked, without_traces};
 
 mod file;
 mod record;
@@ -45,6 +47,14 @@ pub enum AuditError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The file at its path cannot be opened anew; the one that was open is written to as before.
+    #[error("the audit log {} is not reopened, the old file goes on: {reason}", path.display())]
+    Reopen {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
     },
     /// Others than its owner may read it.
     #[error("the audit log {} is readable by others (mode {mode:03o}); run: chmod 600 {}", path.display(), path.display())]
@@ -115,20 +125,49 @@ impl Audit {
         if taken {
             return Ok(());
         }
-        Err(ApiError::Internal(format!(
-            "internal error: no audit sink takes this request ({})",
+        Err(ApiError::Unavailable(format!(
+            "no audit sink takes this request ({}); it was not carried out, or its answer is withheld",
             failures.join("; ")
         )))
+    }
+
+    /// Opens every file at its path again, after the old one was renamed: what is written from here on goes to
+    /// the new one.
+    ///
+    /// # Errors
+    /// The first that cannot be opened; all are tried.
+    pub async fn reopen(&self) -> Result<(), AuditError> {
+        let mut outcome = Ok(());
+        for sink in &self.sinks {
+            let failed = |reason| AuditError::Reopen {
+                path: sink.config.path.clone(),
+                reason,
+            };
+            let reopened = match sink.reopen() {
+                Err(full) => Err(full),
+                Ok(done) => match timeout(PATIENCE, done).await {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(_)) => Err("its writer has stopped".into()),
+                    Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+                },
+            };
+            if let Err(reason) = reopened {
+                let error = failed(reason);
+                tracing::error!(%error, "audit log");
+                outcome = outcome.and(Err(error));
+            }
+        }
+        outcome
     }
 }
 
 /// Turns secrets into `hmac-sha256:` texts that can be compared but not read back.
-pub(crate) struct Hasher(hmac::Key);
+pub(crate) struct Hasher(Locked<hmac::Key>);
 
 impl Hasher {
     /// `key` comes from inside the barrier.
     pub fn new(key: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+        without_traces(|| Self(Locked::new(hmac::Key::new(hmac::HMAC_SHA256, key))))
     }
 
     /// The form in which a text appears in the log.

@@ -20,7 +20,11 @@ use std::{
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SanType, SerialNumber,
+    PublicKeyData, SanType, SerialNumber, SigningKey,
+};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -28,10 +32,11 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{
     core::{Change, Core, Error, Meta, Op},
+    sys::{Locked, without_traces},
     vault::Vault,
 };
 
-const RECORD: &str = "ca/authority";
+pub(crate) const RECORD: &str = "ca/authority";
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// Certificates start this long ago, for clocks that are behind.
@@ -89,12 +94,68 @@ struct Stored {
     intermediate_not_after: i64,
 }
 
+impl Stored {
+    /// In a buffer that does not grow: growing would leave copies of the keys behind.
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let parts = [
+            &self.root,
+            &self.root_key,
+            &self.intermediate,
+            &self.intermediate_key,
+        ];
+        let room = parts.iter().map(|part| part.len() + 5).sum::<usize>() + 10;
+        let mut bytes = Zeroizing::new(vec![0; room]);
+        let used = postcard::to_slice(self, &mut bytes)
+            .expect("there is room for every part")
+            .len();
+        bytes.truncate(used);
+        bytes
+    }
+}
+
 /// The authority, ready to sign. Lives as long as the store is unsealed.
 pub(crate) struct Signer {
     root: Vec<u8>,
     intermediate: Vec<u8>,
     not_after: OffsetDateTime,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, LockedKey>,
+}
+
+/// The intermediate's key, in locked memory.
+struct LockedKey {
+    key: Locked<EcdsaKeyPair>,
+    /// The uncompressed point.
+    public: Vec<u8>,
+}
+
+impl LockedKey {
+    fn new(pkcs8: &[u8]) -> Option<Self> {
+        without_traces(|| {
+            let random = SystemRandom::new();
+            let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &random);
+            let key = Locked::new(key.ok()?);
+            let public = key.public_key().as_ref().to_vec();
+            Some(Self { key, public })
+        })
+    }
+}
+
+impl PublicKeyData for LockedKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.public
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl SigningKey for LockedKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature = self.key.sign(&SystemRandom::new(), message);
+        let signature = signature.map_err(|_| rcgen::Error::RingUnspecified)?;
+        Ok(signature.as_ref().to_vec())
+    }
 }
 
 /// The certificate authority of a store. Cheap to clone.
@@ -122,9 +183,8 @@ impl Ca {
         if core.index_of(RECORD)?.is_some() {
             return Ok(());
         }
-        let stored = make(name).map_err(|error| CaError::Profile(error.to_string()))?;
-        let value =
-            Zeroizing::new(postcard::to_stdvec(&stored).expect("plain data always encodes"));
+        let made = without_traces(|| make(name).map(|stored| stored.encode()));
+        let value = made.map_err(|error| CaError::Profile(error.to_string()))?;
         let change = Change {
             meta,
             ops: vec![Op::Put {
@@ -209,7 +269,8 @@ fn load(core: &Core) -> Result<Signer, CaError> {
     let stored: Stored =
         postcard::from_bytes(&record).map_err(|_| CaError::Store(Error::Unreadable))?;
     let unreadable = |_| CaError::Store(Error::Unreadable);
-    let key = KeyPair::try_from(stored.intermediate_key.as_slice()).map_err(unreadable)?;
+    let key = LockedKey::new(&stored.intermediate_key);
+    let key = key.ok_or(CaError::Store(Error::Unreadable))?;
     let certificate = stored.intermediate.as_slice().into();
     let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(unreadable)?;
     let not_after = OffsetDateTime::from_unix_timestamp(stored.intermediate_not_after)

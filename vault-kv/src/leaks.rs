@@ -1,4 +1,7 @@
-//! What this crate says about secrets, in `Debug` and in errors: nothing.
+//! What this crate says about secrets, in `Debug` and in errors, and leaves of them in memory: nothing.
+
+#[cfg(target_os = "linux")]
+mod memory;
 
 use std::os::unix::fs::PermissionsExt;
 

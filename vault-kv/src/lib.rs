@@ -31,14 +31,15 @@ mod vault;
 pub use crate::core::{Error, Meta};
 pub use audit::{AuditError, AuditSink};
 pub use ca::{Ca, CaError, IssuedCert, Profile};
-pub use http::AuthorizeError;
+pub use http::{Access, Attended, AuthorizeError};
 pub use kv::{Kv, KvPair};
 pub use ledger::{HistoryItem, Ledger, LedgerWatch, Verified, verify};
 pub use policy::Capability;
 pub use request::{Caller, Remote, Via};
 pub use snapshot::{inspect_snapshot, restore_snapshot};
 pub use store::{Compacted, Head, SnapshotError, SnapshotInfo, StoreError};
-pub use sys::harden_process;
+pub use store::{Head, StoreError};
+pub use sys::{ClearingAllocator, clear_freed_memory, harden_process};
 pub use vault::{
     InitOptions, InitOutcome, SealStatus, StaticKeyError, StoreConfig, Vault, VaultConfig,
     VaultError,

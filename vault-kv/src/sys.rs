@@ -1,33 +1,104 @@
-//! Key memory: the one place of the repository that needs `unsafe`.
+//! Key memory: what of this crate needs `unsafe`.
 //!
 //! A [`Locked`] value lives in pages of its own that are locked into RAM (never swapped), left out of
 //! core dumps, and overwritten with zeros when dropped. *ring* does not zeroize its keys, so its key
 //! objects live in here too. Copies that pass over the stack while a key is built are overwritten by
-//! [`without_traces`].
+//! [`without_traces`]; copies that passed through the heap (buffers of HTTP, JSON and TLS that nobody wipes) by
+//! the [`ClearingAllocator`].
 #![allow(
     unsafe_code,
     reason = "mmap, mlock and moving a value into those pages cannot be done without it"
 )]
 
 use std::{
+    alloc::{GlobalAlloc, Layout, System},
     ffi::c_void,
+    hint::black_box,
     num::NonZeroUsize,
     ops::Deref,
-    ptr::NonNull,
+    ptr::{self, NonNull},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 
 /// Keeps this process's memory out of core dumps and away from other processes of the same user
-/// (`PR_SET_DUMPABLE 0`). Elsewhere than on Linux it does nothing.
+/// (`PR_SET_DUMPABLE 0`, and no core file at all: `RLIMIT_CORE 0`). Elsewhere than on Linux it does nothing.
 ///
 /// # Errors
 /// When the kernel refuses, which it has no reason to do.
 pub fn harden_process() -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
-    nix::sys::prctl::set_dumpable(false)?;
+    {
+        use nix::sys::resource::{Resource, setrlimit};
+        nix::sys::prctl::set_dumpable(false)?;
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    }
     Ok(())
+}
+
+/// The system's allocator, with memory cleared as it is freed: after [`clear_freed_memory`].
+///
+/// Secrets pass through buffers that their owners do not wipe: those of HTTP, JSON and TLS, and every vector
+/// that grows. A program that embeds a vault should have this allocator:
+///
+/// ```
+/// #[global_allocator]
+/// static ALLOCATOR: vault_kv::ClearingAllocator = vault_kv::ClearingAllocator;
+///
+/// vault_kv::clear_freed_memory();
+/// ```
+pub struct ClearingAllocator;
+
+static CLEARING: AtomicBool = AtomicBool::new(false);
+
+/// From here on, [`ClearingAllocator`] clears what is freed. There is no way back: a process that has had
+/// secrets goes on having had them.
+pub fn clear_freed_memory() {
+    CLEARING.store(true, Ordering::Relaxed);
+}
+
+// SAFETY: every call goes to `System` with the caller's own guarantees. What is added writes only to a block that
+// its owner gives back and nobody else has, within its size.
+unsafe impl GlobalAlloc for ClearingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's guarantees are `System`'s.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if CLEARING.load(Ordering::Relaxed) {
+            // SAFETY: the caller owns the block and gives it up; it has `layout.size()` bytes.
+            unsafe { block.write_bytes(0, layout.size()) };
+            // The compiler knows that nobody reads a freed block, and must not conclude that nobody cares.
+            black_box(block);
+        }
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !CLEARING.load(Ordering::Relaxed) {
+            // SAFETY: as above.
+            return unsafe { System.realloc(block, layout, size) };
+        }
+        // A block that moves leaves its old content behind, so it is moved here.
+        // SAFETY: the caller guarantees that `size` is not zero and does not overflow with this alignment.
+        let moved =
+            unsafe { System.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+        if !moved.is_null() {
+            // SAFETY: both blocks have at least so many bytes, and the new one is nobody else's.
+            unsafe { ptr::copy_nonoverlapping(block, moved, layout.size().min(size)) };
+            // SAFETY: the old block is the caller's to give up.
+            unsafe { self.dealloc(block, layout) };
+        }
+        moved
+    }
 }
 
 /// Bytes of stack that are overwritten behind work on keys.
@@ -70,7 +141,7 @@ impl<T> Locked<T> {
             )
         };
         let Ok(pages) = pages else {
-            std::alloc::handle_alloc_error(std::alloc::Layout::new::<T>())
+            std::alloc::handle_alloc_error(Layout::new::<T>())
         };
         protect(pages, length);
         let target = pages.cast::<T>();
@@ -156,7 +227,7 @@ mod tests {
     #[test]
     fn pages_are_locked_and_left_out_of_dumps() {
         let locked = Locked::new([1u8; 32]);
-        let address = std::ptr::from_ref(&*locked) as usize;
+        let address = ptr::from_ref(&*locked) as usize;
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
         let mut flags = None;

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::http::ApiError;
 use crate::request::ClientToken;
+use crate::sys::{Locked, without_traces};
 
 mod purge;
 
@@ -109,7 +110,7 @@ impl NewToken {
 /// The token store of an unsealed server.
 pub(crate) struct Tokens {
     db: Db,
-    key: hmac::Key,
+    key: Locked<hmac::Key>,
     clock: Clock,
     /// When each token that can expire does.
     expiries: Mutex<BTreeSet<(i64, TokenId)>>,
@@ -133,7 +134,7 @@ impl Tokens {
                 "the store has no token key; it was not initialised by this version".into(),
             )
         })?;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        let key = without_traces(|| Locked::new(hmac::Key::new(hmac::HMAC_SHA256, &key)));
         let mut expiries = BTreeSet::new();
         for name in db.names("token/id/")? {
             let id = TokenId(name.trim_start_matches("token/id/").into());

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     api::{Api, LedgerOf},
-    audit::{Audit, AuditSink},
+    audit::{Audit, AuditError, AuditSink},
     barrier::{Barrier, SecretKey},
     ca::Signer,
     core::{Core, Error, first_entry, now_micros},
@@ -108,7 +108,7 @@ pub enum VaultError {
     StaticKey(#[from] StaticKeyError),
     /// The audit log cannot be opened.
     #[error(transparent)]
-    Audit(#[from] crate::audit::AuditError),
+    Audit(#[from] AuditError),
     /// Storage failed, or is sealed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -348,6 +348,14 @@ impl Vault {
         }
         self.inner.progress.lock().reset();
         self.inner.sealed.send_replace(true);
+    }
+
+    /// Opens the audit files at their paths again, after they were renamed.
+    ///
+    /// # Errors
+    /// One cannot be opened: the file that is open is written to as before.
+    pub async fn reopen_audit(&self) -> Result<(), AuditError> {
+        self.inner.audit.reopen().await
     }
 
     /// Where the seal stands.

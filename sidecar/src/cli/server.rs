@@ -55,8 +55,9 @@ impl Command {
     }
 }
 
-/// Keeps key memory out of core dumps and other processes' reach.
+/// Keeps key memory out of core dumps and other processes' reach, and has freed memory cleared.
 pub fn harden() {
+    vault_kv::clear_freed_memory();
     if let Err(error) = vault_kv::harden_process() {
         tracing::warn!(%error, "this process cannot be kept out of core dumps");
     }

@@ -77,6 +77,9 @@ pub enum StoreError {
     /// The caller may not.
     #[error("Permission denied: {0}")]
     Denied(String),
+    /// No audit log takes the request.
+    #[error("{0}")]
+    Unavailable(String),
     /// It failed.
     #[error("the store failed: {0}")]
     Failed(String),
@@ -112,7 +115,7 @@ pub use intentions::{PREFIX as INTENTIONS, from_pair as intention_from_pair};
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Refused {
         let status = match error {
-            StoreError::Sealed => StatusCode::SERVICE_UNAVAILABLE,
+            StoreError::Sealed | StoreError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             StoreError::Denied(_) => StatusCode::FORBIDDEN,
             StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

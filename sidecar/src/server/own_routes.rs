@@ -17,7 +17,7 @@ use libmesh::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vault_kv::Capability;
+use vault_kv::{Attended, Capability};
 
 use super::{
     Shared,
@@ -88,7 +88,7 @@ where
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         let status = match error {
-            StoreError::Sealed => StatusCode::SERVICE_UNAVAILABLE,
+            StoreError::Sealed | StoreError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             StoreError::Denied(_) => StatusCode::FORBIDDEN,
             StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -127,7 +127,13 @@ struct NewToken {
 
 async fn create_token(shared: Arc<Shared>, call: Call) -> Outcome {
     let asker = asker(&shared, &call);
-    let actor = asker.authorize(Capability::Update, "mesh/join-token")?;
+    let attended = asker.attend(Capability::Update, "mesh/join-token").await?;
+    let actor = attended.actor().to_owned();
+    let made = make_token(&shared, &call, &asker, actor).await;
+    audited(attended, made).await
+}
+
+async fn make_token(shared: &Shared, call: &Call, asker: &Asker, actor: String) -> Outcome {
     let new: NewToken = serde_json::from_slice(call.body())
         .map_err(|error| bad(format!("the body is not understood: {error}")))?;
     let ttl = parse_duration(&new.ttl).map_err(|error| bad(format!("ttl: {error}")))?;
@@ -178,13 +184,26 @@ fn describe(id: &str, token: &Token) -> Value {
 async fn revoke_token(shared: Arc<Shared>, call: Call) -> Outcome {
     let id = call.params.get("id").to_owned();
     let asker = asker(&shared, &call);
-    let actor = asker.authorize(Capability::Delete, "mesh/join-token")?;
+    let attended = asker.attend(Capability::Delete, "mesh/join-token").await?;
+    let actor = attended.actor().to_owned();
     let meta = asker.meta(actor, "join token revoked", format!("join-token/{id}"));
-    if shared.records.remove_token(meta, &id).await? {
-        Ok(json_reply(StatusCode::OK, &json!({"id": id})))
-    } else {
-        let message = format!("there is no join token {id:?}");
-        Err(Refused(StatusCode::NOT_FOUND, message))
+    let revoked = match shared.records.remove_token(meta, &id).await {
+        Ok(true) => Ok(json_reply(StatusCode::OK, &json!({"id": id}))),
+        Ok(false) => Err(Refused(
+            StatusCode::NOT_FOUND,
+            format!("there is no join token {id:?}"),
+        )),
+        Err(error) => Err(error.into()),
+    };
+    audited(attended, revoked).await
+}
+
+/// Writes what came of a change to the audit log; without that line nobody hears of it.
+async fn audited(attended: Attended, outcome: Outcome) -> Outcome {
+    let failed = outcome.as_ref().err().map(|Refused(_, why)| why.clone());
+    match attended.finish(failed.as_deref()).await {
+        Ok(()) => outcome,
+        Err(error) => Err(Refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
     }
 }
 

@@ -3,19 +3,23 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
-use vault_kv::{Capability, Error, Kv, Meta, Vault};
+use vault_kv::{Access, Attended, AuthorizeError, Caller, Capability, Error, Kv, Meta, Vault, Via};
 use zeroize::Zeroizing;
 
 use crate::{
     consul::stored::{BoxPairs, Change, Pair, Pairs, Scope, StoreError},
-    http::Call,
+    http::{Call, Remote},
 };
+
+/// The actor of a change that needed no right.
+const ANYBODY: &str = "anonymous";
 
 /// Who asks, and what may be asked without saying so.
 #[derive(Clone)]
 pub struct Asker {
     vault: Vault,
     token: Option<Zeroizing<String>>,
+    caller: Caller,
     /// Nobody needs a right: `mesh dev`.
     open: bool,
 }
@@ -32,6 +36,7 @@ impl Asker {
         Self {
             vault: vault.clone(),
             token: token.map(Zeroizing::new),
+            caller: caller(&call.conn.remote),
             open,
         }
     }
@@ -44,7 +49,7 @@ impl Asker {
         let token = self.token.as_ref().map(|token| token.as_str());
         match self.vault.authorize(token, None, capability, path) {
             Ok(actor) => Ok(actor),
-            Err(_) if self.open => Ok("anonymous".to_owned()),
+            Err(_) if self.open => Ok(ANYBODY.to_owned()),
             Err(error) if token.is_some() => Err(StoreError::Denied(format!(
                 "the token does not allow {} on {path} ({error})",
                 capability.as_str()
@@ -56,6 +61,30 @@ impl Asker {
         }
     }
 
+    /// For a change: authorized, and its line in the audit log, before anything happens.
+    pub async fn attend(&self, capability: Capability, path: &str) -> Result<Attended, StoreError> {
+        let access = || Access {
+            token: self.token.as_ref().map(|token| token.as_str()),
+            caller: self.caller.clone(),
+            capability,
+            path,
+        };
+        let known = !self.open || self.authorize(capability, path)? != ANYBODY;
+        let attended = match known {
+            true => self.vault.attend(access()).await,
+            false => self.vault.attend_anybody(access()).await,
+        };
+        attended.map_err(|error| match error {
+            AuthorizeError::Sealed => StoreError::Sealed,
+            AuthorizeError::Denied(_) => match self.authorize(capability, path) {
+                Err(denied) => denied,
+                Ok(_) => StoreError::Denied(error.to_string()),
+            },
+            AuthorizeError::Unavailable(reason) => StoreError::Unavailable(reason),
+            AuthorizeError::Failed(reason) => StoreError::Failed(reason),
+        })
+    }
+
     /// What the ledger says of a change by this asker.
     pub fn meta(&self, actor: String, operation: &str, key: String) -> Meta {
         Meta {
@@ -65,6 +94,35 @@ impl Asker {
             keys: vec![key],
             ..Meta::default()
         }
+    }
+}
+
+/// Where a connection comes from, in the words of the audit log.
+fn caller(remote: &Remote) -> Caller {
+    let (remote, via) = match remote {
+        Remote::Unix { .. } => (vault_kv::Remote::Unix, Via::Socket),
+        // Forwarded by an agent, which told who asks, not from where.
+        Remote::Tcp(addr) if addr.ip().is_unspecified() => {
+            (vault_kv::Remote::Ip(addr.ip()), Via::Mesh)
+        }
+        Remote::Tcp(addr) => (vault_kv::Remote::Ip(addr.ip()), Via::Http),
+    };
+    Caller {
+        remote,
+        spiffe: None,
+        via,
+    }
+}
+
+/// Writes what came of a change to the audit log; without that line nobody hears of it.
+pub async fn finish<T>(
+    attended: Attended,
+    outcome: Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let failed = outcome.as_ref().err().map(ToString::to_string);
+    match attended.finish(failed.as_deref()).await {
+        Ok(()) => outcome,
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
     }
 }
 
@@ -124,11 +182,19 @@ impl Granted {
         format!("{}{key}", self.path)
     }
 
-    fn meta(&self, capability: Capability, verb: &str, key: &str) -> Result<Meta, StoreError> {
+    async fn attend(
+        &self,
+        capability: Capability,
+        verb: &str,
+        key: &str,
+    ) -> Result<(Attended, Meta), StoreError> {
         let path = self.of(key);
-        let actor = self.asker.authorize(capability, &path)?;
+        let attended = self.asker.attend(capability, &path).await?;
         let operation = format!("{} {verb}", self.noun);
-        Ok(self.asker.meta(actor, &operation, path))
+        let meta = self
+            .asker
+            .meta(attended.actor().to_owned(), &operation, path);
+        Ok((attended, meta))
     }
 }
 
@@ -146,24 +212,27 @@ impl Pairs for Granted {
                     flags,
                     cas,
                 } => {
-                    let meta = self.meta(Capability::Update, "put", key)?;
+                    let (attended, meta) = self.attend(Capability::Update, "put", key).await?;
                     let value = Zeroizing::new(value.to_vec());
-                    Ok(self.kv.put(meta, key, value, flags, cas).await?)
+                    let put = self.kv.put(meta, key, value, flags, cas).await;
+                    finish(attended, put.map_err(StoreError::from)).await
                 }
                 Change::Delete {
                     scope: Scope::Key(key),
                     cas,
                 } => {
-                    let meta = self.meta(Capability::Delete, "delete", key)?;
-                    Ok(self.kv.delete(meta, key, cas).await?)
+                    let (attended, meta) = self.attend(Capability::Delete, "delete", key).await?;
+                    let deleted = self.kv.delete(meta, key, cas).await;
+                    finish(attended, deleted.map_err(StoreError::from)).await
                 }
                 Change::Delete {
                     scope: Scope::Prefix(prefix),
                     ..
                 } => {
-                    let meta = self.meta(Capability::Delete, "delete", prefix)?;
-                    self.kv.delete_under(meta, prefix).await?;
-                    Ok(true)
+                    let wanted = self.attend(Capability::Delete, "delete", prefix);
+                    let (attended, meta) = wanted.await?;
+                    let deleted = self.kv.delete_under(meta, prefix).await;
+                    finish(attended, deleted.map(|_| true).map_err(StoreError::from)).await
                 }
             }
         })

@@ -49,10 +49,14 @@ struct Ran {
 
 impl Server {
     fn start(dir: &Path) -> Server {
+        Self::start_with(dir, "")
+    }
+
+    fn start_with(dir: &Path, more: &str) -> Server {
         let file = dir.join("server.toml");
         let text = format!(
             "node = {{ name = \"s1\", data_dir = {:?}, bind = \"127.0.0.1\" }}\n\
-             ports = {{ gossip = 0, http = 0, dns = 0, vault = 0 }}\n",
+             ports = {{ gossip = 0, http = 0, dns = 0, vault = 0 }}\n{more}",
             dir.join("s1")
         );
         fs::write(&file, text).unwrap();
@@ -420,4 +424,76 @@ async fn an_agent_with_a_bad_join_token_says_why_and_ends() {
     );
     drop(host.admitted("n6", &later));
     server.stop();
+}
+
+/// Lines of an audit file.
+fn audit_lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn changes_through_every_interface_are_in_the_audit_file_which_hup_reopens() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = dir.path().join("audit.log");
+    let more = format!("[server]\naudit = [{audit:?}]\n");
+    let server = Server::start_with(dir.path(), &more);
+    let (keys, root) = server.init(1, 1).await;
+    server.operator(&["unseal", "-"], "", &keys[0]);
+    let (_, http) = server.node();
+
+    let (status, answer) = ask(&http, Method::PUT, "/v1/kv/limit", &root, "10").await;
+    assert_eq!((status, &*answer), (200, "true"));
+    let wrong = ask(&http, Method::PUT, "/v1/kv/limit", "hvs.wrong", "11").await;
+    assert_eq!(wrong.0, 403);
+    let body = json!({"publish": ["web"], "uses": 1, "ttl": "1h"}).to_string();
+    let made = ask(
+        &server.vault,
+        Method::POST,
+        "/v1/mesh/join-tokens",
+        &root,
+        body,
+    )
+    .await;
+    assert_eq!(made.0, 200, "{}", made.1);
+    let lines = audit_lines(&audit);
+    let of = |path: &str, kind: &str| {
+        let found = lines
+            .iter()
+            .filter(|line| line["request"]["path"] == path && line["type"] == kind);
+        found.collect::<Vec<_>>()
+    };
+    for path in ["consul/kv/limit", "mesh/join-token"] {
+        let (request, response) = (of(path, "request"), of(path, "response"));
+        assert!(
+            !request.is_empty() && response.len() == 1,
+            "{path}: {lines:#?}"
+        );
+        let token = request[0]["auth"]["client_token"].as_str().unwrap();
+        assert!(token.starts_with("hmac-sha256:"), "{token}");
+        assert_eq!(request[0]["auth"]["policies"], json!(["root"]));
+    }
+    let refused = of("consul/kv/limit", "request");
+    assert_eq!(refused.len(), 2);
+    assert_eq!(refused[1]["error"], "permission denied");
+
+    let old = dir.path().join("audit.log.1");
+    fs::rename(&audit, &old).unwrap();
+    kill(
+        Pid::from_raw(i32::try_from(server.child.0.id()).unwrap()),
+        Signal::SIGHUP,
+    )
+    .unwrap();
+    next_log(&server.log, "audit files reopened");
+    let (status, _) = ask(&http, Method::DELETE, "/v1/kv/limit", &root, "").await;
+    assert_eq!(status, 200);
+    let lines = audit_lines(&audit);
+    assert_eq!(lines[0]["request"]["operation"], "delete");
+    assert!(
+        !audit_lines(&old)
+            .iter()
+            .any(|line| line["request"]["operation"] == "delete")
+    );
 }

@@ -80,6 +80,10 @@ impl Authenticated {
                 policies,
                 token_type: "service",
                 spiffe: None,
+                issued: Some(token.created),
+                ttl: token.creation_ttl,
+                remaining_uses: token.num_uses,
+                metadata: token.meta.clone(),
             },
             Who::Spiffe(id) => AuthRecord {
                 display_name: id.clone(),

@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
@@ -19,38 +20,28 @@ const BATCH: usize = 256 * 1024;
 
 type Done = oneshot::Sender<Result<(), String>>;
 
+enum Job {
+    Line(Vec<u8>, Done),
+    Reopen(Done),
+}
+
 pub(super) struct FileSink {
     pub config: AuditSink,
-    queue: mpsc::Sender<(Vec<u8>, Done)>,
+    queue: mpsc::Sender<Job>,
 }
 
 impl FileSink {
     pub fn open(config: &AuditSink) -> Result<Self, AuditError> {
-        let open = |source| AuditError::Open {
-            path: config.path.clone(),
-            source,
-        };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            // A pipe or a socket must never make a write wait.
-            .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-            .open(&config.path)
-            .map_err(open)?;
-        let meta = file.metadata().map_err(open)?;
-        let mode = meta.mode() & 0o777;
-        if mode & 0o077 != 0 && !meta.file_type().is_char_device() {
-            return Err(AuditError::Mode {
-                path: config.path.clone(),
-                mode,
-            });
-        }
-        let (queue, lines) = mpsc::channel(QUEUE);
+        let file = open_private(&config.path)?;
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let path = config.path.clone();
         thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write_all(file, lines))
-            .map_err(open)?;
+            .spawn(move || write_all(&path, file, jobs))
+            .map_err(|source| AuditError::Open {
+                path: config.path.clone(),
+                source,
+            })?;
         Ok(Self {
             config: config.clone(),
             queue,
@@ -59,8 +50,20 @@ impl FileSink {
 
     /// Hand over a line; the receiver tells how it went.
     pub fn submit(&self, line: Vec<u8>) -> Result<oneshot::Receiver<Result<(), String>>, String> {
+        self.hand_over(|done| Job::Line(line, done))
+    }
+
+    /// Have the file at the path opened, after the lines handed over so far; the receiver tells how it went.
+    pub fn reopen(&self) -> Result<oneshot::Receiver<Result<(), String>>, String> {
+        self.hand_over(Job::Reopen)
+    }
+
+    fn hand_over(
+        &self,
+        job: impl FnOnce(Done) -> Job,
+    ) -> Result<oneshot::Receiver<Result<(), String>>, String> {
         let (done, wait) = oneshot::channel();
-        match self.queue.try_send((line, done)) {
+        match self.queue.try_send(job(done)) {
             Ok(()) => Ok(wait),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 Err(format!("{QUEUE} lines are waiting already"))
@@ -70,16 +73,61 @@ impl FileSink {
     }
 }
 
-fn write_all(mut file: File, mut lines: mpsc::Receiver<(Vec<u8>, Done)>) {
+fn open_private(path: &Path) -> Result<File, AuditError> {
+    let open = |source| AuditError::Open {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        // A pipe or a socket must never make a write wait.
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(open)?;
+    let meta = file.metadata().map_err(open)?;
+    let mode = meta.mode() & 0o777;
+    if mode & 0o077 != 0 && !meta.file_type().is_char_device() {
+        return Err(AuditError::Mode {
+            path: path.to_path_buf(),
+            mode,
+        });
+    }
+    Ok(file)
+}
+
+fn write_all(path: &Path, mut file: File, mut jobs: mpsc::Receiver<Job>) {
     // After a failed write half a line may stand there; the next one starts on a line of its own.
     let mut torn = false;
-    while let Some((mut batch, first)) = lines.blocking_recv() {
+    let mut next = None;
+    while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
+        let (mut batch, first) = match job {
+            Job::Line(line, done) => (line, done),
+            Job::Reopen(done) => {
+                let reopened = open_private(path).map(|new| {
+                    file = new;
+                    torn = false;
+                });
+                // Whoever gave up waiting is not told.
+                let _ = done.send(reopened.map_err(|error| reason(&error)));
+                continue;
+            }
+        };
         let mut waiting = vec![first];
         while batch.len() < BATCH
-            && let Ok((line, done)) = lines.try_recv()
+            && let Ok(job) = jobs.try_recv()
         {
-            batch.extend_from_slice(&line);
-            waiting.push(done);
+            match job {
+                Job::Line(line, done) => {
+                    batch.extend_from_slice(&line);
+                    waiting.push(done);
+                }
+                reopen @ Job::Reopen(_) => {
+                    next = Some(reopen);
+                    break;
+                }
+            }
         }
         if torn {
             batch.insert(0, b'\n');
@@ -87,8 +135,15 @@ fn write_all(mut file: File, mut lines: mpsc::Receiver<(Vec<u8>, Done)>) {
         let result = file.write_all(&batch).map_err(|e| e.to_string());
         torn = result.is_err();
         for done in waiting {
-            // Whoever gave up waiting is not told.
             let _ = done.send(result.clone());
         }
+    }
+}
+
+/// With its cause, in one line.
+fn reason(error: &AuditError) -> String {
+    match error {
+        AuditError::Open { source, .. } => format!("{error}: {source}"),
+        other => other.to_string(),
     }
 }

@@ -1,12 +1,16 @@
 //! What a line holds.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Hasher;
+use crate::clock::rfc3339_unix;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
+use crate::mount::Mount;
 use crate::policy::Decision;
 use crate::request::Request;
 
@@ -18,6 +22,13 @@ pub(crate) struct AuthRecord {
     pub policies: Vec<String>,
     pub token_type: &'static str,
     pub spiffe: Option<String>,
+    /// Unix seconds at which the token was made.
+    pub issued: Option<i64>,
+    /// Seconds it was made for; 0: it does not expire.
+    pub ttl: u64,
+    /// Uses left before this one; 0: unlimited.
+    pub remaining_uses: i64,
+    pub metadata: Option<BTreeMap<String, String>>,
 }
 
 /// One request and what became of it.
@@ -26,8 +37,10 @@ pub(crate) struct Exchange<'a> {
     pub request: &'a Request,
     pub auth: Option<&'a AuthRecord>,
     pub decision: Option<&'a Decision>,
-    /// Mount point and type, when the path belongs to one.
-    pub mount: Option<(&'a str, &'a str)>,
+    /// `create` or `update` for a write, as was found out when it was authorized.
+    pub operation: &'a str,
+    /// The mount that the path belongs to.
+    pub mount: Option<&'a Mount>,
 }
 
 impl Exchange<'_> {
@@ -44,9 +57,8 @@ impl Exchange<'_> {
     pub fn response_line(&self, result: &Result<Answer, ApiError>) -> Value {
         let mut line = self.common("response");
         let mut response = Map::new();
-        if let Some((point, kind)) = self.mount {
-            response.insert("mount_point".into(), point.into());
-            response.insert("mount_type".into(), kind.into());
+        if let Some(mount) = self.mount {
+            response.extend(mount.audited("plugin_version"));
         }
         match result {
             Ok(answer) => {
@@ -100,6 +112,16 @@ impl Exchange<'_> {
         if let Some(spiffe) = &auth.spiffe {
             body["metadata"] = json!({ "spiffe_id": spiffe });
         }
+        if let Some(metadata) = &auth.metadata {
+            body["metadata"] = json!(metadata);
+        }
+        if let Some(issued) = auth.issued {
+            body["token_issue_time"] = rfc3339_unix(issued).into();
+            body["token_ttl"] = auth.ttl.into();
+        }
+        if auth.remaining_uses > 0 {
+            body["remaining_uses"] = auth.remaining_uses.into();
+        }
         if let Some(decision) = self.decision {
             let granting: Vec<_> = decision
                 .granting()
@@ -115,7 +137,7 @@ impl Exchange<'_> {
     fn request(&self) -> Value {
         let request = self.request;
         let mut body = json!({
-            "id": request.id, "operation": request.operation.as_str(), "path": request.path.as_str(),
+            "id": request.id, "operation": self.operation, "path": request.path.as_str(),
             "namespace": {"id": "root"}, "remote_address": request.caller.remote.to_string(), "via": request.caller.via.as_str(),
         });
         if let Some(token) = &request.token {
@@ -123,9 +145,13 @@ impl Exchange<'_> {
             body["client_token_accessor"] =
                 self.secret(self.auth.map_or("", |a| &a.accessor)).into();
         }
-        if let Some((point, kind)) = self.mount {
-            body["mount_point"] = point.into();
-            body["mount_type"] = kind.into();
+        if let Some(mount) = self.mount {
+            for (name, value) in mount.audited("version") {
+                body[name] = value;
+            }
+        }
+        if let Some(ttl) = request.wrap_ttl {
+            body["wrap_ttl"] = ttl.as_secs().into();
         }
         if !request.data.is_empty() {
             body["data"] = Value::Object(self.hasher.map(request.data.map()));

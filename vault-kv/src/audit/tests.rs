@@ -47,7 +47,7 @@ async fn a_failing_sink_fails_the_request_unless_another_takes_the_line() {
     let full = sink("/dev/full");
     let audit = Audit::open(std::slice::from_ref(&full)).unwrap();
     let error = audit.write(&json!({})).await.unwrap_err();
-    assert_eq!(error.status().as_u16(), 500);
+    assert_eq!(error.status().as_u16(), 503);
     assert!(error.to_string().contains("No space left"), "{error}");
 
     let dir = tempfile::tempdir().unwrap();
@@ -78,7 +78,30 @@ async fn a_sink_that_does_not_drain_never_hangs_a_request() {
         panic!("a pipe that is not read must fill up");
     };
     let error = timeout(PATIENCE * 5, fill).await.unwrap();
-    assert_eq!(error.status().as_u16(), 500);
+    assert_eq!(error.status().as_u16(), 503);
+}
+
+#[tokio::test]
+async fn a_renamed_file_is_followed_by_a_new_one_at_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("audit.log"), dir.path().join("audit.log.1"));
+    let audit = Audit::open(&[sink(&path)]).unwrap();
+    audit.write(&json!({ "n": 1 })).await.unwrap();
+    fs::rename(&path, &old).unwrap();
+    audit.write(&json!({ "n": 2 })).await.unwrap();
+    audit.reopen().await.unwrap();
+    audit.write(&json!({ "n": 3 })).await.unwrap();
+    assert_eq!(fs::read_to_string(&old).unwrap(), "{\"n\":1}\n{\"n\":2}\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\"n\":3}\n");
+
+    // What cannot be opened is named, and the file that is open goes on.
+    fs::rename(&path, dir.path().join("audit.log.2")).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = audit.reopen().await.unwrap_err();
+    assert!(matches!(error, AuditError::Reopen { .. }), "{error}");
+    audit.write(&json!({ "n": 4 })).await.unwrap();
+    let second = fs::read_to_string(dir.path().join("audit.log.2")).unwrap();
+    assert_eq!(second, "{\"n\":3}\n{\"n\":4}\n");
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub enum AuthorizeError {
     /// Nobody known, or somebody without the right.
     #[error("permission denied: {0}")]
     Denied(String),
+    /// No audit sink takes the request.
+    #[error("{0}")]
+    Unavailable(String),
     /// The store failed.
     #[error("{0}")]
     Failed(String),
@@ -79,18 +82,7 @@ impl Vault {
         let open = self.unsealed().map_err(|_| AuthorizeError::Sealed)?;
         open.api
             .authorize(token, spiffe, capability, path)
-            .map_err(|error| match error {
-                ApiError::Sealed => AuthorizeError::Sealed,
-                ApiError::Unauthenticated => AuthorizeError::Denied(
-                    "no valid token, and no role for this identity (auth/spiffe/role)".into(),
-                ),
-                ApiError::Denied => AuthorizeError::Denied(format!(
-                    "no policy of this caller grants {} on {path:?}",
-                    capability.as_str()
-                )),
-                ApiError::Forbidden(text) => AuthorizeError::Denied(text),
-                other => AuthorizeError::Failed(other.to_string()),
-            })
+            .map_err(|error| AuthorizeError::of(error, capability, path))
     }
 
     /// `None`: not one of these paths.

@@ -42,6 +42,11 @@ impl ApiPath {
         Ok(Self(text))
     }
 
+    /// A path of the embedding program: its own form, whatever that is.
+    pub(crate) fn own(path: &str) -> Self {
+        Self(path.to_owned())
+    }
+
     /// The path as text, with its trailing slash if it has one.
     pub fn as_str(&self) -> &str {
         &self.0
