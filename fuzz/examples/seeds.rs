@@ -22,6 +22,9 @@ use libmesh::model::{Datacenter, Instance, NodeId, NodeName, ServiceName};
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result {
+    for (target, name, bytes) in vault_kv::fuzz::seeds() {
+        save(target, name, &bytes)?;
+    }
     catalog()?;
     member()?;
     let domain = TrustDomain::parse("6ba7b810-9dad-11d1-80b4-00c04fd430c8.mesh")?;

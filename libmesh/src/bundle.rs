@@ -196,6 +196,13 @@ impl SignedBundle {
         Ok(bundle)
     }
 
+    /// Index and head of the ledger that it claims to be of, before anything is verified: enough to ask a question,
+    /// not to answer one. `None` if it is malformed.
+    pub fn claimed_head(&self) -> Option<(u64, [u8; 32])> {
+        let bundle = self.decode().ok()?;
+        Some((bundle.index, bundle.head))
+    }
+
     fn decode(&self) -> Result<ConfigBundle, BundleError> {
         match self.bytes.split_first() {
             Some((&FORMAT, bytes)) => {

@@ -28,7 +28,7 @@ use libmesh::{
 };
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
-use vault_kv::{Caller, StoreConfig, Vault, VaultConfig, VaultError, Via};
+use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
 use crate::{
     agent::{Agent, AgentError, Ended, Extras, private_dir},
@@ -203,7 +203,10 @@ impl Server {
     /// The store is in use or damaged, the key file is unusable, the port is taken.
     pub async fn open(config: Config, openness: Openness) -> Result<Self, ServerError> {
         private_dir(&config.node.data_dir)?;
+        let directory =
+            NodeDirectory::open(&config.node.data_dir.join("node")).map_err(ServerError::key)?;
         let vault = Vault::open(vault_config(&config))?;
+        remember_bundle(&vault, &directory);
         let shared = Arc::new(Shared {
             records: Records::new(&vault),
             vault,
@@ -351,6 +354,7 @@ fn vault_config(config: &Config) -> VaultConfig {
             path: path.clone(),
         })
         .collect();
+    vault.head_file = Some(config.node.data_dir.join("node").join("ledger-head"));
     vault.cluster_name = config.node.datacenter.to_string();
     let scheme = if config.tls.is_some() {
         "https"
@@ -363,6 +367,25 @@ fn vault_config(config: &Config) -> VaultConfig {
         SocketAddr::new(config.addresses.vault, port)
     );
     vault
+}
+
+/// The last configuration that this node got tells where the ledger was.
+fn remember_bundle(vault: &Vault, directory: &NodeDirectory) {
+    let cached = libmesh::files::read_private(&directory.bundle_path());
+    let cached = cached.ok().flatten();
+    let bundle =
+        cached.and_then(|bytes| postcard::from_bytes::<libmesh::bundle::SignedBundle>(&bytes).ok());
+    let Some((index, hash)) = bundle.and_then(|bundle| bundle.claimed_head()) else {
+        return;
+    };
+    let seen = SeenHead {
+        index,
+        hash,
+        by: "the configuration cached by this node".to_owned(),
+    };
+    if let Err(error) = vault.seen(seen) {
+        tracing::error!(%error, "the store will not unseal");
+    }
 }
 
 /// HUP follows the rotation of audit files, sealed or not, from the first moment on.

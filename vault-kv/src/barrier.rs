@@ -164,6 +164,13 @@ impl Barrier {
         })
     }
 
+    /// Keys of zeros, for fuzzing; returns it with its wrapped form.
+    pub(crate) fn fixed(root: SecretKey) -> (Self, Vec<u8>) {
+        let keyring = zeros();
+        let wrapped = wrap(&root, &keyring);
+        (Self::from_keyring(root, &keyring), wrapped)
+    }
+
     fn from_keyring(root: SecretKey, keyring: &Keyring) -> Self {
         Self {
             root,
@@ -242,6 +249,26 @@ impl Barrier {
             .map_err(|_| Unopenable)?;
         open_with(&self.terms[at].key, term, path, record)
     }
+}
+
+fn zeros() -> Keyring {
+    Keyring {
+        names: [0; 32],
+        terms: vec![KeyringTerm {
+            term: 1,
+            key: [0; 32],
+        }],
+    }
+}
+
+/// Whether these bytes are a keyring as it is inside of its wrapping; for fuzzing.
+pub(crate) fn is_keyring(plain: &[u8]) -> bool {
+    decode(plain).is_ok()
+}
+
+/// A keyring as it is inside of its wrapping, of zeros; for fuzzing.
+pub(crate) fn keyring_inside() -> Vec<u8> {
+    postcard::to_stdvec(&zeros()).expect("plain data always encodes")
 }
 
 /// Length of the record that seals `plain` bytes.

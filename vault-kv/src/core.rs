@@ -42,6 +42,8 @@ use keeper::Keeper;
 use prepare::Prepared;
 use waiters::Waiters;
 use writer::Job;
+#[cfg(test)]
+pub(crate) use writer::entry_after;
 pub(crate) use writer::first_entry;
 
 /// The path that a meta is sealed for; no record has it.

@@ -2,9 +2,14 @@
 
 use bytes::Bytes;
 
+use base64::Engine as _;
+use zeroize::Zeroizing;
+
 use crate::{
+    barrier::{self, Barrier, SecretKey},
     policy::{Policy, PolicyName},
     request::{Caller, Remote, Request, Via},
+    seal::shares,
     store::{Entry, snapshot::Item},
 };
 
@@ -70,6 +75,61 @@ pub fn segment(bytes: &[u8]) -> bool {
     crate::store::local::is_segment(bytes)
 }
 
+/// A sealed record as it lies in storage. Whether it opens at the path `fuzz` with a key of zeros.
+pub fn record(bytes: &[u8]) -> bool {
+    let (barrier, _) = fixed_barrier();
+    let opened = barrier.open(b"fuzz", bytes.to_vec());
+    if let Ok(plain) = &opened {
+        assert!(
+            plain.len() < bytes.len(),
+            "a record is longer than what it holds"
+        );
+    }
+    opened.is_ok()
+}
+
+/// A keyring: wrapped by a root key of zeros, or as it is inside. Whether it is one.
+pub fn keyring(bytes: &[u8]) -> bool {
+    Barrier::open_keyring(SecretKey::new([0; 32]), bytes).is_ok() | barrier::is_keyring(bytes)
+}
+
+/// A share in hex or base64, as people give it. Whether it has the form of one.
+pub fn share(text: &str) -> bool {
+    let Some(share) = crate::http::share(text) else {
+        return false;
+    };
+    let mut other = vec![1; share.len()];
+    if let (Some(x), Some(taken)) = (other.last_mut(), share.last()) {
+        *x = !taken;
+    }
+    let others = [share, Zeroizing::new(other)];
+    shares::combine(&others).is_some() | shares::combine(&others[..1]).is_some()
+}
+
+/// A barrier whose keys are all zeros, and a record that it has sealed for the path `fuzz`; both for the corpus.
+fn fixed_barrier() -> (Barrier, Vec<u8>) {
+    Barrier::fixed(SecretKey::new([0; 32]))
+}
+
+/// The first corpora of [`record`], [`keyring`] and [`share`], by name.
+pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let (barrier, wrapped) = fixed_barrier();
+    let mut record = Vec::new();
+    barrier.seal(b"fuzz", b"a value", &mut record);
+    let (_, two_terms) = barrier.rotated(&wrapped).expect("it is its own keyring");
+    let split = shares::split(&SecretKey::new([7; 32]), 3, 2);
+    let hex = split[0].iter().map(|byte| format!("{byte:02x}"));
+    let base64 = base64::engine::general_purpose::STANDARD.encode(&split[1][..]);
+    vec![
+        ("barrier_record", "value", record),
+        ("keyring", "wrapped", wrapped),
+        ("keyring", "two-terms", two_terms),
+        ("keyring", "inside", barrier::keyring_inside()),
+        ("share", "hex", hex.collect::<String>().into_bytes()),
+        ("share", "base64", base64.into_bytes()),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
@@ -85,6 +145,32 @@ mod tests {
                 let mut bad = seed.clone();
                 bad[at] ^= 0xff;
                 assert!(!super::snapshot(&bad) && !super::segment(&bad), "byte {at}");
+            }
+        }
+    }
+
+    /// The same for what seals and opens; every seed is what it says.
+    #[test]
+    fn the_corpora_of_the_seal_panic_nowhere() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        type Target = fn(&[u8]) -> bool;
+        let targets: [(&str, Target); 3] = [
+            ("barrier_record", super::record),
+            ("keyring", super::keyring),
+            ("share", |bytes| {
+                std::str::from_utf8(bytes).is_ok_and(super::share)
+            }),
+        ];
+        for (name, target) in targets {
+            for seed in fs::read_dir(corpus.join(name)).unwrap() {
+                let seed = fs::read(seed.unwrap().path()).unwrap();
+                assert!(target(&seed), "{name}");
+                for at in 0..seed.len() {
+                    target(&seed[..at]);
+                    let mut inverted = seed.clone();
+                    inverted[at] ^= 0xff;
+                    target(&inverted);
+                }
             }
         }
     }

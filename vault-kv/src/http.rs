@@ -9,4 +9,4 @@ mod route;
 pub use attend::{Access, Attended};
 pub(crate) use error::ApiError;
 pub use route::AuthorizeError;
-pub(crate) use route::failure;
+pub(crate) use route::{failure, share};

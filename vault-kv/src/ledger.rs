@@ -67,6 +67,15 @@ impl Ledger {
         self.vault.store().head()
     }
 
+    /// The newest entry under the index that is told to others: above the ledger's own after a rollback was accepted,
+    /// so that nobody takes what follows for old.
+    ///
+    /// # Errors
+    /// Storage cannot be read.
+    pub fn published(&self) -> Result<Head, Error> {
+        Ok(crate::vault::heads::published(&**self.vault.store())?)
+    }
+
     /// The last `count` entries before index `before` (`None`: the newest), newest first.
     ///
     /// # Errors

@@ -1,4 +1,6 @@
 //! The sealed store, ledger, secrets, tokens, policies and Vault-compatible API of Mesh.
+//!
+//! The [`manual`] says what is promised and what is not, how keys hang together and how a store is opened unattended.
 mod api;
 mod audit;
 mod barrier;
@@ -38,9 +40,9 @@ pub use policy::Capability;
 pub use request::{Caller, Remote, Via};
 pub use snapshot::{inspect_snapshot, restore_snapshot};
 pub use store::{Compacted, Head, SnapshotError, SnapshotInfo, StoreError};
-pub use store::{Head, StoreError};
 pub use sys::{ClearingAllocator, clear_freed_memory, harden_process};
+pub use vault::ceremony::reveal as decode_root_token;
 pub use vault::{
-    InitOptions, InitOutcome, SealStatus, StaticKeyError, StoreConfig, Vault, VaultConfig,
-    VaultError,
+    InitOptions, InitOutcome, SealStatus, SeenHead, StaticKeyError, StoreConfig, Vault,
+    VaultConfig, VaultError,
 };

@@ -56,8 +56,8 @@ impl SealConfig {
         };
         postcard::from_bytes(&record.value)
             .map(Some)
-            .map_err(|_| StoreError::Fold {
-                what: "the seal configuration is not readable by this version".to_owned(),
+            .map_err(|_| StoreError::Unknown {
+                what: "the seal configuration",
             })
     }
 
@@ -76,11 +76,23 @@ impl SealConfig {
     }
 }
 
-/// Opens the barrier of a store with its unseal key; `None` if it is the wrong key.
-pub(crate) fn open_barrier(
-    store: &dyn Store,
-    unseal: &SecretKey,
-) -> Result<Option<Barrier>, StoreError> {
+/// Why the keys of a store are not opened.
+pub(crate) enum NotOpened {
+    /// It is not this store's unseal key.
+    WrongKey,
+    /// It is, and what lies behind it is damaged.
+    Damaged,
+    Store(StoreError),
+}
+
+impl From<StoreError> for NotOpened {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Opens the barrier of a store with its unseal key.
+pub(crate) fn open_barrier(store: &dyn Store, unseal: &SecretKey) -> Result<Barrier, NotOpened> {
     let wrapped = |name: &str| -> Result<Vec<u8>, StoreError> {
         let record = store.control(&FoldKey::control(name))?;
         record
@@ -89,10 +101,9 @@ pub(crate) fn open_barrier(
                 what: format!("the control record {name} is missing"),
             })
     };
-    let Ok(root) = unseal.unwrap_root(&wrapped(ROOT)?) else {
-        return Ok(None);
-    };
-    Ok(Barrier::open_keyring(root, &wrapped(KEYRING)?).ok())
+    let root = unseal.unwrap_root(&wrapped(ROOT)?);
+    let root = root.map_err(|_| NotOpened::WrongKey)?;
+    Barrier::open_keyring(root, &wrapped(KEYRING)?).map_err(|_| NotOpened::Damaged)
 }
 
 /// An unseal key from 32 bytes; `None` for any other length.

@@ -263,6 +263,14 @@ pub enum StoreError {
     /// The store was closed while this ran.
     #[error("the store was closed meanwhile; what had been written stands")]
     Closing,
+    /// Something was written in a form that this version does not know.
+    #[error(
+        "{what} of this store is not readable by this version of mesh: it was written by a newer one, or is damaged; start the newer version, or run `mesh operator verify --dir` on the store"
+    )]
+    Unknown {
+        /// What it is.
+        what: &'static str,
+    },
     /// The folded view cannot be read or written now; it is rebuilt from the log.
     #[error(
         "the folded view of the store is not readable ({what}); it is rebuilt from the log at the next start"

@@ -22,15 +22,18 @@ use crate::{
     ledger::Ledger,
     rotation::Rotation,
     seal::{
-        self, SealConfig, SealKind, attempts::Attempts, progress::Progress, shares, static_key,
+        self, NotOpened, SealConfig, SealKind, attempts::Attempts, progress::Progress, shares,
+        static_key,
     },
     store::{Head, Store, StoreError, local::LocalStore, memory::MemoryStore},
 };
 
 pub(crate) mod ceremony;
+pub(crate) mod heads;
 #[cfg(test)]
 mod tests;
 
+pub use heads::SeenHead;
 pub use seal::static_key::StaticKeyError;
 
 /// Where the store is kept.
@@ -49,6 +52,10 @@ pub struct VaultConfig {
     pub store: StoreConfig,
     /// File with the unseal key (mode 0600); `None`: people hold shares.
     pub static_key: Option<PathBuf>,
+    /// File outside of the store that remembers its newest head, so that a store put back to an older state does
+    /// not unseal: see [`VaultError::RolledBack`]. Its folder must exist. `None`: only the record of the last
+    /// seal, beside the log, does.
+    pub head_file: Option<PathBuf>,
     /// Audit log files; each request is in all of them before it is answered.
     pub audit: Vec<AuditSink>,
     /// How long the old values of overwritten records are kept; those of deleted ones go at the next
@@ -71,6 +78,7 @@ impl VaultConfig {
         Self {
             store,
             static_key: None,
+            head_file: None,
             audit: Vec::new(),
             history_retention: DEFAULT_RETENTION,
             cluster_name: "mesh".to_owned(),
@@ -100,6 +108,39 @@ pub enum VaultError {
         "the unseal key is wrong: these shares do not belong together or not to this store; start again with the first share"
     )]
     WrongKey,
+    /// The unseal key is right, and the keyring behind it does not open.
+    #[error(
+        "the unseal key is right, but the keyring of this store is damaged: nothing in it can be read; run `mesh operator verify --dir` on the store to see where, then restore it from a snapshot"
+    )]
+    Keyring,
+    /// The ledger lacks what others remember of it.
+    #[error(
+        "this store ends at entry {ends} ({ends_hash}…), but {by} remembers entry {seen} ({seen_hash}…): the store was rolled back, cut off or replaced; put the newer one back, or, if it was restored from a backup on purpose, run `mesh operator unseal --accept-rollback`"
+    )]
+    RolledBack {
+        /// Index of the newest entry here.
+        ends: u64,
+        /// The first digits of its chain hash.
+        ends_hash: String,
+        /// The published index that is remembered.
+        seen: u64,
+        /// The first digits of that chain hash.
+        seen_hash: String,
+        /// Who remembers it.
+        by: String,
+    },
+    /// What is remembered is another store's.
+    #[error(
+        "{} belongs to the store {remembered}, but this is the store {found}: two data directories are mixed up; name the right one (node.data_dir, server.store), or remove that file if this store is to take its place", file.display()
+    )]
+    OtherStore {
+        /// Where it is remembered.
+        file: PathBuf,
+        /// The store that is remembered.
+        remembered: String,
+        /// The store that is here.
+        found: String,
+    },
     /// The store is unsealed by shares, not by a key file (or the other way round).
     #[error("this store is unsealed {0}")]
     OtherSeal(&'static str),
@@ -176,6 +217,10 @@ pub(crate) struct Inner {
     changing: tokio::sync::Mutex<()>,
     sealed: watch::Sender<bool>,
     audit: Arc<Audit>,
+    /// Heads that others remember.
+    seen: Mutex<Vec<SeenHead>>,
+    /// The next unseal passes although the ledger lacks some of them.
+    accepting: Mutex<bool>,
 }
 
 /// What there is only while unsealed.
@@ -217,6 +262,8 @@ impl Vault {
                 changing: tokio::sync::Mutex::new(()),
                 sealed: watch::Sender::new(true),
                 audit,
+                seen: Mutex::default(),
+                accepting: Mutex::default(),
             }),
         })
     }
@@ -345,6 +392,7 @@ impl Vault {
             // Requests under way may hold on to it; the core refuses them from here on.
             open.core.seal();
             *open.attempts.lock() = Attempts::default();
+            self.keep_head(true);
         }
         self.inner.progress.lock().reset();
         self.inner.sealed.send_replace(true);
@@ -381,6 +429,14 @@ impl Vault {
             nonce: progress.nonce().to_owned(),
             cluster_id: config.map(|config| config.cluster_id).unwrap_or_default(),
         })
+    }
+
+    /// How far this machine's clock is behind the newest entry of the ledger, if it is by more than a minute: then
+    /// it was set back. Nothing is lost by it, but what expires does so later. `None` while sealed.
+    pub fn clock_behind(&self) -> Option<std::time::Duration> {
+        let micros = heads::clock_behind(self, now_micros());
+        let micros = u64::try_from(micros).ok().filter(|micros| *micros > 0)?;
+        Some(std::time::Duration::from_micros(micros))
     }
 
     /// Whether the keys are out of memory.
@@ -428,22 +484,41 @@ impl Vault {
     }
 
     async fn start(&self, unseal: SecretKey) -> Result<Core, VaultError> {
-        let store = Arc::clone(&self.inner.store);
+        let vault = self.clone();
         let retention = self.history_retention();
-        // Building the name index reads every name.
+        // Comparing heads reads the log, and building the name index reads every name.
         let core = tokio::task::spawn_blocking(move || {
-            let barrier = seal::open_barrier(&*store, &unseal)?.ok_or(VaultError::WrongKey)?;
+            let store = Arc::clone(&vault.inner.store);
+            let barrier = seal::open_barrier(&*store, &unseal).map_err(|error| match error {
+                NotOpened::WrongKey => VaultError::WrongKey,
+                NotOpened::Damaged => VaultError::Keyring,
+                NotOpened::Store(error) => error.into(),
+            })?;
+            let missing = vault.compare_heads()?;
             let epoch = store.head().epoch + 1;
             let core = Core::start(store, barrier, epoch)?;
             core.compact_behind(retention);
-            Ok::<_, VaultError>(core)
+            Ok::<_, VaultError>((core, missing))
         });
-        core.await
-            .map_err(|_| VaultError::Interface("unsealing was cut off".to_owned()))?
+        let (core, missing) = core
+            .await
+            .map_err(|_| VaultError::Interface("unsealing was cut off".to_owned()))??;
+        if let Some(missing) = missing {
+            self.give_up(&core, &missing).await?;
+        }
+        Ok(core)
     }
 
     fn publish(&self, open: Open) {
         *self.inner.open.write() = Some(Arc::new(open));
+        if let Some(behind) = self.clock_behind() {
+            tracing::warn!(
+                seconds = behind.as_secs(),
+                "the clock is behind the newest entry of the ledger: it was set back; tokens and certificates live longer than they should until it is right again (timedatectl status)"
+            );
+        }
+        self.keep_head(false);
+        tokio::spawn(heads::keep(Arc::downgrade(&self.inner)));
         self.inner.sealed.send_replace(false);
     }
 }

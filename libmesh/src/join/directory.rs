@@ -296,7 +296,7 @@ impl NodeDirectory {
     }
 
     /// Where the config bundle is cached.
-    pub(crate) fn bundle_path(&self) -> PathBuf {
+    pub fn bundle_path(&self) -> PathBuf {
         self.path.join("bundle")
     }
 

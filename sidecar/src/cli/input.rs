@@ -47,6 +47,22 @@ pub fn secret_line(what: &str, source: Option<&str>) -> Result<Zeroizing<String>
     ))
 }
 
+/// Reads secrets of one line each: every line of `-` or `@FILE`, or as many prompts as are `wanted`.
+pub fn secret_lines(
+    what: &str,
+    source: Option<&str>,
+    wanted: usize,
+) -> Result<Vec<Zeroizing<String>>, Failure> {
+    if source.is_none() && io::stdin().is_terminal() {
+        return (0..wanted).map(|_| secret_line(what, None)).collect();
+    }
+    let bytes = secret(what, source)?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| Failure::usage(format!("{what} is not UTF-8 text")))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(lines.map(|line| Zeroizing::new(line.to_owned())).collect())
+}
+
 /// Everything on stdin.
 pub fn stdin(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     bounded(what, io::stdin().lock())

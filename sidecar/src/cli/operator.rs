@@ -9,8 +9,14 @@ use serde_json::{Value, json};
 
 use super::{Exit, Failure, Global, input, output};
 
-/// Run the sealed store: initialise, unseal, seal, look at it and its history.
+mod shares;
+
+/// Run the sealed store: keys, seal, history. Shares, keys and passwords come from stdin, files or a prompt.
 #[derive(Debug, Subcommand)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 failed, or a damaged ledger; 2 sealed or not initialised (status), \
+    unreachable, refused; 64 usage; 75 not now (sealed, no audit log takes it): try later; 77 not allowed."
+)]
 pub enum Command {
     /// Make the store, its unseal key shares and the root token. Once, on the server's own host.
     Init(Init),
@@ -24,13 +30,32 @@ pub enum Command {
         /// Have the server read its key file again (seal type `static`); needs a token.
         #[arg(long = "static", conflicts_with_all = ["share", "reset"])]
         key_file: bool,
+        /// The store was put back from a backup on purpose: go on although later entries are remembered.
+        #[arg(long, conflicts_with = "reset")]
+        accept_rollback: bool,
     },
     /// Close the store: keys leave memory, secrets and new certificates stop, discovery and calls go on.
     Seal,
     /// Show whether the store is initialised and open. Exit code 2: sealed.
     Status,
+    /// Make new unseal key shares.
+    #[command(subcommand)]
+    Rekey(shares::Rekey),
+    /// Seal with a new key from here on; old records stay readable.
+    Rotate {
+        /// Only show which key seals, since when and how often.
+        #[arg(long)]
+        status: bool,
+    },
+    /// Make a root token, by a threshold of shares.
+    #[command(subcommand)]
+    GenerateRoot(shares::GenerateRoot),
     /// Check the hash chain of the whole ledger.
-    Verify,
+    Verify {
+        /// Of the store in this directory, without a server and without any key.
+        #[arg(long, value_name = "STORE")]
+        dir: Option<PathBuf>,
+    },
     /// Rotate the keys that seal membership datagrams: install a new one, use it, remove the old one.
     #[command(subcommand)]
     Keyring(Keyring),
@@ -143,6 +168,13 @@ struct SealStatus {
 }
 
 #[derive(Serialize, Deserialize)]
+struct KeyStatus {
+    term: u32,
+    install_time: String,
+    encryptions: u64,
+}
+
+#[derive(Serialize, Deserialize)]
 struct HistoryItem {
     index: u64,
     time: String,
@@ -159,6 +191,10 @@ struct HistoryItem {
 impl Command {
     /// Runs the command.
     pub async fn run(self, global: &Global) -> Result<(), Failure> {
+        vault_kv::clear_freed_memory();
+        if let Command::Verify { dir: Some(dir) } = self {
+            return verify_offline(&dir);
+        }
         let client = global.addresses.vault()?;
         match self {
             Command::Init(init) => {
@@ -187,10 +223,14 @@ impl Command {
                 share,
                 reset,
                 key_file,
+                accept_rollback,
             } => {
                 let what = "cannot unseal";
                 if key_file {
-                    let path = "/v1/mesh/unseal-static";
+                    let path = match accept_rollback {
+                        true => "/v1/mesh/unseal-static?accept-rollback=true",
+                        false => "/v1/mesh/unseal-static",
+                    };
                     client.call(what, Method::PUT, path, None).await?;
                     let status = client.get(what, "/v1/sys/seal-status").await?;
                     return print_status(global, &status);
@@ -199,7 +239,7 @@ impl Command {
                     true => json!({"reset": true}),
                     false => {
                         let share = input::secret_line("unseal key share", share.as_deref())?;
-                        json!({"key": share.as_str()})
+                        json!({"key": share.as_str(), "accept_rollback": accept_rollback})
                     }
                 };
                 let path = "/v1/sys/unseal";
@@ -226,7 +266,27 @@ impl Command {
                 }
             }
             Command::Keyring(step) => step.run(global).await,
-            Command::Verify => {
+            Command::Rekey(rekey) => rekey.run(global, &client).await,
+            Command::GenerateRoot(root) => root.run(global, &client).await,
+            Command::Rotate { status } => {
+                let what = "cannot rotate the keyring";
+                if !status {
+                    client
+                        .call(what, Method::PUT, "/v1/sys/rotate", None)
+                        .await?;
+                }
+                let answer: Value = client.get(what, "/v1/sys/key-status").await?;
+                let status: KeyStatus = serde_json::from_value(answer["data"].clone())
+                    .map_err(|error| Failure::new(Exit::Remote, format!("{what}: {error}")))?;
+                let rows = [
+                    ("term", status.term.to_string()),
+                    ("installed", status.install_time.clone()),
+                    ("records sealed", status.encryptions.to_string()),
+                ];
+                let rows = rows.map(|(name, value)| vec![name.to_owned(), value]);
+                output::rows(global.output, &["KEYRING", ""], rows.into(), &status)
+            }
+            Command::Verify { dir: _ } => {
                 let what = "cannot verify the ledger";
                 let path = "/v1/mesh/ledger/verify";
                 let report: Value = client.get(what, path).await?;
@@ -253,6 +313,23 @@ impl Command {
                 let header = ["INDEX", "TIME", "WHO", "VIA", "WHAT", "KEYS"];
                 output::rows(global.output, &header, rows.collect(), &items)
             }
+        }
+    }
+}
+
+/// Walks the log of a store in a directory; whether a server runs on it does not matter.
+fn verify_offline(dir: &std::path::Path) -> Result<(), Failure> {
+    match vault_kv::verify(dir) {
+        Ok(verified) => {
+            let hash = verified.head.hash.iter().map(|byte| format!("{byte:02x}"));
+            output::json(&json!({
+                "ok": true, "entries": verified.entries, "head_index": verified.head.index,
+                "head_hash": hash.collect::<String>(), "redacted_parts": verified.redacted,
+            }))
+        }
+        Err(error) => {
+            output::json(&json!({"ok": false, "error": error.to_string()}))?;
+            Err(Failure::failed("the ledger does not verify"))
         }
     }
 }

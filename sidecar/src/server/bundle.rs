@@ -8,7 +8,7 @@ use libmesh::{
     mesh::Mesh,
 };
 use tokio_util::sync::CancellationToken;
-use vault_kv::Vault;
+use vault_kv::{SeenHead, Vault};
 
 use super::{ServerError, Shared, records};
 use crate::consul::stored::{INTENTIONS, Pair, intention_from_pair};
@@ -65,6 +65,14 @@ fn signer(shared: &Shared) -> Result<Signer, ServerError> {
 }
 
 async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(), ServerError> {
+    if let Some(known) = mesh.bundle().current() {
+        // What the nodes remember may contradict the store: then it is sealed.
+        shared.vault.seen(SeenHead {
+            index: known.index,
+            hash: known.head,
+            by: "the configuration that the mesh has".to_owned(),
+        })?;
+    }
     let bundle = build(shared, mesh)?;
     let same = mesh.bundle().current().is_some_and(|known| {
         known.intentions == bundle.intentions
@@ -92,7 +100,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
 }
 
 fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
-    let head = shared.vault.ledger().head();
+    let head = shared.vault.ledger().published()?;
     let authority = shared.authority().ok_or(vault_kv::Error::Sealed)?;
     Ok(ConfigBundle {
         index: head.index,

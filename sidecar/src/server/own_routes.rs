@@ -347,6 +347,8 @@ async fn unseal_static(shared: Arc<Shared>, call: Call) -> Outcome {
         let message = "unsealing with the key file works from the server's own machine only";
         return Err(Refused(StatusCode::FORBIDDEN, message.to_owned()));
     }
+    let accept = call.query.filled("accept-rollback") == Some("true");
+    shared.vault.accept_rollback(accept);
     match shared.vault.unseal_static().await {
         Ok(()) => Ok(json_reply(StatusCode::OK, &json!({"sealed": false}))),
         Err(error) => Err(bad(error.to_string())),

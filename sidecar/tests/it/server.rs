@@ -497,3 +497,136 @@ async fn changes_through_every_interface_are_in_the_audit_file_which_hup_reopens
             .any(|line| line["request"]["operation"] == "delete")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn share_holders_rekey_and_make_a_root_token_at_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (keys, root) = server.init(3, 2).await;
+    for key in &keys[..2] {
+        let given = server.operator(&["unseal", "-"], "", key);
+        assert_eq!(given.code, Some(0), "{}", given.err);
+    }
+    server.node();
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let json = |ran: &Ran| serde_json::from_str::<Value>(&ran.out).unwrap();
+
+    // Term 2, and who may not is told so.
+    let denied = server.operator(&["rotate"], "hvs.wrong", "");
+    assert_eq!(denied.code, Some(77), "{}", denied.err);
+    let rotated = server.operator(&["rotate", "-o", "json"], &root, "");
+    assert_eq!(json(&rotated)["term"], 2, "{}", rotated.err);
+
+    // With a token, share by share.
+    let denied = server.operator(&["rekey", "start"], "", "");
+    assert_eq!(denied.code, Some(77), "{}", denied.err);
+    let args = [
+        "rekey",
+        "start",
+        "--shares",
+        "2",
+        "--threshold",
+        "2",
+        "-o",
+        "json",
+    ];
+    let started = server.operator(&args, &root, "");
+    assert_eq!(json(&started)["started"], true, "{}", started.err);
+    let visible = server.operator(&["rekey", "share", &keys[0]], "", "");
+    assert_eq!(visible.code, Some(64), "a share on the command line");
+    assert!(!visible.err.contains(&keys[0]));
+    let (out, again) = (file("shares.json"), file("again.json"));
+    for (key, out) in [(&keys[0], &again), (&keys[2], &out)] {
+        let given = server.operator(&["rekey", "share", "-", "--out", out], "", key);
+        assert_eq!(given.code, Some(0), "{}", given.err);
+    }
+    assert!(
+        !Path::new(&again).exists(),
+        "the first share brings forth nothing"
+    );
+    let mode = fs::metadata(&out).unwrap();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+        0o600
+    );
+    let new: Value = serde_json::from_slice(&fs::read(&out).unwrap()).unwrap();
+    let new: Vec<String> = serde_json::from_value(new["keys"].clone()).unwrap();
+
+    // Without a token, all shares at once.
+    let out = file("root");
+    let shares = new.join("\n");
+    let made = server.operator(
+        &["generate-root", "start", "--with-shares=-", "--out", &out],
+        "",
+        &shares,
+    );
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    let second = fs::read_to_string(&out).unwrap();
+    let (status, seen) = server
+        .vault(
+            Method::GET,
+            "/v1/auth/token/lookup-self",
+            second.trim(),
+            Value::Null,
+        )
+        .await;
+    assert_eq!((status, &seen["data"]["policies"]), (200, &json!(["root"])));
+    let few = server.operator(
+        &[
+            "generate-root",
+            "start",
+            "--with-shares=-",
+            "--out",
+            &file("x"),
+        ],
+        "",
+        &new[0],
+    );
+    assert_eq!(few.code, Some(64), "{}", few.err);
+
+    // With a token, and read with the password.
+    let otp = file("otp");
+    server.operator(&["generate-root", "start", "--out", &otp], &root, "");
+    let cancelled = server.operator(&["generate-root", "cancel"], "", "");
+    assert_eq!(cancelled.code, Some(77), "nobody cancels without a right");
+    server.operator(&["generate-root", "share", "-"], "", &new[0]);
+    let last = server.operator(&["generate-root", "share", "-", "-o", "json"], "", &new[1]);
+    let encoded = json(&last)["encoded_token"].as_str().unwrap().to_owned();
+    let password = fs::read_to_string(&otp).unwrap();
+    let third = file("third");
+    let decoded = server.operator(
+        &["generate-root", "decode", &encoded, "-", "--out", &third],
+        "",
+        &password,
+    );
+    assert_eq!(decoded.code, Some(0), "{}", decoded.err);
+    let third = fs::read_to_string(&third).unwrap();
+    let (status, _) = server
+        .vault(
+            Method::GET,
+            "/v1/auth/token/lookup-self",
+            third.trim(),
+            Value::Null,
+        )
+        .await;
+    assert_eq!(status, 200);
+
+    let verified = server.operator(&["verify", "--dir", &file("s1/store")], "", "");
+    assert_eq!(json(&verified)["ok"], true, "{}", verified.err);
+    let (_, history) = server
+        .vault(
+            Method::GET,
+            "/v1/mesh/ledger?limit=1000",
+            &root,
+            Value::Null,
+        )
+        .await;
+    let history = history.as_array().unwrap();
+    let count = |what: &str| {
+        history
+            .iter()
+            .filter(|item| item["operation"] == what)
+            .count()
+    };
+    assert_eq!((count("init"), count("rekey"), count("rotate")), (1, 1, 1));
+}

@@ -32,12 +32,20 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<u64, Error>>,
 }
 
+type Answer = (oneshot::Sender<Result<u64, Error>>, Result<u64, Error>);
+
 /// Starts the writer. It ends when the last [`Core`](super::Core) is gone.
 pub(super) fn start(shared: Arc<Shared>, epoch: u64) -> mpsc::Sender<Job> {
     let (jobs, queue) = mpsc::channel::<Job>();
     thread::Builder::new()
         .name("ledger".to_owned())
         .spawn(move || {
+            // While it waits for work it keeps nothing open: the store closes with its last handle.
+            let shared = {
+                let weak = Arc::downgrade(&shared);
+                drop(shared);
+                weak
+            };
             while let Ok(first) = queue.recv() {
                 let mut group = vec![first];
                 let mut bytes = group[0].change.bytes;
@@ -46,7 +54,13 @@ pub(super) fn start(shared: Arc<Shared>, epoch: u64) -> mpsc::Sender<Job> {
                     bytes += job.change.bytes;
                     group.push(job);
                 }
-                write(&shared, epoch, group);
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
+                let answers = write(&shared, epoch, group);
+                // Whoever hears that it is done may close the store at once, and open it again.
+                drop(shared);
+                answers.into_iter().for_each(answer);
             }
         })
         .expect("the system starts one more thread");
@@ -62,11 +76,21 @@ pub(crate) fn first_entry(
     barrier: &Barrier,
     change: Change,
 ) -> Result<Entry, Error> {
+    entry_after(store, barrier, Head::default(), change)
+}
+
+/// An entry of a change to a store without names.
+pub(crate) fn entry_after(
+    store: &dyn Store,
+    barrier: &Barrier,
+    head: Head,
+    change: Change,
+) -> Result<Entry, Error> {
     let mut group = Group {
         store,
         names: &NameIndex::new(0),
-        epoch: 1,
-        head: Head::default(),
+        epoch: head.epoch + 1,
+        head,
         entries: Vec::new(),
         stamps: HashMap::new(),
     };
@@ -85,16 +109,16 @@ struct Group<'a> {
     stamps: HashMap<String, Option<Stamp>>,
 }
 
-fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) {
+/// Makes a group durable and shows it; what each waiter is to hear.
+fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
+    let mut answers = Vec::with_capacity(jobs.len());
     let expected = shared.store.head();
     let mut waiting = Vec::with_capacity(jobs.len());
     let (entries, stamps) = {
         let state = shared.state.read();
         let Some(unsealed) = state.as_ref() else {
-            for job in jobs {
-                answer(job.reply, Err(Error::Sealed));
-            }
-            return;
+            answers.extend(jobs.into_iter().map(|job| (job.reply, Err(Error::Sealed))));
+            return answers;
         };
         let mut group = Group {
             store: &*shared.store,
@@ -107,7 +131,7 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) {
         for Job { change, reply } in jobs {
             match group.add(change) {
                 Ok(index) => waiting.push((reply, index)),
-                Err(error) => answer(reply, Err(error)),
+                Err(error) => answers.push((reply, Err(error))),
             }
         }
         (group.entries, group.stamps)
@@ -118,9 +142,9 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) {
     {
         let error = Error::from(error);
         for (reply, _) in waiting {
-            answer(reply, Err(error.clone()));
+            answers.push((reply, Err(error.clone())));
         }
-        return;
+        return answers;
     }
     if let Some(unsealed) = shared.state.write().as_mut() {
         let newest = entries.last().map_or(expected.index, |entry| entry.index);
@@ -134,13 +158,13 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) {
     for name in stamps.keys() {
         shared.waiters.wake(name);
     }
-    for (reply, index) in waiting {
-        answer(reply, Ok(index));
-    }
+    let done = waiting.into_iter().map(|(reply, index)| (reply, Ok(index)));
+    answers.extend(done);
+    answers
 }
 
 /// The caller may have gone away; what it asked for has happened all the same.
-fn answer(reply: oneshot::Sender<Result<u64, Error>>, outcome: Result<u64, Error>) {
+fn answer((reply, outcome): Answer) {
     let _ = reply.send(outcome);
 }
 

@@ -221,7 +221,11 @@ impl Vault {
         }
         if data.flag("reset")?.unwrap_or(false) {
             self.reset_unseal();
+            self.accept_rollback(false);
             return self.status_answer();
+        }
+        if data.flag("accept_rollback")?.unwrap_or(false) {
+            self.accept_rollback(true);
         }
         let text = Zeroizing::new(data.text("key")?.unwrap_or_default());
         if text.is_empty() {
@@ -277,6 +281,8 @@ pub(crate) fn failure(error: VaultError) -> ApiError {
         | VaultError::Shares(_)
         | VaultError::ShareLength(_)
         | VaultError::WrongKey
+        | VaultError::RolledBack { .. }
+        | VaultError::OtherStore { .. }
         | VaultError::OtherSeal(_) => ApiError::bad(error.to_string()),
         other => ApiError::Internal(other.to_string()),
     }

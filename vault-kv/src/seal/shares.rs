@@ -39,6 +39,9 @@ pub(crate) fn combine(shares: &[Zeroizing<Vec<u8>>]) -> Option<SecretKey> {
     if let [only] = shares {
         return super::unseal_key(only);
     }
+    if shares.iter().any(|share| share.len() != SHARE) {
+        return None;
+    }
     without_traces(|| {
         let mut turned: Vec<Vec<u8>> = shares
             .iter()
@@ -79,6 +82,15 @@ mod tests {
         seen.dedup();
         assert_eq!(seen.len(), 255);
         assert_ne!(seen[0], 0);
+    }
+
+    #[test]
+    fn shares_of_wrong_lengths_are_no_key() {
+        let share = |length| Zeroizing::new(vec![1; length]);
+        for lengths in [[0, 0], [0, SHARE], [SHARE, 32], [34, 34]] {
+            assert!(combine(&lengths.map(share)).is_none(), "{lengths:?}");
+        }
+        assert!(combine(&[]).is_none());
     }
 
     #[test]

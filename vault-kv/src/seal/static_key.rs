@@ -28,6 +28,11 @@ pub enum StaticKeyError {
         /// Its permission bits.
         mode: u32,
     },
+    /// It is to be a credential of systemd, and there is none.
+    #[error(
+        "the unseal key is to be the systemd credential {0}, but this service has none: add LoadCredential={0}:/path/to/key to its unit"
+    )]
+    NoCredential(String),
     /// It holds no key.
     #[error(
         "the unseal key file {0} must hold 32 bytes: raw, as 64 hexadecimal digits or in base64"
@@ -35,8 +40,32 @@ pub enum StaticKeyError {
     Content(String),
 }
 
+/// Before the name of a credential that systemd hands over.
+const CREDENTIAL: &str = "credential:";
+
 /// Reads the key: 32 raw bytes, 64 hexadecimal digits, or base64.
 pub(crate) fn read(path: &Path) -> Result<SecretKey, StaticKeyError> {
+    let credential = path.to_str().and_then(|path| path.strip_prefix(CREDENTIAL));
+    let Some(credential) = credential else {
+        return read_file(path, true);
+    };
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY");
+    read_credential(folder.as_deref().map(Path::new), credential)
+}
+
+/// systemd sets the mode of credentials by itself and keeps them for the service alone.
+fn read_credential(folder: Option<&Path>, name: &str) -> Result<SecretKey, StaticKeyError> {
+    let missing = || StaticKeyError::NoCredential(name.to_owned());
+    let plain = !name.is_empty() && !name.contains('/') && name != "..";
+    let folder = folder.filter(|_| plain).ok_or_else(missing)?;
+    let path = folder.join(name);
+    if !path.exists() {
+        return Err(missing());
+    }
+    read_file(&path, false)
+}
+
+fn read_file(path: &Path, check_mode: bool) -> Result<SecretKey, StaticKeyError> {
     let name = path.display().to_string();
     let io = |source| StaticKeyError::Io {
         path: name.clone(),
@@ -44,7 +73,7 @@ pub(crate) fn read(path: &Path) -> Result<SecretKey, StaticKeyError> {
     };
     let file = File::open(path).map_err(io)?;
     let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if check_mode && mode & 0o077 != 0 {
         return Err(StaticKeyError::Mode { path: name, mode });
     }
     let mut content = Zeroizing::new(Vec::with_capacity(256));
@@ -83,6 +112,24 @@ mod tests {
         }
         for wrong in [&b""[..], b"short", &[0; 31], &[b'x'; 64]] {
             assert!(parse(wrong).is_none());
+        }
+    }
+
+    #[test]
+    fn a_credential_of_systemd_is_taken_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("unseal"), [2; 32]).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o440);
+        std::fs::set_permissions(dir.path().join("unseal"), mode).unwrap();
+        let key = read_credential(Some(dir.path()), "unseal").unwrap();
+        assert_eq!(key.bytes(), &[2; 32]);
+        for (folder, name) in [
+            (None, "unseal"),
+            (Some(dir.path()), "other"),
+            (Some(dir.path()), "../unseal"),
+        ] {
+            let error = read_credential(folder, name).err().unwrap();
+            assert!(error.to_string().contains("LoadCredential="), "{error}");
         }
     }
 

@@ -285,8 +285,9 @@ fn hide(token: &str, otp: &str) -> String {
     STANDARD_NO_PAD.encode(hidden)
 }
 
-/// The token behind what [`hide`] made; `None` if the two do not belong together.
-pub(crate) fn reveal(hidden: &str, otp: &str) -> Option<Zeroizing<String>> {
+/// The root token behind what `sys/generate-root/update` answered (`encoded_token`), with the attempt's one-time
+/// password; `None` if the two do not belong together.
+pub fn reveal(hidden: &str, otp: &str) -> Option<Zeroizing<String>> {
     let hidden = STANDARD_NO_PAD
         .decode(hidden.trim().trim_end_matches('='))
         .ok()?;

@@ -246,3 +246,79 @@ async fn a_key_file_makes_root_tokens_and_cannot_be_split_anew() {
     let token = vault.root_share(&open, &nonce, key).await.unwrap();
     assert!(token.is_some());
 }
+
+#[tokio::test]
+async fn a_clock_set_back_is_named_and_nothing_is_lost() {
+    let (vault, keys) = unsealed().await;
+    assert_eq!(vault.clock_behind(), None);
+    let kv = vault.kv("test");
+    let meta = Meta {
+        time: now_micros() + 7_200_000_000,
+        ..Meta::default()
+    };
+    let value = Zeroizing::new(b"v".to_vec());
+    kv.put(meta, "k", value, 0, None).await.unwrap();
+    vault.seal();
+    for key in &keys[..3] {
+        vault.submit_share(key.clone()).await.unwrap();
+    }
+    let behind = vault.clock_behind().unwrap().as_secs();
+    assert!((7_100..=7_200).contains(&behind), "{behind}");
+    assert_eq!(&kv.get("k").unwrap().unwrap().value[..], b"v");
+}
+
+/// Writes a control record over the one that is there, as a damaged disk would.
+fn overwrite(vault: &Vault, name: &'static str, damage: impl Fn(&mut Vec<u8>)) {
+    let store = vault.store();
+    let mut value = store
+        .control(&crate::store::FoldKey::control(name))
+        .unwrap()
+        .unwrap()
+        .value;
+    damage(&mut value);
+    let (barrier, _) = Barrier::create(SecretKey::random());
+    let mut batch = Batch::new(&By::system("test"), "damage");
+    batch.control(name, value);
+    let head = store.head();
+    let entry = crate::core::entry_after(&**store, &barrier, head, batch.into_change());
+    store.commit(&head, &[entry.unwrap()]).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_keyring_is_told_from_a_wrong_share() {
+    let (vault, keys) = unsealed().await;
+    vault.seal();
+    overwrite(&vault, seal::KEYRING, |keyring| keyring[40] ^= 1);
+    vault.submit_share(keys[0].clone()).await.unwrap();
+    vault.submit_share(keys[1].clone()).await.unwrap();
+    let error = vault.submit_share(keys[2].clone()).await.err().unwrap();
+    assert!(matches!(error, VaultError::Keyring), "{error}");
+    assert!(
+        error.to_string().contains("mesh operator verify --dir"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_seal_configuration_of_a_newer_version_is_named() {
+    let (vault, keys) = unsealed().await;
+    vault.seal();
+    overwrite(&vault, seal::CONFIG, |config| config[0] = 9);
+    let error = vault.submit_share(keys[0].clone()).await.err().unwrap();
+    assert!(error.to_string().contains("newer"), "{error}");
+}
+
+#[tokio::test]
+async fn too_large_a_value_is_refused_with_the_limit() {
+    let (vault, _) = unsealed().await;
+    let kv = vault.kv("test");
+    let value = Zeroizing::new(vec![7; crate::core::MAX_VALUE + 1]);
+    let error = kv
+        .put(Meta::default(), "k", value, 0, None)
+        .await
+        .err()
+        .unwrap();
+    let limit = crate::core::MAX_VALUE.to_string();
+    assert!(error.to_string().contains(&limit), "{error}");
+    assert!(kv.get("k").unwrap().is_none());
+}

@@ -198,6 +198,7 @@ async fn starting_and_cancelling_take_a_token_with_sudo_or_a_threshold_of_shares
             ("", with(&[keys[0].clone(), keys[0].clone()], body)),
             ("", with(&other, body)),
             ("", with(&["zz".to_owned()], body)),
+            ("", with(&[String::new(), "AAAA".to_owned()], body)),
         ] {
             let (status, answer) = send(&vault, "PUT", path, token, body).await;
             assert_eq!(status, 403, "{path}: {answer}");
