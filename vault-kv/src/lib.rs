@@ -23,6 +23,9 @@ mod mount;
 mod policy;
 mod request;
 mod rotation;
+#[doc(hidden)]
+#[cfg(target_os = "linux")]
+pub mod scan;
 mod seal;
 mod snapshot;
 mod store;

@@ -3,6 +3,12 @@
 mod agent;
 mod cli;
 mod crash;
+#[cfg(target_os = "linux")]
+mod memory;
 mod netns;
 mod node;
 mod server;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: vault_kv::ClearingAllocator = vault_kv::ClearingAllocator;

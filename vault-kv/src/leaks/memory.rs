@@ -1,11 +1,4 @@
-//! Looks for secrets in this process's own memory.
-//!
-//! What is looked for is kept XORed with a mask, so that the search does not find itself.
-
-use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt,
-};
+//! Uses a vault, and looks for its secrets in this process's own memory.
 
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -13,6 +6,7 @@ use zeroize::Zeroizing;
 use super::answer;
 use crate::{
     ca, clear_freed_memory,
+    scan::Needles,
     seal::{self, shares},
     store::FoldKey,
     sys::ClearingAllocator,
@@ -21,123 +15,6 @@ use crate::{
 
 #[global_allocator]
 static ALLOCATOR: ClearingAllocator = ClearingAllocator;
-
-const MASK: u8 = 0xa5;
-
-struct Needle {
-    name: String,
-    masked: Vec<u8>,
-}
-
-/// Where something was found.
-#[derive(Debug)]
-struct Found {
-    #[expect(dead_code, reason = "shown when the test fails")]
-    name: String,
-    #[expect(dead_code, reason = "shown when the test fails")]
-    mapping: String,
-    /// The mapping is locked and left out of dumps.
-    protected: bool,
-}
-
-#[derive(Default)]
-struct Needles(Vec<Needle>);
-
-impl Needles {
-    /// Both halves of a key: one alone in a register or on the stack is too much, too.
-    fn key(&mut self, name: &str, key: &[u8]) {
-        for half in key.chunks(16).filter(|half| half.len() == 16) {
-            self.add(name, half);
-        }
-    }
-
-    fn add(&mut self, name: &str, secret: &[u8]) {
-        assert!(
-            secret.len() >= 16,
-            "{name} is too short to be told from chance"
-        );
-        self.0.push(Needle {
-            name: name.to_owned(),
-            masked: secret.iter().map(|byte| byte ^ MASK).collect(),
-        });
-    }
-
-    /// Every place in writable memory.
-    fn find(&self) -> Vec<Found> {
-        let mut first = [false; 256];
-        for needle in &self.0 {
-            first[usize::from(needle.masked[0] ^ MASK)] = true;
-        }
-        let memory = File::open("/proc/self/mem").unwrap();
-        let mut found = Vec::new();
-        let mut bytes = Vec::new();
-        for mapping in mappings() {
-            bytes.resize(mapping.length, 0);
-            // Gone meanwhile, or a page that cannot be read: the kernel's own.
-            let Ok(read) = memory.read_at(&mut bytes, mapping.start) else {
-                continue;
-            };
-            for at in 0..read {
-                if !first[usize::from(bytes[at])] {
-                    continue;
-                }
-                for needle in &self.0 {
-                    let there = bytes[at..read].iter().zip(&needle.masked);
-                    if read - at >= needle.masked.len() && there.clone().all(|(a, b)| a ^ b == MASK)
-                    {
-                        found.push(Found {
-                            name: needle.name.clone(),
-                            mapping: mapping.line.clone(),
-                            protected: mapping.protected,
-                        });
-                    }
-                }
-            }
-        }
-        found
-    }
-}
-
-struct Mapping {
-    line: String,
-    start: u64,
-    length: usize,
-    protected: bool,
-}
-
-/// Every writable mapping, from `/proc/self/smaps`.
-fn mappings() -> Vec<Mapping> {
-    let mut all: Vec<Mapping> = Vec::new();
-    for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
-        if let Some(flags) = line.strip_prefix("VmFlags:") {
-            let has = |wanted| flags.split_whitespace().any(|flag| flag == wanted);
-            if let Some(last) = all.last_mut() {
-                last.protected = has("lo") && has("dd");
-            }
-        }
-        let Some((range, rest)) = line.split_once(' ') else {
-            continue;
-        };
-        let Some((start, end)) = range.split_once('-') else {
-            continue;
-        };
-        let hex = |text| u64::from_str_radix(text, 16);
-        let (Ok(start), Ok(end)) = (hex(start), hex(end)) else {
-            continue;
-        };
-        all.push(Mapping {
-            line: line.to_owned(),
-            start,
-            length: match rest.starts_with("rw") {
-                true => usize::try_from(end - start).unwrap(),
-                false => 0,
-            },
-            protected: false,
-        });
-    }
-    all.retain(|mapping| mapping.length > 0);
-    all
-}
 
 /// A request whose body and answer are wiped by whoever sent it.
 async fn send(vault: &Vault, method: &str, path: &str, token: &str, body: &str) -> Value {
@@ -257,7 +134,7 @@ async fn keys_shares_and_tokens_are_nowhere_in_memory_after_use_and_after_seal()
     let vault = Vault::open(config).unwrap();
     let (mut nowhere, mut locked) = (Needles::default(), Needles::default());
     use_it(&vault, &mut nowhere, &mut locked).await;
-    assert!(nowhere.0.len() > 20 && locked.0.len() >= 12);
+    assert!(nowhere.count() > 20 && locked.count() >= 12);
 
     // The search finds what is there.
     let canary = Zeroizing::new(crate::token::base62(32));
