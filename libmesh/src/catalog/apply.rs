@@ -245,7 +245,7 @@ impl Catalog {
         }
         let cost = message.items / READ_FOR_ONE;
         let longest = quota.record_bytes;
-        let read = state.read(index, node, longest, |replica, reading| {
+        let read = state.read(index, node, (longest, now), |replica, reading| {
             replica.apply(message, reading)
         });
         let Some((effect, mut changed)) = read else {
@@ -261,7 +261,7 @@ impl Catalog {
         known.pace.add(cost + changes);
         known.paused = None;
         if std::mem::take(&mut known.rights_changed) {
-            let again = state.read(index, node, longest, |replica, reading| {
+            let again = state.read(index, node, (longest, now), |replica, reading| {
                 replica.read_again(reading);
             });
             if let Some(((), more)) = again {

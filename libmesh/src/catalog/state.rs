@@ -32,6 +32,9 @@ const SWEEP: u64 = 60_000_000;
 /// How long records of absent nodes and revisions of extinct services are kept: 72 h in µs.
 const REAP: u64 = 72 * 3_600_000_000;
 
+/// For how long poison of one node is not named again: 1 h in µs.
+const QUIET: u64 = 3_600_000_000;
+
 /// The own node's number.
 const OWN: u32 = 0;
 
@@ -81,6 +84,8 @@ pub(super) struct NodeState {
     pub(super) checks: BTreeSet<(u32, u32)>,
     /// How many of its records are poison.
     pub(super) poison: usize,
+    /// When that was last said: unix µs.
+    named: Option<u64>,
     pub(super) verified: Option<VerifiedNode>,
     /// The record that `verified` comes from.
     pub(super) certificate: Bytes,
@@ -106,6 +111,7 @@ impl NodeState {
             replica: Replica::default(),
             checks: BTreeSet::new(),
             poison: 0,
+            named: None,
             verified: None,
             certificate: Bytes::new(),
             disowned: None,
@@ -292,7 +298,7 @@ impl State {
         &mut self,
         index: &Index,
         id: NodeId,
-        longest: usize,
+        (longest, now): (usize, u64),
         read: impl FnOnce(&mut Replica, &mut Reading<'_>) -> T,
     ) -> Option<(T, Changed)> {
         let node = self.nodes.get_mut(&id)?;
@@ -308,8 +314,18 @@ impl State {
         let result = read(&mut node.replica, &mut reading);
         let found = reading.found;
         node.poison = node.poison.saturating_add_signed(found.poison);
-        if let Some(reason) = found.reason {
-            tracing::warn!(node = %id, poison = node.poison, reason, "records quarantined");
+        if let Some(reason) = found.reason
+            && node
+                .named
+                .is_none_or(|named| now.saturating_sub(named) > QUIET)
+        {
+            node.named = Some(now);
+            tracing::warn!(
+                node = %id,
+                poison = node.poison,
+                reason,
+                "records quarantined; more of this node are only counted"
+            );
         }
         let has = |replica: &Replica, hash, is: &dyn Fn(Note) -> bool| replica.notes(hash).any(is);
         for (service, hash) in &found.instances {
