@@ -105,12 +105,12 @@ impl Seeds {
         self.seeds
             .retain(|seed| seed.until.is_none_or(|until| until > now));
         let mut due = Vec::new();
-        for seed in self.seeds.iter_mut().filter(|seed| seed.next <= now) {
+        for seed in &mut self.seeds {
             if present.contains(&seed.addr) {
-                // Look again later: it may go.
+                // Look again later: it may go. All at the same time, each look goes through all members.
                 seed.pause = self.first;
                 seed.next = now + self.longest;
-            } else {
+            } else if seed.next <= now {
                 due.push(seed.addr);
                 seed.next = now + seed.pause.mul_f64(rng.random_range(0.75..1.25));
                 seed.pause = (seed.pause * 2).min(seed.longest);
@@ -169,6 +169,26 @@ mod tests {
             [seed],
             "it went, so it is tried again"
         );
+    }
+
+    #[test]
+    fn seeds_that_are_present_are_looked_at_together() {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+        let own = "192.0.2.1:1".parse().unwrap();
+        let mut seeds = Seeds::new(own, (Duration::from_millis(500), Duration::from_secs(15)));
+        let all: HashSet<SocketAddr> = (2..5u8)
+            .map(|host| SocketAddr::from(([192, 0, 2, host], 1)))
+            .collect();
+        for addr in &all {
+            seeds.add(*addr, Duration::ZERO);
+        }
+        assert_eq!(
+            seeds.due(Duration::ZERO, &HashSet::new(), &mut rng).len(),
+            3
+        );
+        let first = seeds.next().unwrap();
+        assert_eq!(seeds.due(first, &all, &mut rng), []);
+        assert_eq!(seeds.next(), Some(first + Duration::from_secs(15)));
     }
 
     #[test]
