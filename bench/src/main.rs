@@ -16,6 +16,7 @@ use clap::Parser;
 
 mod agents;
 mod catalog;
+mod checks;
 mod detect;
 mod dns;
 mod netns;
@@ -40,6 +41,11 @@ const BENCHES: &[Bench] = &[
         name: "catalog",
         about: "a million instances of five thousand nodes in one full replica",
         run: catalog::run,
+    },
+    Bench {
+        name: "checks",
+        about: "health checks: memory of one that waits, processor time of one that looks",
+        run: checks::run,
     },
     Bench {
         name: "dns",
@@ -85,6 +91,7 @@ type Child = (&'static str, fn(&[String]) -> Result<()>);
 const CHILDREN: &[Child] = &[
     ("agent", agents::child),
     ("catalog-replica", catalog::replica::serve),
+    ("checks-agent", checks::child),
     ("dns-mesh", dns::children::mesh),
     ("dns-echo", dns::children::echo),
     ("proxy-application", proxy::children::application),

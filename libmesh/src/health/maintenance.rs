@@ -80,6 +80,7 @@ impl Scheduler {
             );
         }
         if let Some(id) = instance
+            && ended
             && self.inner.log.is_inherited(id)
         {
             self.remove_service(id);

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     catalog::Catalog,
+    health::kept_in_maintenance,
     identity::{Identity, Trust},
     join::{DirectoryError, NodeCredentials, NodeDirectory},
     member::Membership,
@@ -179,7 +180,10 @@ pub(super) async fn follow_members(
 pub(super) async fn settle(catalog: Catalog, after: Duration, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = sleep(after) => catalog.local().settle(|_| false),
+        () = sleep(after) => {
+            let local = catalog.local();
+            local.settle(kept_in_maintenance(&local));
+        }
     }
 }
 

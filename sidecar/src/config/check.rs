@@ -144,20 +144,22 @@ impl CheckConfig {
             }
             kind => kind,
         };
-        let config = CheckConfig {
+        let output_max = output_max.and_then(|bytes| usize::try_from(bytes).ok());
+        let config = kind.map(|kind| CheckConfig {
             id,
             name,
             notes,
-            kind: kind?,
+            kind,
             interval,
             timeout: timeout.min(interval),
             thresholds,
             flap_damping,
             deregister_after,
             status,
-            output_max: output_max.and_then(|bytes| usize::try_from(bytes).ok()),
-        };
-        if let Err(InvalidField { field, reason }) = config.make("") {
+            output_max,
+        });
+        let made = config.as_ref().map(|config| config.make(""));
+        if let Some(Err(InvalidField { field, reason })) = made {
             let key = match field {
                 "args" => "exec",
                 "header" => "headers",
@@ -166,7 +168,7 @@ impl CheckConfig {
             reader.report(&place, format!("`{}`: {reason}", reader.name(key)));
         }
         reader.finish();
-        Some(config)
+        config
     }
 
     /// The check of the node that this describes.

@@ -61,6 +61,39 @@ async fn it_publishes_checks_answers_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn checks_of_the_node_decide_for_all_that_is_on_it_and_aliases_follow_elsewhere() {
+    let mesh = Mesh::new();
+    let sick = mesh.path("sick");
+    let checks = format!(
+        "[health]\nexec_checks = \"config\"\n[[service]]\nname = \"web\"\nport = 1\n\
+         [[check]]\nid = \"disk\"\nexec = [\"/usr/bin/test\", \"!\", \"-e\", \"{}\"]\n\
+         interval = \"100ms\"\n",
+        sick.display()
+    );
+    let one = mesh.agent("n1", &[], &checks);
+    let alias = "[[check]]\nid = \"as-n1\"\nalias_node = \"n1\"\nalias_service = \"web\"\n";
+    let two = mesh.agent("n2", &[one.gossip], alias);
+    let is = |check: &'static str, status: &'static str| {
+        move |checks: &Value| checks[check]["Status"] == status
+    };
+    one.until("/v1/agent/checks", is("disk", "passing")).await;
+    two.until("/v1/agent/checks", is("as-n1", "passing")).await;
+    one.until("/v1/health/service/web?passing", |v| {
+        v.as_array().is_some_and(|found| found.len() == 1)
+    })
+    .await;
+    // `test` says no with 1, which is a warning.
+    fs::write(&sick, "").unwrap();
+    one.until("/v1/agent/checks", is("disk", "warning")).await;
+    two.until("/v1/agent/checks", is("as-n1", "warning")).await;
+    two.put("/v1/agent/maintenance?enable=true&reason=x", "")
+        .await;
+    one.put("/v1/agent/maintenance?enable=true&reason=x", "")
+        .await;
+    two.until("/v1/agent/checks", is("as-n1", "critical")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_one_agent_registers_the_other_sees_until_it_dies() {
     let mesh = Mesh::new();
     let one = mesh.agent("n1", &[], "");

@@ -260,3 +260,43 @@ fn unseal_keys_and_tokens_are_handed_out_only_to_a_file_or_terminal() {
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
+
+#[test]
+fn maintenance_is_begun_ended_and_listed() {
+    let asked = |body, args: &[&str]| {
+        let remote = remote("200 OK", body);
+        let ran = run(mesh(args).env("MESH_HTTP_ADDR", &remote.address));
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let request = remote.request();
+        let line = request.lines().next().unwrap().to_owned();
+        (line, ran.out)
+    };
+    let on = [
+        "maintenance",
+        "on",
+        "--service",
+        "web 1",
+        "--reason",
+        "a&b c",
+    ];
+    let (line, _) = asked("", &on);
+    let path = "/v1/agent/service/maintenance/web%201?enable=true&reason=a%26b%20c";
+    assert_eq!(line, format!("PUT {path} HTTP/1.1"));
+    let (line, _) = asked("", &["maintenance", "off"]);
+    assert_eq!(line, "PUT /v1/agent/maintenance?enable=false HTTP/1.1");
+    let checks = r#"{
+        "_node_maintenance": {"CheckID": "_node_maintenance", "ServiceID": "", "Notes": "reboot"},
+        "_service_maintenance:web": {"CheckID": "_service_maintenance:web", "ServiceID": "web", "Notes": "disk"},
+        "service:web": {"CheckID": "service:web", "ServiceID": "web", "Notes": "other"}
+    }"#;
+    let (line, out) = asked(checks, &["maintenance", "list"]);
+    assert_eq!(line, "GET /v1/agent/checks HTTP/1.1");
+    let rows: Vec<Vec<&str>> = out
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        rows,
+        [["SERVICE", "REASON"], ["(node)", "reboot"], ["web", "disk"]]
+    );
+}

@@ -226,4 +226,16 @@ mod tests {
             assert_eq!(serving_status(bad), None, "{bad:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_answered_is_read_without_harm(mut bytes: Vec<u8>, honest: bool) {
+            if honest {
+                let length = (bytes.len() as u32).to_be_bytes();
+                bytes.splice(..0, [0, length[0], length[1], length[2], length[3]]);
+            }
+            let read = serving_status(&bytes);
+            proptest::prop_assert!(honest || read.is_none() || bytes[0] == 0);
+        }
+    }
 }

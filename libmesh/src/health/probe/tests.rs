@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -452,17 +453,23 @@ async fn a_program_that_takes_too_long_goes_with_all_that_it_began() {
     let made = tokio::process::Command::new("mkfifo").arg(&pipe).status();
     assert!(made.await.unwrap().success());
     // Whoever lives holds the pipe open.
-    let script = format!("exec 3>{}; sleep 1000 & sleep 1000 & wait", pipe.display());
+    let script = format!(
+        "exec 3>{}; sleep 1000 & sleep 1000 & echo >&3; wait",
+        pipe.display()
+    );
     let probe = shell(&script);
-    let reader = tokio::task::spawn_blocking(move || fs::read(pipe).unwrap());
-    let look = tokio::spawn(async move {
-        tokio::select! {
-            result = probe.probe() => panic!("it ended by itself: {result:?}"),
-            // The timeout of a scheduler drops the look, too.
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
-        }
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut pipe = fs::File::open(pipe).unwrap();
+        pipe.read_exact(&mut [0]).unwrap();
+        begun.send(()).unwrap();
+        pipe.read_to_end(&mut Vec::new()).unwrap();
     });
-    look.await.unwrap();
+    tokio::select! {
+        result = probe.probe() => panic!("it ended by itself: {result:?}"),
+        // The timeout of a scheduler drops the look, too.
+        begun = has_begun => begun.unwrap(),
+    }
     let read = timeout(Duration::from_secs(60), reader).await;
     read.expect("all are gone").unwrap();
 }
