@@ -433,10 +433,10 @@ impl Vault {
 
     /// How far this machine's clock is behind the newest entry of the ledger, if it is by more than a minute: then
     /// it was set back. Nothing is lost by it, but what expires does so later. `None` while sealed.
-    pub fn clock_behind(&self) -> Option<std::time::Duration> {
+    pub fn clock_behind(&self) -> Option<Duration> {
         let micros = heads::clock_behind(self, now_micros());
         let micros = u64::try_from(micros).ok().filter(|micros| *micros > 0)?;
-        Some(std::time::Duration::from_micros(micros))
+        Some(Duration::from_micros(micros))
     }
 
     /// Whether the keys are out of memory.
