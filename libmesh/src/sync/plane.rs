@@ -561,7 +561,7 @@ impl Plane {
         let mut shared = self.inner.shared.lock();
         let now = self.now();
         if call == SyncCall::Graft {
-            shared.tree.received(now, from.id, false, new, 0);
+            shared.tree.fetched(now, from.id, new);
         } else {
             let heads: HashSet<_> = new.iter().map(|item| (item.node, item.at)).collect();
             let heads: Vec<_> = heads.into_iter().collect();

@@ -502,7 +502,7 @@ impl Cluster {
             Answer::Pulled(nodes, found) => {
                 let items = found.into_iter().map(item).collect();
                 let (new, _) = self.take_in(at, by, items, false);
-                self.nodes[at].tree.received(now, peer, false, &new, 0);
+                self.nodes[at].tree.fetched(now, peer, &new);
                 self.nodes[at].tree.grafted(now, &nodes);
             }
             Answer::Compared(found) => {

@@ -349,6 +349,33 @@ async fn one_signature_serves_the_whole_mesh_and_relays_do_not_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_comparison_tells_makes_no_link() {
+    let net = Arc::new(Net::default());
+    let a = start(&net, 1);
+    let peers: Vec<_> = (2..=30).map(|n| start(&net, n)).collect();
+    for peer in &peers {
+        a.events.send(MemberEvent::Up(peer.member())).unwrap();
+    }
+    // Links that were chosen while the mesh was small have gone by then.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let plane = net.planes.lock()[&a.node.id()].clone();
+    let links = || plane.inner.shared.lock().tree.links().1;
+    let chosen = links();
+    assert!(chosen < 29, "{chosen}");
+    let heads = |owner: &Running| vec![(owner.node.id(), owner.node.catalog.own_head())];
+    for link in [false, true] {
+        for peer in &peers {
+            let heads = heads(peer);
+            let body = codec::Heads { link, heads }.encode();
+            plane.handle_heads(peer.node.id(), body).await.unwrap();
+        }
+        // Also when what was told of has been fetched.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(links(), if link { 29 } else { chosen });
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn much_is_fetched_from_several_peers() {
     let net = Arc::new(Net::default());
     let peers: Vec<_> = (1..=4).map(|n| start(&net, n)).collect();

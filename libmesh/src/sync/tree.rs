@@ -297,6 +297,11 @@ impl Tree {
         prune && !is_direct
     }
 
+    /// A graft from `from` brought `items`: they go on as if they had been pushed.
+    pub fn fetched(&mut self, now: Duration, from: NodeId, items: &[Item]) {
+        self.spread(now, Some(from), items, true);
+    }
+
     /// Something came that is not to be pushed on: others are told of it.
     pub fn caught_up(&mut self, now: Duration, from: NodeId, heads: &[(NodeId, Head)]) {
         let item = |(node, at): &(NodeId, Head)| Item {
