@@ -21,7 +21,8 @@ use super::{
     overlay::{Changes, FoldId, Folded, Place, Value},
 };
 
-const CACHE: u64 = 32 << 20;
+/// Of sled, at most. A store whose keys do not fit reads pages from the disk for every write of the fold.
+const CACHE: u64 = 256 << 20;
 /// Bytes of one batch given to sled.
 const BATCH: usize = 1 << 20;
 /// The key of the head that the fold has reached.
