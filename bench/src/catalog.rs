@@ -197,8 +197,11 @@ fn spread(n: u32, salt: u32) -> u32 {
     (z ^ (z >> 31)) as u32
 }
 
+/// Messages with whose they are.
+type Messages<'a> = Vec<(NodeId, &'a [u8])>;
+
 /// The messages of a file that [`make`] wrote: snapshots, single changes.
-fn parts(mut bytes: &[u8]) -> Result<[Vec<(NodeId, &[u8])>; 2]> {
+fn parts(mut bytes: &[u8]) -> Result<[Messages<'_>; 2]> {
     let mut parts = [Vec::new(), Vec::new()];
     let mut part = 0;
     while let Some((node, rest)) = bytes.split_first_chunk::<16>() {

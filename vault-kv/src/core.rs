@@ -220,7 +220,7 @@ impl Core {
         let bytes = match barrier.open(path.as_bytes(), value) {
             Ok(bytes) => bytes,
             Err(_) => {
-                record = self.repaired(&key, record)?;
+                record = self.repaired(&key, record.modified)?;
                 let value = std::mem::take(&mut record.value);
                 let opened = barrier.open(path.as_bytes(), value);
                 opened.map_err(|_| unopenable(&key, record.modified))?
@@ -234,9 +234,9 @@ impl Core {
     }
 
     /// What the log says of a record that did not open.
-    fn repaired(&self, key: &FoldKey, record: Record) -> Result<Record, Error> {
+    fn repaired(&self, key: &FoldKey, modified: u64) -> Result<Record, Error> {
         let repaired = self.shared.store.repair(key)?;
-        repaired.ok_or_else(|| unopenable(key, record.modified))
+        repaired.ok_or_else(|| unopenable(key, modified))
     }
 
     /// The ledger index of a record's last change; `None` if there is no such record.

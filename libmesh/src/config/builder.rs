@@ -93,6 +93,10 @@ impl Builder {
 
     /// Where to listen, UDP and TCP: `address:port`, or an address alone (port 8301). Port 0 takes a free one. Default
     /// `0.0.0.0:8301`.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a text and an address are given alike"
+    )]
     pub fn bind(mut self, addr: impl ToString) -> Self {
         if let Some(addr) = self.addr("bind", &addr.to_string()) {
             self.config.bind = addr;
@@ -102,6 +106,10 @@ impl Builder {
 
     /// Where others reach the node: `address:port`, or an address alone (the port of `bind`). Default: see
     /// [`Config::advertise`].
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a text and an address are given alike"
+    )]
     pub fn advertise(mut self, addr: impl ToString) -> Self {
         let text = addr.to_string();
         let addr = match text.trim().parse::<IpAddr>() {
@@ -119,6 +127,10 @@ impl Builder {
 
     /// A node to join through and to announce to, one more: `host:port`, or a host alone (port 8301). A DNS name may
     /// stand for many nodes.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a text and an address are given alike"
+    )]
     pub fn seed(mut self, seed: impl ToString) -> Self {
         let seed: Option<Seed> = self.parsed("seeds", &seed.to_string());
         self.config.seeds.extend(seed);

@@ -59,11 +59,7 @@ fn samples() -> Vec<(MeshError, Blame, bool)> {
             Blame::Environment,
             false,
         ),
-        (
-            MeshError::NotJoined(node.clone()),
-            Blame::Configuration,
-            false,
-        ),
+        (MeshError::NotJoined(node), Blame::Configuration, false),
         (
             JoinError::Later("sealed".into()).into(),
             Blame::Authority,

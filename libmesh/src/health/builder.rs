@@ -11,6 +11,8 @@ use crate::model::{Health, InstanceId, InvalidField};
 /// Between two looks, unless told otherwise (as in most of Consul's examples).
 const INTERVAL: Duration = Duration::from_secs(10);
 
+type Change = Box<dyn FnOnce(&mut Check) + Send>;
+
 /// Makes a [`Check`] that looks: see [`Check::http`] and its neighbours.
 ///
 /// ```
@@ -36,7 +38,7 @@ pub struct CheckBuilder {
     instance: Option<InstanceId>,
     interval: Duration,
     /// What else is to be set, in the order given.
-    changes: Vec<Box<dyn FnOnce(&mut Check) + Send>>,
+    changes: Vec<Change>,
 }
 
 impl Check {

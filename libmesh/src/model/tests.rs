@@ -168,7 +168,8 @@ fn a_builder_makes_every_field_and_names_the_first_wrong_one() {
 fn limits_are_met_exactly() {
     let of = || Instance::builder(ServiceName::parse("web").unwrap());
     let many = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
-    let checks: [(&str, usize, &dyn Fn(usize) -> InstanceBuilder); 6] = [
+    type Build<'a> = &'a dyn Fn(usize) -> InstanceBuilder;
+    let checks: [(&str, usize, Build<'_>); 6] = [
         ("tags", limits::TAGS, &|n| of().tags(many(n))),
         ("tags", limits::TAG_BYTES, &|n| of().tag(&"x".repeat(n))),
         ("meta", limits::META_PAIRS, &|n| {

@@ -24,7 +24,7 @@ fn cluster(default_seed: u64, nodes: usize, network: Network) -> Sim {
     let calm = Network {
         streams: true,
         loss: 0.0,
-        ..network.clone()
+        ..network
     };
     let mut sim = Sim::established(seed(default_seed), calm, &mesh(), nodes);
     assert!(sim.agrees(), "the cluster does not agree to begin with");

@@ -90,7 +90,7 @@ fn hashes(heads: &[LogHead], buckets: usize, content: bool) -> Vec<u64> {
     let mut sums = vec![0u64; buckets];
     for log in heads {
         let (epoch, head) = (log.at.epoch.to_le_bytes(), log.at.head.to_le_bytes());
-        let hash = content.then_some(log.content).unwrap_or_default();
+        let hash = if content { log.content } else { 0 };
         let hash = hash.to_le_bytes();
         let bytes = log.node.as_bytes().iter().chain(&epoch).chain(&head);
         let sum = &mut sums[bucket(&log.node, buckets)];

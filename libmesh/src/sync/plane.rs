@@ -514,7 +514,7 @@ impl Plane {
                 if pulled.is_ok() || from.id == peer.id {
                     return pulled;
                 }
-                let left = plane.still_lacking(share);
+                let left = plane.still_lacking(&share);
                 plane.pull(peer, SyncCall::Pull, left, false).await
             });
         }
@@ -525,7 +525,7 @@ impl Plane {
         result
     }
 
-    fn still_lacking(&self, wants: Vec<Want>) -> Vec<Want> {
+    fn still_lacking(&self, wants: &[Want]) -> Vec<Want> {
         let before: HashMap<_, _> = wants.iter().map(|want| (want.node, want.have)).collect();
         let nodes: Vec<_> = wants.iter().map(|want| want.node).collect();
         let mut wants = self.wants(&nodes);

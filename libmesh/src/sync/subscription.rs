@@ -170,7 +170,9 @@ impl Subscription {
         for slot in 0..REPLICAS {
             let (shared, stop) = (Arc::clone(&shared), stop.clone());
             tokio::spawn(async move {
-                stop.run_until_cancelled(shared.read_from(slot)).await;
+                // Boxed: reading holds the buffers of a stream.
+                stop.run_until_cancelled(Box::pin(shared.read_from(slot)))
+                    .await;
             });
         }
         Ok(subscription)

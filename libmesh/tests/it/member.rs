@@ -137,6 +137,7 @@ async fn a_node_that_missed_a_rotation_fetches_the_keyring() {
 }
 
 fn copy_directory(from: &Path, to: &Path) {
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_file() {
@@ -251,6 +252,11 @@ async fn what_a_node_says_of_itself_is_known_before_its_catalog() {
     config.meta.insert("zone".into(), "rack-7".into());
     let agent = Mesh::start(config).await.unwrap();
     agree(&[&cluster.server, &agent]).await;
+    let known = |mesh: &Mesh, of: &Mesh| mesh.membership().meta(of.id()).is_some();
+    until("both have said it", || {
+        known(&cluster.server, &agent) && known(&agent, &cluster.server)
+    })
+    .await;
     let meta = |mesh: &Mesh, of: &Mesh| mesh.membership().meta(of.id()).unwrap();
     assert_eq!(&*meta(&cluster.server, &agent).zone, "rack-7");
     assert!(meta(&agent, &cluster.server).roles.server);

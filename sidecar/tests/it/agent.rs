@@ -230,7 +230,7 @@ async fn hangup_applies_services_and_names_what_needs_a_restart() {
     next_log(&agent.log, "[dns] changed: that needs a restart");
     next_log(
         &agent.log,
-        "configuration reloaded: services, attach rights and log level",
+        "configuration reloaded: services, checks, attach rights and log level",
     );
     assert_eq!(agent.get(services).await, json!({"new": ["t"]}));
 

@@ -73,7 +73,7 @@ fn live(replica: &Replica) -> Map {
 
 /// Some records are made of fields, and so packed in messages; some are not.
 fn record(n: u8) -> Bytes {
-    if n % 5 == 0 {
+    if n.is_multiple_of(5) {
         return Bytes::from(vec![0xff; 12]);
     }
     let mut writer = Writer::default();

@@ -297,7 +297,7 @@ fn refusals_are_counted_by_reason() {
     let outcome = b.catalog.apply(Bytes::from(unsigned));
     assert_eq!(outcome, Outcome::Rejected(Rejection::Signature { node }));
     // Someone else's log, signed with the own key.
-    let certificate = std::mem::replace(&mut a.certificate, c.certificate.clone());
+    let certificate = std::mem::replace(&mut a.certificate, c.certificate);
     let body = record::encode_chain(&a.certificate.chain());
     let outcome = b
         .catalog

@@ -63,8 +63,8 @@ impl ExecProbe {
             .process_group(0)
             .kill_on_drop(true);
         for (name, _) in std::env::vars_os() {
-            let own = |prefix: &&str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
-            if OWN_VARIABLES.iter().any(|prefix| own(&prefix)) {
+            let own = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+            if OWN_VARIABLES.iter().any(|prefix| own(prefix)) {
                 command.env_remove(name);
             }
         }

@@ -174,14 +174,18 @@ impl Core {
         suspicion: Option<Incarnation>,
     ) -> Bytes {
         let suspect = |incarnation| Member::new(target, incarnation, State::Suspect);
-        self.by_hand(target, Message::Ping(number), suspicion.map(suspect))
+        self.by_hand(
+            target,
+            Message::Ping(number),
+            suspicion.map(suspect).as_ref(),
+        )
     }
 
     fn by_hand(
         &self,
         dst: Identity,
         message: Message<Identity>,
-        update: Option<Member<Identity>>,
+        update: Option<&Member<Identity>>,
     ) -> Bytes {
         let header = Header {
             src: *self.foca.identity(),
@@ -193,7 +197,7 @@ impl Core {
         let extensions = self.notes.lock().on_packet(&header.message).encode();
         wire::encode_header(&header, &extensions, &mut packet).expect("a Vec has room");
         packet.put_u16(u16::from(update.is_some()));
-        if let Some(update) = &update {
+        if let Some(update) = update {
             wire::encode_member(update, &mut packet);
         }
         packet.into()
@@ -466,7 +470,7 @@ impl Core {
     /// Gossip takes its rounds and misses one in a thousand; of a death many are told at once, in a small cluster all.
     pub(super) fn tell(&mut self, down: &Member<Identity>) {
         for member in self.random_present_identities(TOLD, &|_| true) {
-            let packet = self.by_hand(member, Message::Gossip, Some(down.clone()));
+            let packet = self.by_hand(member, Message::Gossip, Some(down));
             let to = member.addr;
             self.outputs.push_back(Output::Send { to, packet });
         }

@@ -191,7 +191,7 @@ proptest! {
         prop_assert_eq!(&packet.header, &header);
         prop_assert!(packet.updates.iter().map(|record| &record.member).eq(&updates));
         let all = vec![true; updates.len()];
-        prop_assert_eq!(decode_packet(&packet.bytes_of(&all)).unwrap().updates, packet.updates.clone());
+        prop_assert_eq!(&decode_packet(&packet.bytes_of(&all)).unwrap().updates, &packet.updates);
         let none = packet.bytes_of(&vec![false; updates.len()]);
         prop_assert_eq!(decode_packet(&none).unwrap().updates, Vec::<Record>::new());
         for cut in 0..bytes.len() {

@@ -1,6 +1,6 @@
 //! What several share holders do together: `rekey` and `generate-root`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use http::Method;
@@ -159,7 +159,7 @@ impl Rekey {
                     return Ok(());
                 };
                 let last = give_all(client, what, REKEY_SHARE, &started, &keys).await?;
-                new_shares(&last, out)
+                new_shares(&last, out.as_deref())
             }
             Rekey::Share(share) => {
                 // The one share that completes it is known only by the answer, which is too late to find out that
@@ -167,7 +167,7 @@ impl Rekey {
                 input::check_deliverable("the new unseal key shares", share.out.as_deref())?;
                 let answer = share.give(client, what, REKEY, REKEY_SHARE).await?;
                 match answer["complete"].as_bool() {
-                    Some(true) => new_shares(&answer, share.out),
+                    Some(true) => new_shares(&answer, share.out.as_deref()),
                     _ => show(global, &answer),
                 }
             }
@@ -175,7 +175,7 @@ impl Rekey {
                 let answer = share.give(client, what, REKEY_VERIFY, REKEY_VERIFY).await?;
                 if answer["complete"] == true {
                     return output::line(
-                        &"verified: the new shares open the store, the old ones nothing more",
+                        "verified: the new shares open the store, the old ones nothing more",
                     );
                 }
                 show(global, &answer)
@@ -294,16 +294,12 @@ async fn cancel(client: &Client, what: &str, path: &str, with: &With) -> Result<
     client
         .call(what, Method::DELETE, path, body.as_ref())
         .await?;
-    output::line(&"given up; nothing has changed")
+    output::line("given up; nothing has changed")
 }
 
-fn new_shares(answer: &Value, out: Option<PathBuf>) -> Result<(), Failure> {
+fn new_shares(answer: &Value, out: Option<&Path>) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(answer).unwrap_or_default();
-    input::deliver(
-        "the new unseal key shares",
-        &Zeroizing::new(text),
-        out.as_deref(),
-    )?;
+    input::deliver("the new unseal key shares", &Zeroizing::new(text), out)?;
     match answer["verification_required"].as_bool() {
         Some(true) => eprintln!(
             "the old shares count until enough of the new ones were shown\n  \

@@ -113,7 +113,7 @@ fn one_source_takes_five_members_down_in_a_minute_and_many_sources_all() {
     let mut core = knowing(40);
     for node in 20..=39 {
         let goodbye = foca::Member::new(id(node, 1), wire::LEFT, State::Down);
-        core.handle_datagram(SEC, &claim(node, &[goodbye.clone()]));
+        core.handle_datagram(SEC, &claim(node, std::slice::from_ref(&goodbye)));
         core.handle_datagram(SEC, &claim(2, &[goodbye]));
     }
     assert_eq!(value(&core, |counters| &counters.dropped_claims), 0);
