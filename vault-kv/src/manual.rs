@@ -21,8 +21,8 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 //!
-//! [`Vault::kv`] is the typed way to plain keys, [`Vault::ca`] to certificates, [`Vault::ledger`] to the history;
-//! [`Vault::handle`] is the whole Vault interface (tokens, policies, versioned secrets) as a function from request
+//! [`Vault::kv`](crate::Vault::kv) is the typed way to plain keys, [`Vault::ca`](crate::Vault::ca) to certificates, [`Vault::ledger`](crate::Vault::ledger) to the history;
+//! [`Vault::handle`](crate::Vault::handle) is the whole Vault interface (tokens, policies, versioned secrets) as a function from request
 //! to response, for programs that have an HTTP server, or want none. The example `sealed` of this crate shows both.
 //!
 //! # Threat model

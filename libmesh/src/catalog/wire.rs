@@ -149,7 +149,7 @@ impl ItemRef<'_> {
 }
 
 impl Message {
-    /// Takes a message apart. Bounded work: nothing is believed before [`is_signed_by`](Self::is_signed_by).
+    /// Takes a message apart. Bounded work: nothing is believed before `is_signed_by` held.
     ///
     /// # Errors
     /// [`WireError`].
