@@ -22,8 +22,8 @@
 //! slow by default, a check that changes its mind too often stays critical for a while, intervals are jittered, and
 //! deregistration comes at its time instead of at the next of a reaper's rounds.
 //!
-//! Deciding is one state machine without clock and sockets; a thin shell looks and publishes. An idle check costs about
-//! half a kilobyte and no task, a look one task and one heap operation.
+//! Deciding is one state machine without clock and sockets; a thin shell looks and publishes. An idle check costs
+//! some 860 bytes (`mesh-bench checks`) and no task, a look one task and one heap operation.
 //!
 //! Knows nothing of the network between nodes. New kinds of checks are new [`Probe`]s.
 

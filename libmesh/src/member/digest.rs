@@ -1,7 +1,8 @@
 //! What a node knows of the members, in 64 numbers.
 //!
 //! Members are spread over 64 parts by their id; a part's number is the sum of a hash of each present member in it
-//! (identity, incarnation, alive or suspect). Equal numbers: nothing to tell. Members that are gone do not count: each
+//! (identity, incarnation, alive or suspect) and of what it says of itself, as far as that is known. Equal numbers:
+//! nothing to tell. Members that are gone do not count: each
 //! node forgets them at its own time.
 //!
 //! The hash is part of the protocol. It protects against nothing: whoever could forge a collision is a member, and
@@ -41,10 +42,11 @@ impl Digest {
     }
 }
 
-impl FromIterator<Member<Identity>> for Digest {
-    fn from_iter<I: IntoIterator<Item = Member<Identity>>>(members: I) -> Self {
+impl Digest {
+    /// Of members, each with the [`mark`] of what is known of it beside, 0 if nothing is.
+    pub(crate) fn of(members: impl IntoIterator<Item = (Member<Identity>, u64)>) -> Self {
         let mut sums = [0u64; PARTS];
-        for member in members {
+        for (member, mark) in members {
             let state = match member.state() {
                 State::Alive => 1,
                 State::Suspect => 2,
@@ -65,10 +67,17 @@ impl FromIterator<Member<Identity>> for Digest {
                 .iter()
                 .fold(mix_node(id.node), |hash, word| mix(hash ^ word));
             let sum = &mut sums[part(id.node)];
-            *sum = sum.wrapping_add(hash);
+            *sum = sum.wrapping_add(hash ^ mark);
         }
         Self(sums)
     }
+}
+
+/// One number for some bytes.
+pub(crate) fn mark(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(mix(bytes.len() as u64), |hash, byte| {
+        mix(hash ^ u64::from(*byte))
+    })
 }
 
 fn part(node: NodeId) -> usize {
@@ -103,44 +112,37 @@ mod tests {
 
     #[test]
     fn only_the_parts_of_members_that_differ_differ() {
-        let all = |generation| -> Digest {
-            (0..=255)
-                .map(|node| {
-                    member(
-                        node,
-                        if node == 7 { generation } else { 1 },
-                        0,
-                        State::Alive,
-                    )
-                })
-                .collect()
+        let all = |generation| {
+            let of = |node| if node == 7 { generation } else { 1 };
+            Digest::of((0..=255).map(|node| (member(node, of(node), 0, State::Alive), 0)))
         };
         assert_eq!(all(1).differing(&all(1)), Parts::default());
         let parts = all(1).differing(&all(2));
         assert_eq!(parts.0.count_ones(), 1);
         assert!(parts.contain(NodeId([7; 16])));
-        let reversed: Digest = (0..=255)
-            .rev()
-            .map(|node| member(node, 1, 0, State::Alive))
-            .collect();
+        let reversed = (0..=255).rev();
+        let reversed = Digest::of(reversed.map(|node| (member(node, 1, 0, State::Alive), 0)));
         assert_eq!(reversed, all(1), "the order does not matter");
     }
 
     #[test]
     fn what_is_known_of_a_member_matters_unless_it_is_gone() {
-        let of = |member| -> Digest { std::iter::once(member).collect() };
+        let of = |member| Digest::of([(member, 0)]);
         let alive = of(member(1, 1, 0, State::Alive));
         assert_ne!(alive, of(member(1, 1, 1, State::Alive)));
         assert_ne!(alive, of(member(1, 1, 0, State::Suspect)));
         assert_ne!(alive, of(member(1, 2, 0, State::Alive)));
         assert_ne!(alive, of(member(1, 1, 0, State::Down)));
+        let said = |text: &[u8]| Digest::of([(member(1, 1, 0, State::Alive), mark(text))]);
+        assert_ne!(alive, said(b"zone a"));
+        assert_ne!(said(b"zone b"), said(b"zone a"));
         assert_eq!(of(member(1, 1, 0, State::Down)), Digest([0; PARTS]));
     }
 
     /// The hash must be the same in every version.
     #[test]
     fn the_hash_is_what_it_always_was() {
-        let digest: Digest = std::iter::once(member(1, 2, 3, State::Alive)).collect();
+        let digest = Digest::of([(member(1, 2, 3, State::Alive), 0)]);
         let sum = digest
             .0
             .iter()

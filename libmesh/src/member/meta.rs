@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use foca::{Incarnation, Member, Message, State};
 
+use super::digest;
 use super::wire::{self, Identity, Record};
 use crate::model::{NodeId, Roles};
 
@@ -100,11 +101,7 @@ impl Extra {
             put(RESTARTING, &millis.to_be_bytes(), &mut out);
         }
         if let Some(meta) = &self.meta {
-            let roles = if meta.roles.server { SERVER } else { 0 };
-            let mut value = vec![meta.protocols.0, meta.protocols.1, roles];
-            put_text(&meta.zone, MAX_ZONE, &mut value);
-            put_text(&meta.version, MAX_VERSION, &mut value);
-            put(META, &value, &mut out);
+            put(META, &encode_meta(meta), &mut out);
         }
         if let Some(pool) = self.pool.as_ref().filter(|pool| pool.len() <= MAX_POOL) {
             put(POOL, pool.as_bytes(), &mut out);
@@ -148,6 +145,18 @@ fn meta(mut value: &[u8]) -> Option<NodeMeta> {
     })
 }
 
+fn encode_meta(meta: &NodeMeta) -> Vec<u8> {
+    let roles = if meta.roles.server { SERVER } else { 0 };
+    let mut value = vec![meta.protocols.0, meta.protocols.1, roles];
+    put_text(&meta.zone, MAX_ZONE, &mut value);
+    put_text(&meta.version, MAX_VERSION, &mut value);
+    value
+}
+
+fn mark(meta: &NodeMeta) -> u64 {
+    digest::mark(&encode_meta(meta))
+}
+
 /// What is known of members beside foca's list; the codec writes it behind their records. Bounded by that list.
 pub(crate) struct Notes {
     own: NodeId,
@@ -162,6 +171,8 @@ pub(crate) struct Notes {
 struct Note {
     generation: u64,
     meta: Option<Arc<NodeMeta>>,
+    /// Of `meta`, for digests.
+    mark: u64,
     /// The incarnation that announced it, and until when it lasts.
     restarting: Option<(Incarnation, Duration)>,
 }
@@ -171,6 +182,7 @@ impl Notes {
     pub(crate) fn new(own: NodeId, pool: Arc<str>, meta: Option<NodeMeta>) -> Self {
         let note = Note {
             generation: 0,
+            mark: meta.as_ref().map_or(0, mark),
             meta: meta.map(Arc::new),
             restarting: None,
         };
@@ -213,6 +225,7 @@ impl Notes {
         let fresh = || Note {
             generation: id.generation,
             meta: None,
+            mark: 0,
             restarting: None,
         };
         let note = self.known.entry(id.node).or_insert_with(fresh);
@@ -226,6 +239,7 @@ impl Notes {
             && note.meta.as_ref() != Some(meta)
         {
             note.meta = Some(Arc::clone(meta));
+            note.mark = mark(meta);
             self.changed.insert(id.node);
         }
         let incarnation = record.member.incarnation();
@@ -271,10 +285,18 @@ impl Notes {
         Extra {
             restarting: own.and_then(|own| self.left(own)),
             meta: own
-                .filter(|_| *message == Message::Announce)
+                .filter(|_| matches!(message, Message::Announce | Message::Feed))
                 .and_then(|own| own.meta.clone()),
             pool: (introduces && !self.pool.is_empty()).then(|| Arc::clone(&self.pool)),
         }
+    }
+
+    /// What a digest counts of what a member says of itself; 0 if that is not known.
+    pub(crate) fn mark(&self, member: &Member<Identity>) -> u64 {
+        let id = member.id();
+        let note = self.known.get(&id.node);
+        let current = |note: &&Note| id.node == self.own || note.generation == id.generation;
+        note.filter(current).map_or(0, |note| note.mark)
     }
 
     fn left(&self, note: &Note) -> Option<Duration> {

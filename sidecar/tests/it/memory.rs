@@ -101,7 +101,7 @@ async fn what_went_through_a_server_is_nowhere_in_its_memory_after_seal() {
         needles
     });
     let needles = needles.await.unwrap();
-    assert!(needles.count() > 20 && server.vault().is_sealed());
+    assert!(needles.count() >= 20 && server.vault().is_sealed());
 
     // Connections end when their client has gone; until then their buffers live.
     let late = Instant::now() + Duration::from_secs(60);

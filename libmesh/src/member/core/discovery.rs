@@ -160,12 +160,16 @@ impl Core {
         };
         let mut room = self.max_members.saturating_sub(self.table.len());
         let mut pool_room = self.pool_limit.saturating_sub(self.table.present() + 1);
-        let mut news = Vec::new();
+        // What is no news of a member may say something of itself that is.
+        let (mut news, mut known) = (Vec::new(), Vec::new());
         for record in members {
             let node = record.member.id().node;
             if node != own {
                 match self.table.get(node) {
-                    Some(_) if !self.table.is_news(&record.member) => continue,
+                    Some(_) if !self.table.is_news(&record.member) => {
+                        known.push(record);
+                        continue;
+                    }
                     Some(_) => {}
                     // Who is gone and forgotten here stays forgotten: nodes would remind each other for ever.
                     None if self.joined && record.member.state() == State::Down => continue,
@@ -184,7 +188,7 @@ impl Core {
                 news.push(record);
             }
         }
-        let restarting = self.note(news.iter());
+        let restarting = self.note(news.iter().chain(&known));
         let news: Vec<_> = news.into_iter().map(|record| record.member).collect();
         self.meet(news.iter().map(|member| *member.id()).collect());
         let touched: Vec<NodeId> = news.iter().map(|member| member.id().node).collect();

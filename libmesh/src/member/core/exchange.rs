@@ -20,8 +20,12 @@ use crate::member::stream::{self, Exchange, Peer, StreamReply};
 use crate::member::wire::{Identity, Record};
 
 impl Core {
-    fn digest(&self) -> Digest {
-        self.everybody().collect()
+    pub(super) fn digest(&self) -> Digest {
+        let notes = self.notes.lock();
+        Digest::of(self.everybody().map(|member| {
+            let mark = notes.mark(&member);
+            (member, mark)
+        }))
     }
 
     /// This node, and the members of some parts.

@@ -654,12 +654,29 @@ fn members_that_know_the_same_exchange_a_digest_and_nothing_else() {
     let Exchange::Digest(digest) = question else {
         panic!("{question:?}");
     };
-    assert_eq!(*digest, core.everybody().collect());
+    assert_eq!(*digest, core.digest());
     let nothing = stream::encode_parts(Parts::default(), &[]);
     let answer = core.answer_sync(now, &stream::encode_digest(&digest));
     assert_eq!(answer.as_deref(), Ok(&nothing[..]));
     core.handle_stream_reply(now, ask, &StreamReply::Acked(nothing.into()));
     assert_eq!(sync_asks(&outputs(&mut core)), []);
+}
+
+#[test]
+fn what_a_member_says_of_itself_is_learnt_though_the_member_is_no_news() {
+    let mut core = knowing(3);
+    let before = core.digest();
+    let mut said = Record::from(foca::Member::alive(id(2, 1)));
+    said.extra.meta = Some(Arc::new(NodeMeta {
+        zone: "rack-7".into(),
+        ..Default::default()
+    }));
+    let state = [foca::Member::alive(id(3, 1)).into(), said];
+    core.answer_sync(SEC, &stream::encode_state(&state))
+        .unwrap();
+    let known = core.meta(id(2, 1).node).unwrap();
+    assert_eq!(&*known.zone, "rack-7");
+    assert_ne!(core.digest(), before, "a comparison would not find it");
 }
 
 #[test]
@@ -673,8 +690,9 @@ fn what_differs_goes_both_ways() {
         .filter(|member| !(2..10).contains(&member.id().node.0[0]))
         .chain([foca::Member::alive(id(41, 1))])
         .collect();
-    let digest: Digest = theirs.iter().cloned().collect();
-    let parts = core.everybody().collect::<Digest>().differing(&digest);
+    let mark = |member: &foca::Member<Identity>| core.notes.lock().mark(member);
+    let digest = Digest::of(theirs.iter().map(|member| (member.clone(), mark(member))));
+    let parts = core.digest().differing(&digest);
     let told: Vec<_> = theirs
         .into_iter()
         .filter(|member| parts.contain(member.id().node))
