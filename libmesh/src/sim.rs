@@ -22,6 +22,7 @@ mod plain;
 mod schedule;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +33,8 @@ use self::network::{Dial, HANDSHAKE, Links, stream_bytes};
 use self::node::{Node, Protocol, State, address, first_identity, index_at, index_of};
 use self::schedule::{Event, Input, Schedule, StreamInput};
 use crate::member::core::{Core, Output, Route};
+use crate::member::meta::NodeMeta;
+use crate::member::wire::Record;
 use crate::member::{Counters, MemberEvent, StreamReply, stream};
 use crate::model::Liveness;
 
@@ -111,8 +114,13 @@ impl Sim {
         let all: Vec<_> = (0..count)
             .map(|node| foca::Member::alive(first_identity(node)))
             .collect();
-        let records: Vec<crate::member::wire::Record> =
-            all.iter().cloned().map(Into::into).collect();
+        let meta = Arc::new(NodeMeta::default());
+        let records = all.iter().cloned().map(|member| {
+            let mut record = Record::from(member);
+            record.extra.meta = Some(Arc::clone(&meta));
+            record
+        });
+        let records: Vec<_> = records.collect();
         let state = Bytes::from(stream::encode_state(&records));
         // Nobody is probed before the first period is over: none of them is late.
         let period = match kind {
