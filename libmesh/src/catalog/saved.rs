@@ -4,6 +4,7 @@
 //! Only a log saved at a clean stop is known to be that; any other may miss the last changes, and goes on with its
 //! records in a greater epoch, which costs peers one snapshot and wakes nobody where nothing changed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -82,6 +83,12 @@ impl Catalog {
         if saved.node != own {
             return Err(SavedError::ForeignNode(saved.node));
         }
+        let (mut keys, mut versions) = (HashSet::new(), HashSet::new());
+        let mut once =
+            |entry: &SavedEntry| keys.insert(entry.key.clone()) && versions.insert(entry.version);
+        if !saved.entries.iter().all(&mut once) {
+            return Err(SavedError::Unreadable);
+        }
         let now = (options.clock)();
         let entries = saved.entries.into_iter().map(|entry| {
             let body = entry.body.map(Bytes::from);
@@ -119,5 +126,35 @@ impl Catalog {
             own.inherited.checks = own.facts.checks().map(|c| Arc::clone(&c.id)).collect();
         });
         Ok(catalog)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_log_that_says_a_key_or_a_number_twice_is_damaged() {
+        let node = NodeId([1; 16]);
+        let restored = |entries: [(u8, u64); 2]| {
+            let entry = |(key, version)| SavedEntry {
+                key: vec![key],
+                version,
+                body: Some(vec![7]),
+                at: 1,
+            };
+            let saved = Saved {
+                node,
+                clean: true,
+                at: Head { epoch: 1, head: 9 },
+                entries: entries.map(entry).into(),
+            };
+            let mut bytes = vec![FORMAT];
+            bytes.extend(postcard::to_stdvec(&saved).unwrap());
+            Catalog::restore(node, Options::default(), &bytes).is_ok()
+        };
+        assert!(restored([(1, 1), (2, 2)]));
+        assert!(!restored([(1, 1), (1, 2)]), "the content is counted twice");
+        assert!(!restored([(1, 1), (2, 1)]));
     }
 }
