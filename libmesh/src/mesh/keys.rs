@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::{Mesh, authority::Servers};
 use crate::{
+    identity::PublishRights,
     join::NodeDirectory,
     member::{
         Keyring, Membership,
@@ -69,6 +70,9 @@ pub struct NodeKeys {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RotationError {
+    /// Other nodes take steps from servers only.
+    #[error("node {0} is no server: only servers change the keyring")]
+    NotServer(NodeName),
     /// A node is not ready for it: after the step it would be cut off.
     #[error("not every node is ready for that, so nothing was changed: {}", .0.join(", "))]
     NotReady(Vec<String>),
@@ -288,6 +292,9 @@ impl Mesh {
         change: &KeyringChange,
         force: bool,
     ) -> Result<Vec<NodeKeys>, RotationError> {
+        if !self.is_server() {
+            return Err(RotationError::NotServer(self.name().clone()));
+        }
         if !force {
             self.check_keyring(change).await?;
         }
@@ -300,6 +307,13 @@ impl Mesh {
         let mut all = vec![own];
         all.extend(self.ask_keys(change.encode()).await);
         Ok(all)
+    }
+
+    /// What the other nodes go by: the certificate of this one.
+    fn is_server(&self) -> bool {
+        let chain = self.inner.identity.chain();
+        let rights = chain.first().map(|leaf| PublishRights::from_certificate(leaf));
+        rights.is_some_and(|rights| rights.is_ok_and(|rights| rights.is_server()))
     }
 
     async fn ask_keys(&self, body: Bytes) -> Vec<NodeKeys> {

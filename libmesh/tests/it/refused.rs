@@ -18,7 +18,7 @@ use libmesh::{
 };
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, SOON};
+use crate::cluster::{Cluster, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -65,23 +65,21 @@ async fn the_key_of_another_node() {
     refused(kept(&cluster, "b", b.path()), Blame::Configuration, &words).await;
 }
 
-/// The start cannot know it; the node finds out as soon as others send it something.
+/// The start cannot know it; the node finds out as soon as others send it something, and says it until a server gives
+/// it the right one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gossip_keyring_of_another_mesh() {
     let cluster = Cluster::start(HOUR).await;
-    let directory = joined(&cluster, "a").await;
+    let (directory, other) = (joined(&cluster, "a").await, tempfile::tempdir().unwrap());
     let keyring = directory.path().join("keyring");
     fs::write(&keyring, &*Keyring::generate().unwrap().to_bytes()).unwrap();
-    let node = Mesh::start(kept(&cluster, "a", directory.path()))
-        .await
-        .unwrap();
-    let found = async {
-        while node.problems().is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let found = tokio::time::timeout(4 * SOON, found).await;
-    found.expect("the node does not notice that its keyring does not fit");
+    let other = cluster.agent("b", other.path()).await.unwrap();
+    cluster.server.clone().stop().await;
+
+    let mut config = kept(&cluster, "a", directory.path());
+    config.seeds = vec![other.addr().into()];
+    let node = Mesh::start(config).await.unwrap();
+    until("the node notices", || !node.problems().is_empty()).await;
     let problem = node.problems().remove(0);
     assert_eq!(
         problem,
@@ -98,6 +96,7 @@ async fn a_gossip_keyring_of_another_mesh() {
         assert!(text.contains(word), "{text}");
     }
     node.stop().await;
+    other.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -355,7 +354,7 @@ async fn a_full_disk() {
     // What runs goes on: new instances are seen by others, only not kept.
     node.register(crate::cluster::instance("web", 80, None))
         .unwrap();
-    crate::cluster::until("web seen by the server", || {
+    until("web seen by the server", || {
         !cluster
             .server
             .resolve(&crate::cluster::name("web"))
