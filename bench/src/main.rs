@@ -126,7 +126,7 @@ struct Cli {
     /// Seconds of one measurement.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Leave out what takes minutes (the sim's largest clusters and longest runs).
+    /// Leave out what takes minutes (the sim's largest clusters and longest runs, the store of a million entries).
     #[arg(long)]
     quick: bool,
     /// Simulate clusters of this size only (default: 100, 1,000 and 5,000).

@@ -230,10 +230,16 @@ impl Barrier {
     }
 
     /// Seals `plain` for `path` and appends the record to `out`.
-    pub(crate) fn seal(&self, path: &[u8], plain: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn seal(
+        &self,
+        random: &mut Randomness,
+        path: &[u8],
+        plain: &[u8],
+        out: &mut Vec<u8>,
+    ) {
         let newest = self.newest();
         self.sealed.fetch_add(1, Ordering::Relaxed);
-        seal_into(&newest.key, newest.term, path, plain, out);
+        seal_into(&newest.key, newest.term, random.take(), path, plain, out);
     }
 
     /// Opens a record of `path`.
@@ -306,12 +312,18 @@ fn aead_key(bytes: &[u8; 32]) -> LessSafeKey {
 
 fn seal_with(key: &LessSafeKey, term: u32, path: &[u8], plain: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(sealed_length(plain.len()));
-    seal_into(key, term, path, plain, &mut out);
+    seal_into(key, term, random(), path, plain, &mut out);
     out
 }
 
-fn seal_into(key: &LessSafeKey, term: u32, path: &[u8], plain: &[u8], out: &mut Vec<u8>) {
-    let nonce: [u8; NONCE_LEN] = random();
+fn seal_into(
+    key: &LessSafeKey,
+    term: u32,
+    nonce: [u8; NONCE_LEN],
+    path: &[u8],
+    plain: &[u8],
+    out: &mut Vec<u8>,
+) {
     // Once, before any plaintext is in it: a growing vector would leave a copy behind.
     out.reserve(sealed_length(plain.len()));
     out.push(FORMAT);
@@ -365,10 +377,41 @@ fn open_with(
 
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .expect("the kernel gives random bytes");
+    fill(&mut bytes);
     bytes
+}
+
+fn fill(bytes: &mut [u8]) {
+    SystemRandom::new()
+        .fill(bytes)
+        .expect("the kernel gives random bytes");
+}
+
+/// Bytes of one record's nonce.
+pub(crate) const NONCE: usize = NONCE_LEN;
+
+/// Random bytes for the nonces and salts of one change, from one call of the kernel. None are kept for the
+/// next change: two copies of a machine would then use the same nonces.
+pub(crate) struct Randomness {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Randomness {
+    /// As many bytes as will be taken; if more are, they come one by one.
+    pub(crate) fn of(length: usize) -> Self {
+        let mut bytes = vec![0; length];
+        fill(&mut bytes);
+        Self { bytes, used: 0 }
+    }
+
+    pub(crate) fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some(taken) = self.bytes[self.used..].first_chunk() else {
+            return random();
+        };
+        self.used += N;
+        *taken
+    }
 }
 
 #[cfg(test)]
@@ -381,7 +424,7 @@ mod tests {
 
     fn sealed(barrier: &Barrier, path: &str, plain: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        barrier.seal(path.as_bytes(), plain, &mut out);
+        barrier.seal(&mut Randomness::of(NONCE), path.as_bytes(), plain, &mut out);
         out
     }
 

@@ -405,10 +405,3 @@ fn unopenable(key: &FoldKey, index: u64) -> Error {
     }
     .into()
 }
-
-/// Salt in front of a part's sealed bytes.
-fn salted(capacity: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(crate::store::SALT + capacity);
-    out.extend_from_slice(&crate::barrier::random::<{ crate::store::SALT }>());
-    out
-}

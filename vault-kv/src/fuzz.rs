@@ -6,7 +6,7 @@ use base64::Engine as _;
 use zeroize::Zeroizing;
 
 use crate::{
-    barrier::{self, Barrier, SecretKey},
+    barrier::{self, Barrier, NONCE, Randomness, SecretKey},
     policy::{Policy, PolicyName},
     request::{Caller, Remote, Request, Via},
     seal::shares,
@@ -45,7 +45,7 @@ pub fn request(bytes: &[u8]) -> bool {
 pub fn entry(bytes: &[u8]) -> bool {
     Entry::decode(&Bytes::copy_from_slice(bytes)).is_some_and(|(entry, _)| {
         let mut again = Vec::new();
-        entry.encode(&mut again);
+        entry.encode(&mut again, |_| {});
         assert_eq!(again, bytes, "what was decoded encodes to the same bytes");
         entry.commitments_hold()
     })
@@ -115,7 +115,7 @@ fn fixed_barrier() -> (Barrier, Vec<u8>) {
 pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let (barrier, wrapped) = fixed_barrier();
     let mut record = Vec::new();
-    barrier.seal(b"fuzz", b"a value", &mut record);
+    barrier.seal(&mut Randomness::of(NONCE), b"fuzz", b"a value", &mut record);
     let (_, two_terms) = barrier.rotated(&wrapped).expect("it is its own keyring");
     let split = shares::split(&SecretKey::new([7; 32]), 3, 2);
     let hex = split[0].iter().map(|byte| format!("{byte:02x}"));

@@ -319,7 +319,7 @@ impl Vault {
         let mut first = batch.into_change();
         first.meta.time = now_micros();
         let entry = first_entry(&*self.inner.store, &barrier, first)?;
-        self.inner.store.commit(&Head::default(), &[entry])?;
+        self.inner.store.commit(&Head::default(), vec![entry])?;
         Ok(root_token)
     }
 

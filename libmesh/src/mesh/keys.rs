@@ -312,7 +312,9 @@ impl Mesh {
     /// What the other nodes go by: the certificate of this one.
     fn is_server(&self) -> bool {
         let chain = self.inner.identity.chain();
-        let rights = chain.first().map(|leaf| PublishRights::from_certificate(leaf));
+        let rights = chain
+            .first()
+            .map(|leaf| PublishRights::from_certificate(leaf));
         rights.is_some_and(|rights| rights.is_ok_and(|rights| rights.is_server()))
     }
 

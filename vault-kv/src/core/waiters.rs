@@ -47,18 +47,23 @@ impl Waiters {
         }
     }
 
-    /// Wakes those whom a change of `name` concerns.
-    pub(super) fn wake(&self, name: &str) {
+    /// Wakes those whom changes of `names` concern.
+    pub(super) fn wake<'a>(&self, names: impl Iterator<Item = &'a str>) {
         let places = self.places.lock();
-        if let Some(notify) = places.names.get(name) {
-            notify.notify_waiters();
-        }
-        if places.prefixes.is_empty() {
+        if places.names.is_empty() && places.prefixes.is_empty() {
             return;
         }
-        for end in (0..=name.len()).filter(|end| name.is_char_boundary(*end)) {
-            if let Some(notify) = places.prefixes.get(&name[..end]) {
+        for name in names {
+            if let Some(notify) = places.names.get(name) {
                 notify.notify_waiters();
+            }
+            if places.prefixes.is_empty() {
+                continue;
+            }
+            for end in (0..=name.len()).filter(|end| name.is_char_boundary(*end)) {
+                if let Some(notify) = places.prefixes.get(&name[..end]) {
+                    notify.notify_waiters();
+                }
             }
         }
     }

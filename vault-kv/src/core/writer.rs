@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    hash::BuildHasherDefault,
     sync::{Arc, mpsc},
     thread,
 };
@@ -18,7 +19,7 @@ use crate::{
         Barrier,
         names::{NameIndex, Stamp},
     },
-    store::{Entry, EntryOp, Head, MAX_ENTRY, OpKind, Store},
+    store::{Entry, EntryOp, FoldKey, Head, KeyHasher, MAX_ENTRY, OpKind, Store},
 };
 
 /// Changes in one group at most; so many that the disk, not this number, limits.
@@ -92,7 +93,7 @@ pub(crate) fn entry_after(
         epoch: head.epoch + 1,
         head,
         entries: Vec::new(),
-        stamps: HashMap::new(),
+        stamps: Stamps::default(),
     };
     group.add(Prepared::new(barrier, change))?;
     let first = group.entries.pop();
@@ -106,8 +107,11 @@ struct Group<'a> {
     epoch: u64,
     head: Head,
     entries: Vec<Entry>,
-    stamps: HashMap<String, Option<Stamp>>,
+    /// By fold key, which is a hash already.
+    stamps: Stamps,
 }
+
+type Stamps = HashMap<FoldKey, (String, Option<Stamp>), BuildHasherDefault<KeyHasher>>;
 
 /// Makes a group durable and shows it; what each waiter is to hear.
 fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
@@ -126,7 +130,7 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
             epoch,
             head: expected,
             entries: Vec::with_capacity(jobs.len()),
-            stamps: HashMap::new(),
+            stamps: Stamps::default(),
         };
         for Job { change, reply } in jobs {
             match group.add(change) {
@@ -137,8 +141,9 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
         (group.entries, group.stamps)
     };
 
+    let newest = entries.last().map_or(expected.index, |entry| entry.index);
     if !entries.is_empty()
-        && let Err(error) = shared.store.commit(&expected, &entries)
+        && let Err(error) = shared.store.commit(&expected, entries)
     {
         let error = Error::from(error);
         for (reply, _) in waiting {
@@ -147,17 +152,16 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
         return answers;
     }
     if let Some(unsealed) = shared.state.write().as_mut() {
-        let newest = entries.last().map_or(expected.index, |entry| entry.index);
-        for (name, stamp) in &stamps {
+        for (name, stamp) in stamps.values() {
             match stamp {
                 Some(stamp) => unsealed.names.put(name, *stamp),
                 None => unsealed.names.delete(name, newest),
             }
         }
     }
-    for name in stamps.keys() {
-        shared.waiters.wake(name);
-    }
+    shared
+        .waiters
+        .wake(stamps.values().map(|(name, _)| &**name));
     let done = waiting.into_iter().map(|(reply, index)| (reply, Ok(index)));
     answers.extend(done);
     answers
@@ -171,8 +175,8 @@ fn answer((reply, outcome): Answer) {
 impl Group<'_> {
     /// Adds the entry of one change; the index it is acknowledged with.
     fn add(&mut self, change: Prepared) -> Result<u64, Error> {
-        for (name, expected) in &change.expect {
-            if self.stamp(name).map(|stamp| stamp.modified) != *expected {
+        for (key, name, expected) in &change.expect {
+            if self.stamp(key, name).map(|stamp| stamp.modified) != *expected {
                 return Err(Error::CasMismatch);
             }
         }
@@ -191,7 +195,7 @@ impl Group<'_> {
                     created: record.created,
                     modified: record.modified,
                 }),
-                _ => self.stamp(&path),
+                _ => self.stamp(&key, &path),
             };
             if kind == OpKind::Delete && before.is_none() {
                 continue;
@@ -203,8 +207,8 @@ impl Group<'_> {
             let previous = before.map_or(0, |stamp| stamp.modified);
             ops.push(EntryOp::new(kind, key, stamp.created, previous, part));
             match kind {
-                OpKind::Put => stamps.push((path, Some(stamp))),
-                OpKind::Delete => stamps.push((path, None)),
+                OpKind::Put => stamps.push((key, (path, Some(stamp)))),
+                OpKind::Delete => stamps.push((key, (path, None))),
                 OpKind::Control => {}
             }
         }
@@ -221,9 +225,9 @@ impl Group<'_> {
         Ok(index)
     }
 
-    fn stamp(&self, name: &str) -> Option<Stamp> {
-        match self.stamps.get(name) {
-            Some(stamp) => *stamp,
+    fn stamp(&self, key: &FoldKey, name: &str) -> Option<Stamp> {
+        match self.stamps.get(key) {
+            Some((_, stamp)) => *stamp,
             None => self.names.get(name),
         }
     }

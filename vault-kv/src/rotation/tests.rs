@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    barrier::Barrier,
+    barrier::{Barrier, Randomness},
     store::{Store, memory::MemoryStore},
 };
 
@@ -96,7 +96,7 @@ async fn the_keyring_rotates_itself_by_age_and_by_count() {
     rotation.configure(&by, config).await.unwrap();
     let barrier = rotation.core().barrier().unwrap();
     for _ in 0..MIN_OPERATIONS {
-        barrier.seal(b"p", b"v", &mut Vec::new());
+        barrier.seal(&mut Randomness::of(0), b"p", b"v", &mut Vec::new());
     }
     rotation.look().await.unwrap();
     assert_eq!(term().await, 3);
@@ -119,7 +119,7 @@ async fn the_count_of_sealed_records_survives_a_clean_seal() {
     let rotation = &keys.rotation;
     let barrier = rotation.core().barrier().unwrap();
     for _ in 0..100 {
-        barrier.seal(b"p", b"v", &mut Vec::new());
+        barrier.seal(&mut Randomness::of(0), b"p", b"v", &mut Vec::new());
     }
     let before = rotation.status().await.unwrap().encryptions;
     assert!(before >= 100, "{before}");

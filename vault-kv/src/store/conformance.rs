@@ -58,7 +58,7 @@ pub(crate) fn head_of(entry: &Entry) -> Head {
 pub(crate) fn commit(store: &dyn Store, dos: &[Do]) -> Result<u64, StoreError> {
     let head = store.head();
     let entry = entry_after(&head, dos);
-    store.commit(&head, std::slice::from_ref(&entry))?;
+    store.commit(&head, vec![entry.clone()])?;
     Ok(entry.index)
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn indexes(store: &dyn Store, from: u64) -> Vec<u64> {
 pub(crate) fn suite<S: Store>(mut store: S, reopen: impl Fn(S) -> S) {
     assert_eq!(store.head(), Head::default());
     assert!(indexes(&store, 0).is_empty() && contents(&store).is_empty());
-    store.commit(&Head::default(), &[]).unwrap();
+    store.commit(&Head::default(), Vec::new()).unwrap();
 
     commit(
         &store,
@@ -156,7 +156,7 @@ fn several_at_once(store: &dyn Store) {
         &head_of(&first),
         &[Do::Put(5, b"second".into()), Do::Put(6, b"six".into())],
     );
-    store.commit(&head, &[first, second]).unwrap();
+    store.commit(&head, vec![first, second]).unwrap();
 }
 
 fn fenced(store: &dyn Store) {
@@ -173,7 +173,7 @@ fn fenced(store: &dyn Store) {
         },
     ] {
         let entry = entry_after(&head, &[Do::Put(1, b"stale".into())]);
-        match store.commit(&stale, &[entry]) {
+        match store.commit(&stale, vec![entry]) {
             Err(StoreError::Fenced { expected, found }) => {
                 assert_eq!((expected, found), (stale, head))
             }

@@ -94,12 +94,23 @@ impl EntryOp {
         Some(part.slice(SALT.min(part.len())..))
     }
 
+    /// The same as bytes of this operation's.
+    pub(crate) fn content_bytes(&self) -> Option<&[u8]> {
+        let part = self.part.as_ref()?;
+        Some(&part[SALT.min(part.len())..])
+    }
+
     /// Sealed name and sealed value of a [`OpKind::Put`]; `None` when redacted or malformed.
     pub(crate) fn name_and_value(&self) -> Option<(Bytes, Bytes)> {
-        let content = self.content()?;
-        let length = u32::from_be_bytes(content.get(..4)?.try_into().ok()?) as usize;
-        let end = length.checked_add(4)?;
-        (end <= content.len()).then(|| (content.slice(4..end), content.slice(end..)))
+        let (name, value) = self.name_and_value_bytes()?;
+        let part = self.part.as_ref()?;
+        Some((part.slice_ref(name), part.slice_ref(value)))
+    }
+
+    /// The same as bytes of this operation's.
+    pub(crate) fn name_and_value_bytes(&self) -> Option<(&[u8], &[u8])> {
+        let (length, rest) = self.content_bytes()?.split_first_chunk()?;
+        rest.split_at_checked(u32::from_be_bytes(*length) as usize)
     }
 }
 
@@ -215,8 +226,8 @@ impl Entry {
 
     /// Appends the header and then each part behind one byte that says whether it is there.
     ///
-    /// Returns for each operation the offset of its part in `out`.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Vec<usize> {
+    /// Tells `placed` for each operation the offset of its part in `out`.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>, placed: impl FnMut(usize)) {
         out.extend_from_slice(&self.header);
         let mut put = |part: &Option<Bytes>| {
             out.push(u8::from(part.is_some()));
@@ -227,7 +238,7 @@ impl Entry {
             offset
         };
         put(&self.meta);
-        self.ops.iter().map(|op| put(&op.part)).collect()
+        self.ops.iter().map(|op| put(&op.part)).for_each(placed);
     }
 
     /// Reads what [`Entry::encode`] wrote; `None` when the bytes are not exactly one entry.
@@ -383,7 +394,7 @@ mod tests {
 
     fn bytes(entry: &Entry) -> Bytes {
         let mut out = Vec::new();
-        entry.encode(&mut out);
+        entry.encode(&mut out, |_| {});
         assert_eq!(out.len(), entry.encoded_length());
         out.into()
     }

@@ -42,12 +42,14 @@ impl Feed {
     }
 
     /// Takes in `entries`, which are durable and follow the head.
-    pub(crate) fn publish(&self, entries: &[Entry]) {
-        let Some(last) = entries.last() else { return };
+    pub(crate) fn publish(&self, entries: Vec<Entry>) {
+        let Some(head) = entries.last().map(Entry::head) else {
+            return;
+        };
         let mut recent = self.recent.write();
         for entry in entries {
             recent.bytes += entry.encoded_length();
-            recent.entries.push_back(Arc::new(entry.clone()));
+            recent.entries.push_back(Arc::new(entry));
         }
         while recent.bytes > KEPT {
             let Some(oldest) = recent.entries.pop_front() else {
@@ -56,7 +58,7 @@ impl Feed {
             recent.bytes -= oldest.encoded_length();
         }
         drop(recent);
-        self.head.send_replace(last.head());
+        self.head.send_replace(head);
     }
 
     /// See [`Store::recent`](super::Store::recent).

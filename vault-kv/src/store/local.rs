@@ -115,7 +115,7 @@ impl Store for LocalStore {
     }
 
     /// Waits for the fold when it is far behind.
-    fn commit(&self, expected: &Head, entries: &[Entry]) -> Result<(), StoreError> {
+    fn commit(&self, expected: &Head, entries: Vec<Entry>) -> Result<(), StoreError> {
         let shared = &*self.shared;
         let mut log = shared.log.lock();
         let found = self.head();
@@ -129,10 +129,13 @@ impl Store for LocalStore {
             return Ok(());
         }
         shared.wait_for_room()?;
-        let placed = log.append(entries)?;
+        let placed = log.append(&entries)?;
         let mut overlay = shared.overlay.write();
-        for (entry, placed) in entries.iter().zip(&placed) {
-            overlay.apply(entry, placed.first, &placed.parts);
+        let mut parts = &placed.parts[..];
+        for entry in &entries {
+            let own;
+            (own, parts) = parts.split_at(entry.ops.len());
+            overlay.apply(entry, placed.first, own);
         }
         let bytes = overlay.bytes();
         drop(overlay);
@@ -241,7 +244,7 @@ impl Shared {
     fn record(&self, id: &FoldId) -> Result<Option<Record>, StoreError> {
         let waiting = self.overlay.read().get(id);
         let folded = match waiting {
-            Some(waiting) => waiting.map(|folded| Folded::clone(&folded)),
+            Some(waiting) => waiting,
             None => {
                 let fold = Arc::clone(&self.fold.read());
                 match fold.get(id) {
@@ -275,8 +278,9 @@ impl Shared {
     }
 
     fn read_place(&self, place: &Place) -> Result<Option<Vec<u8>>, StoreError> {
-        let log = self.log_folder();
-        let value = segment::read_at(&log, place.first, place.offset, place.length)?;
+        let value = self
+            .segments
+            .read_at(place.first, place.offset, place.length)?;
         Ok(value.filter(|value| crc32fast::hash(value) == place.crc))
     }
 

@@ -54,7 +54,7 @@ impl Store for MemoryStore {
         self.feed.head()
     }
 
-    fn commit(&self, expected: &Head, entries: &[Entry]) -> Result<(), StoreError> {
+    fn commit(&self, expected: &Head, entries: Vec<Entry>) -> Result<(), StoreError> {
         let mut state = self.state.write();
         let found = self.head();
         if found != *expected {
@@ -63,7 +63,7 @@ impl Store for MemoryStore {
                 found,
             });
         }
-        for entry in entries {
+        for entry in &entries {
             for op in &entry.ops {
                 match op.kind {
                     OpKind::Put => {

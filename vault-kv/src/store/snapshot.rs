@@ -140,7 +140,7 @@ impl<W: Write> Writer<W> {
 
     pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.frame(ENTRY, |out| {
-            entry.encode(out);
+            entry.encode(out, |_| {});
         })
     }
 

@@ -281,7 +281,7 @@ fn overwrite(vault: &Vault, name: &'static str, damage: impl Fn(&mut Vec<u8>)) {
     batch.control(name, value);
     let head = store.head();
     let entry = crate::core::entry_after(&**store, &barrier, head, batch.into_change());
-    store.commit(&head, &[entry.unwrap()]).unwrap();
+    store.commit(&head, vec![entry.unwrap()]).unwrap();
 }
 
 #[tokio::test]

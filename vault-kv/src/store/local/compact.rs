@@ -212,14 +212,16 @@ impl<'a> NewSegment<'a> {
     /// Offsets of the parts in the new segment.
     fn push(&mut self, entry: &super::Entry) -> Result<Vec<u64>, StoreError> {
         self.frame.clear();
-        let parts = segment::encode_frame(entry, &mut self.frame);
+        let (offset, mut parts) = (self.length, Vec::with_capacity(entry.ops.len()));
+        segment::encode_frame(entry, &mut self.frame, |part| {
+            parts.push(offset + part as u64);
+        });
         self.file
             .write_all(&self.frame)
             .map_err(failed("write", &self.path))?;
-        self.marks.add(entry.index, self.length);
-        let offset = self.length;
+        self.marks.add(entry.index, offset);
         self.length += self.frame.len() as u64;
-        Ok(parts.into_iter().map(|part| offset + part as u64).collect())
+        Ok(parts)
     }
 
     fn finish(self, shared: &Shared) -> Result<(), StoreError> {

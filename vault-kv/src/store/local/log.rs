@@ -4,6 +4,7 @@
 //! costs the change that met it and nothing else.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io,
     ops::ControlFlow,
@@ -22,7 +23,9 @@ use super::{
 /// A segment that has reached this length is followed by a new one.
 pub(super) const SEGMENT: u64 = 64 << 20;
 /// Distance in bytes between the remembered frames of a segment.
-const MARK_EVERY: u64 = 256 << 10;
+const MARK_EVERY: u64 = 64 << 10;
+/// Segments that are kept open for reading values.
+const OPEN: usize = 64;
 /// A write buffer above this is given back.
 const BUFFER_KEPT: usize = 4 << 20;
 
@@ -54,6 +57,8 @@ pub(super) struct Fault {
 pub(super) struct Segments {
     folder: PathBuf,
     list: RwLock<Vec<Segment>>,
+    /// Segments that values were read from, by their first entry; at most [`OPEN`].
+    open: RwLock<HashMap<u64, Arc<File>>>,
 }
 
 struct Segment {
@@ -81,10 +86,11 @@ impl Marks {
     }
 }
 
-/// Where a committed entry lies.
+/// Where committed entries lie.
 pub(super) struct Placed {
+    /// The segment.
     pub(super) first: u64,
-    /// Offset in the segment of the part of each operation.
+    /// Offset in it of the part of each operation, one entry after the other.
     pub(super) parts: Vec<u64>,
 }
 
@@ -168,6 +174,43 @@ impl Segments {
         list[..closed].iter().map(span).collect()
     }
 
+    /// `length` bytes at `offset` of the segment that starts with `first`, if it has so many.
+    pub(super) fn read_at(
+        &self,
+        first: u64,
+        offset: u64,
+        length: u32,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = || segment::segment_path(&self.folder, first);
+        let known = self.open.read().get(&first).cloned();
+        let file = match known {
+            Some(file) => file,
+            None => match self.open_to_read(first) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failed("open", &path())(error)),
+            },
+        };
+        let mut bytes = vec![0; length as usize];
+        match file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(failed("read", &path())(error)),
+        }
+    }
+
+    fn open_to_read(&self, first: u64) -> io::Result<Arc<File>> {
+        // Held while the file is opened and noted: none is noted that was replaced.
+        let _list = self.list.read();
+        let file = Arc::new(File::open(segment::segment_path(&self.folder, first))?);
+        let mut open = self.open.write();
+        if open.len() >= OPEN {
+            open.clear();
+        }
+        open.insert(first, Arc::clone(&file));
+        Ok(file)
+    }
+
     /// Puts the file `with` in the place of the closed segment `first`.
     pub(super) fn replace(
         &self,
@@ -179,6 +222,7 @@ impl Segments {
         let mut list = self.list.write();
         let path = segment::segment_path(&self.folder, first);
         std::fs::rename(with, &path).map_err(failed("replace", &path))?;
+        self.open.write().remove(&first);
         if let Ok(at) = list.binary_search_by_key(&first, |segment| segment.first) {
             list[at] = Segment {
                 first,
@@ -257,6 +301,7 @@ impl Log {
         let segments = Segments {
             folder: folder.to_path_buf(),
             list: RwLock::new(segments),
+            open: RwLock::default(),
         };
         let log = Self {
             segments: Arc::new(segments),
@@ -285,7 +330,7 @@ impl Log {
     }
 
     /// Appends `entries` durably, all or none.
-    pub(super) fn append(&mut self, entries: &[Entry]) -> Result<Vec<Placed>, StoreError> {
+    pub(super) fn append(&mut self, entries: &[Entry]) -> Result<Placed, StoreError> {
         let folder = &self.segments.folder;
         if let Some(what) = self.poisoned {
             return Err(failed(what, folder)(io::Error::other(
@@ -307,7 +352,7 @@ impl Log {
         };
         let path = segment::segment_path(folder, first);
         self.buffer.clear();
-        let mut placed = Vec::with_capacity(entries.len());
+        let mut parts = Vec::with_capacity(entries.len());
         let mut frames = Vec::with_capacity(entries.len());
         for (entry, index) in entries.iter().zip(self.next..) {
             if entry.index != index || entry.encoded_length() > MAX_ENTRY {
@@ -316,9 +361,9 @@ impl Log {
                 return Err(failed("append to", &path)(error));
             }
             frames.push((index, length + self.buffer.len() as u64));
-            let parts = segment::encode_frame(entry, &mut self.buffer);
-            let parts = parts.into_iter().map(|part| length + part as u64).collect();
-            placed.push(Placed { first, parts });
+            segment::encode_frame(entry, &mut self.buffer, |part| {
+                parts.push(length + part as u64);
+            });
         }
         let written = self.write(file, length).and_then(|()| file.sync_data());
         if let Err(error) = written {
@@ -338,7 +383,7 @@ impl Log {
         if self.buffer.capacity() > BUFFER_KEPT {
             self.buffer = Vec::new();
         }
-        Ok(placed)
+        Ok(Placed { first, parts })
     }
 
     fn write(&self, file: &File, at: u64) -> io::Result<()> {

@@ -1,19 +1,33 @@
 //! What is committed but not yet folded: reads look here first.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hash, Hasher},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
-use super::{super::EntryOp, Entry, FoldKey, Head, OpKind, SALT};
+use super::{
+    super::{EntryOp, KeyHasher},
+    Entry, FoldKey, Head, OpKind, SALT,
+};
 
-/// A value longer than this stays in the log, and the fold holds its place.
-pub(super) const INLINE: usize = 32 << 10;
+/// A sealed value longer than this stays in the log, and overlay and fold hold its place: written once, kept in memory
+/// by the system's page cache and not twice over, and read with one `pread`.
+pub(super) const INLINE: usize = 256;
 /// What a change costs in memory beside its name and value, about.
 const OVERHEAD: usize = 200;
 
 /// A key of the fold: one byte for the kind, then the key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct FoldId(pub(super) [u8; 33]);
+
+impl Hash for FoldId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
 
 impl FoldId {
     pub(super) const NAMED: u8 = 1;
@@ -105,15 +119,16 @@ impl Folded {
         };
         match op.kind {
             OpKind::Put => {
-                let folded = op.name_and_value().map(|(name, value)| {
-                    let value = place(&value, first, content + 4 + name.len() as u64);
-                    folded(Bytes::copy_from_slice(&name), value)
+                let folded = op.name_and_value_bytes().map(|(name, value)| {
+                    let value = place(value, first, content + 4 + name.len() as u64);
+                    folded(Bytes::copy_from_slice(name), value)
                 });
                 (FoldId::named(&op.key), folded)
             }
             OpKind::Delete => (FoldId::named(&op.key), None),
             OpKind::Control => {
-                let value = op.content().map(|value| place(&value, first, content));
+                let value = op.content_bytes();
+                let value = value.map(|value| place(value, first, content));
                 let folded = value.map(|value| folded(Bytes::new(), value));
                 (FoldId::control(&op.key), folded)
             }
@@ -124,7 +139,7 @@ impl Folded {
 /// The newest state of every key that some row of entries touched; `None` is a deleted one.
 #[derive(Clone, Default)]
 pub(super) struct Changes {
-    map: HashMap<FoldId, Option<Arc<Folded>>>,
+    map: HashMap<FoldId, Option<Folded>, BuildHasherDefault<KeyHasher>>,
     pub(super) bytes: usize,
     /// The last of those entries.
     pub(super) head: Head,
@@ -135,12 +150,12 @@ impl Changes {
         self.head.index == 0
     }
 
-    pub(super) fn get(&self, id: &FoldId) -> Option<&Option<Arc<Folded>>> {
+    pub(super) fn get(&self, id: &FoldId) -> Option<&Option<Folded>> {
         self.map.get(id)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&FoldId, Option<&Folded>)> {
-        self.map.iter().map(|(id, folded)| (id, folded.as_deref()))
+        self.map.iter().map(|(id, folded)| (id, folded.as_ref()))
     }
 
     /// Takes `entry` in; `parts` are the offsets of its parts in the segment that starts with `first`.
@@ -155,14 +170,14 @@ impl Changes {
 
     fn set(&mut self, id: FoldId, folded: Option<Folded>) {
         self.bytes += folded.as_ref().map_or(OVERHEAD, Folded::bytes);
-        if let Some(old) = self.map.insert(id, folded.map(Arc::new)) {
-            self.bytes -= old.as_deref().map_or(OVERHEAD, Folded::bytes);
+        if let Some(old) = self.map.insert(id, folded) {
+            self.bytes -= old.as_ref().map_or(OVERHEAD, Folded::bytes);
         }
     }
 }
 
 /// Small values are copied: a slice would keep the whole entry it is part of.
-pub(super) fn place(value: &Bytes, first: u64, offset: u64) -> Value {
+pub(super) fn place(value: &[u8], first: u64, offset: u64) -> Value {
     if value.len() > INLINE {
         return Value::InLog(Place {
             first,
@@ -191,7 +206,7 @@ impl Overlay {
     }
 
     /// The state of `id`, or nothing when only the fold knows it.
-    pub(super) fn get(&self, id: &FoldId) -> Option<Option<Arc<Folded>>> {
+    pub(super) fn get(&self, id: &FoldId) -> Option<Option<Folded>> {
         let folding = || self.folding.as_ref()?.get(id);
         self.active.get(id).or_else(folding).cloned()
     }

@@ -238,7 +238,7 @@ impl Shared {
         let _alone = self.fold_rests.write();
         // It may have been changed since, and then there is nothing to put right.
         if let Some(waiting) = self.overlay.read().get(id) {
-            return Ok(waiting.map(|folded| Folded::clone(&folded)));
+            return Ok(waiting);
         }
         let state = self.look_up(id)?;
         tracing::warn!(

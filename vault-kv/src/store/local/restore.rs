@@ -118,7 +118,7 @@ impl Segment {
 
     fn push(&mut self, entry: &super::Entry) -> Result<(), StoreError> {
         self.frame.clear();
-        segment::encode_frame(entry, &mut self.frame);
+        segment::encode_frame(entry, &mut self.frame, |_| {});
         self.length += self.frame.len() as u64;
         self.file
             .write_all(&self.frame)

@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek, SeekFrom},
+    io::{BufReader, Read, Seek, SeekFrom},
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -19,16 +19,15 @@ use super::{Entry, FORMAT, MAX_ENTRY, StoreError, failed};
 /// Bytes before the payload of a frame.
 pub(super) const FRAME_HEADER: usize = 8;
 
-/// Appends the frame of `entry` to `out` and returns where in `out` the part of each operation starts.
-pub(super) fn encode_frame(entry: &Entry, out: &mut Vec<u8>) -> Vec<usize> {
+/// Appends the frame of `entry` to `out` and tells `placed` where in `out` the part of each operation starts.
+pub(super) fn encode_frame(entry: &Entry, out: &mut Vec<u8>, placed: impl FnMut(usize)) {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_HEADER]);
-    let parts = entry.encode(out);
+    entry.encode(out, placed);
     let payload = &out[start + FRAME_HEADER..];
     let (length, crc) = (payload.len() as u32, crc32fast::hash(payload));
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
     out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
-    parts
 }
 
 pub(super) fn segment_path(log: &Path, first: u64) -> PathBuf {
@@ -354,30 +353,4 @@ pub(crate) fn is_segment(mut bytes: &[u8]) -> bool {
         bytes = rest;
     }
     bytes.is_empty()
-}
-
-/// `length` bytes at `offset` of the segment that starts with `first`, if it has so many.
-pub(super) fn read_at(
-    log: &Path,
-    first: u64,
-    offset: u64,
-    length: u32,
-) -> Result<Option<Vec<u8>>, StoreError> {
-    use std::os::unix::fs::FileExt;
-
-    let path = segment_path(log, first);
-    let mut bytes = vec![0; length as usize];
-    let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset));
-    match read {
-        Ok(()) => Ok(Some(bytes)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(failed("read", &path)(error)),
-    }
 }

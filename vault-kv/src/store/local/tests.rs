@@ -133,7 +133,7 @@ fn refuses_an_entry_that_does_not_follow() {
     let head = store.head();
     let gap = entry_after(&Head { index: 5, ..head }, &[Do::Delete(1)]);
     assert!(matches!(
-        store.commit(&head, &[gap]),
+        store.commit(&head, vec![gap]),
         Err(StoreError::Io { .. })
     ));
     write(&store, 1);

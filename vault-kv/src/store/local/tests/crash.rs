@@ -48,7 +48,7 @@ fn child() {
                 entry
             })
             .collect();
-        store.commit(&start, &entries).unwrap();
+        store.commit(&start, entries.clone()).unwrap();
         for entry in &entries {
             // The parent is gone when this fails.
             writeln!(io::stdout(), "{}", entry.index).unwrap();

@@ -190,6 +190,7 @@ fn entries_taken_out_or_put_in_are_found() {
             &[],
         ),
         &mut forged,
+        |_| {},
     );
     forged.extend_from_slice(&good[frames[3].1.start..]);
     for (bad, index) in [(without, 3), (twice, 4), (forged, 3)] {
