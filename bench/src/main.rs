@@ -98,6 +98,7 @@ const CHILDREN: &[Child] = &[
     ("proxy-callee", proxy::children::callee),
     ("proxy-caller", proxy::children::caller),
     ("store-fill", store::child),
+    ("store-open", store::opener),
 ];
 
 /// What all benchmarks are told.
