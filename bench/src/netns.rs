@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Options;
 use crate::agents::{Fleet, PATIENCE, now};
@@ -32,6 +33,7 @@ pub fn run(_: &Options) -> Result<Vec<Row>> {
             ]);
         }
     };
+    end_on_signals()?;
     let mut fleet = Fleet::new()?;
     for host in 0..lab.len() {
         fleet.start_in(&name(host), lab.address(host), &lab.on(host))?;
@@ -40,6 +42,31 @@ pub fn run(_: &Options) -> Result<Vec<Row>> {
     let mut rows = halves(&lab, &mut fleet)?;
     rows.extend(disturbances(&lab, &mut fleet)?);
     Ok(rows)
+}
+
+/// Told to end, this process takes its hosts with it. Its agents end because their input does.
+fn end_on_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        )
+    };
+    std::thread::spawn(move || {
+        let code = runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => 143,
+                _ = interrupt.recv() => 130,
+            }
+        });
+        lab::remove_own();
+        std::process::exit(code)
+    });
+    Ok(())
 }
 
 fn name(host: usize) -> String {
@@ -136,16 +163,16 @@ fn disturbances(lab: &Lab, fleet: &mut Fleet) -> Result<Vec<Row>> {
     }
     let mut missed = 0.0;
     for host in [1, 4, 7, 2, 8] {
-        signal(fleet, host, "STOP")?;
+        send(fleet, host, "STOP")?;
         missed += missing(fleet, Duration::from_secs(3))?;
-        signal(fleet, host, "CONT")?;
+        send(fleet, host, "CONT")?;
         missed += missing(fleet, Duration::from_secs(5))?;
     }
     rows.push(row("paused for 3 s", missed, "5 nodes in turn"));
     Ok(rows)
 }
 
-fn signal(fleet: &Fleet, host: usize, signal: &str) -> Result<()> {
+fn send(fleet: &Fleet, host: usize, signal: &str) -> Result<()> {
     let Some(pid) = fleet.pid(&name(host)) else {
         bail!("{} does not run", name(host));
     };

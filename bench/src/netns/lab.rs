@@ -4,7 +4,11 @@
 //! deleted when the lab is dropped, so traffic never leaves them. Needs root and `ip`; loss and deafness need `nft`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+/// Namespaces are called so, then the process that made them, then the host.
+const PREFIX: &str = "mesh-lab";
 
 /// A lab of hosts `0..`, reachable from each other until the lab says otherwise.
 pub struct Lab {
@@ -32,9 +36,10 @@ impl Lab {
     /// Makes `hosts` hosts.
     pub fn new(hosts: usize) -> Result<Self, Trouble> {
         let lab = Self {
-            prefix: format!("mesh{}", std::process::id()),
+            prefix: format!("{PREFIX}{}", std::process::id()),
             hosts,
         };
+        remove_left_behind();
         let hub = lab.hub();
         run(&["ip", "netns", "add", &hub])?;
         for bridge in ["left", "right"] {
@@ -143,10 +148,36 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // Whatever of it exists.
-        for host in 0..self.hosts {
-            let _ = run(&["ip", "netns", "del", &self.host(host)]);
-        }
-        let _ = run(&["ip", "netns", "del", &self.hub()]);
+        remove(|name| name.starts_with(&format!("{}-", self.prefix)));
+    }
+}
+
+/// Removes the namespaces of this process's labs, for when it is told to end.
+pub fn remove_own() {
+    let own = format!("{PREFIX}{}-", std::process::id());
+    remove(|name| name.starts_with(&own));
+}
+
+/// Removes what labs of processes left that are no more.
+fn remove_left_behind() {
+    remove(|name| {
+        let pid = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split_once('-'))
+            .and_then(|(pid, _)| pid.parse::<u32>().ok());
+        pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    });
+}
+
+/// Removes network namespaces by name, as far as that goes.
+fn remove(which: impl Fn(&str) -> bool) {
+    let Ok(listed) = Command::new("ip").args(["netns", "list"]).output() else {
+        return;
+    };
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    let names = listed.lines().filter_map(|line| line.split(' ').next());
+    for name in names.filter(|name| which(name)) {
+        // Somebody else may have removed it meanwhile.
+        let _ = run(&["ip", "netns", "del", name]);
     }
 }
