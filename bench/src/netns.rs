@@ -63,7 +63,7 @@ fn end_on_signals() -> Result<()> {
                 _ = interrupt.recv() => 130,
             }
         });
-        lab::remove_own();
+        lab::remove(&format!("{}{}-", lab::PREFIX, std::process::id()));
         std::process::exit(code)
     });
     Ok(())

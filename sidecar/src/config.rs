@@ -20,6 +20,7 @@ use std::{
 };
 
 use libmesh::model::{Datacenter, NodeName};
+use vault_kv::DEFAULT_RETENTION;
 
 pub use check::CheckConfig;
 pub use reader::{nearest, parse_duration};
@@ -165,6 +166,8 @@ pub struct ServerConfig {
     pub seal: Seal,
     /// Audit log files; each request is written to all of them before it is answered.
     pub audit: Vec<PathBuf>,
+    /// How long the value of a record is kept that was overwritten; compaction takes it out after that. Default 30 days.
+    pub history_retention: Duration,
     /// Life of a service's certificate. Default 24 h.
     pub service_cert_ttl: Duration,
     /// Life of a node's certificate. Default 7 days.
@@ -341,6 +344,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("dns", "ttl"),
     ("server", "store"),
     ("server", "audit"),
+    ("server", "history_retention"),
     ("server", "service_cert_ttl"),
     ("server", "node_cert_ttl"),
     ("intentions", "default"),
@@ -630,6 +634,7 @@ fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> 
     let audit = reader.list("audit", "a file's path", |path| {
         Ok::<_, String>(path.into())
     });
+    let history_retention = reader.duration("history_retention");
     let day = Duration::from_secs(24 * 3600);
     let service_cert_ttl = reader.duration("service_cert_ttl").unwrap_or(day);
     let node_cert_ttl = reader.duration("node_cert_ttl").unwrap_or(day * 7);
@@ -638,6 +643,7 @@ fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> 
         store: store.unwrap_or_else(|| data_dir.join("store")),
         seal: seal?,
         audit: audit.unwrap_or_default(),
+        history_retention: history_retention.unwrap_or(DEFAULT_RETENTION),
         service_cert_ttl,
         node_cert_ttl,
     })

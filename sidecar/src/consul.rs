@@ -31,7 +31,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full};
 use libmesh::{
     bundle::BundleStore,
     catalog::Catalog,
@@ -177,7 +176,7 @@ impl ConsulApi {
             None => self.routes.dispatch(request, conn).await,
         };
         if query.has("pretty") {
-            reply = pretty(reply).await;
+            reply = pretty(reply);
         }
         let headers = reply.headers_mut();
         if options {
@@ -297,20 +296,19 @@ fn done() -> Reply {
     reply
 }
 
-async fn pretty(reply: Reply) -> Reply {
+fn pretty(reply: Reply) -> Reply {
     if reply.headers().get(header::CONTENT_TYPE) != Some(&JSON) {
         return reply;
     }
     let (head, body) = reply.into_parts();
-    let Ok(body) = body.collect().await;
-    let body = body.to_bytes();
+    let body = body.into_bytes().unwrap_or_default();
     let indented = serde_json::from_slice::<Value>(&body)
         .and_then(|value| serde_json::to_vec_pretty(&value))
         .map(|mut bytes| {
             bytes.push(b'\n');
             Bytes::from(bytes)
         });
-    Reply::from_parts(head, Full::new(indented.unwrap_or(body)))
+    Reply::from_parts(head, indented.unwrap_or(body).into())
 }
 
 #[cfg(test)]

@@ -14,6 +14,6 @@ mod server;
 pub mod client;
 pub mod query;
 
-pub use response::{Reply, empty, json, text};
+pub use response::{Body, Reply, empty, json, text};
 pub use routes::{BoxFuture, Call, Params, Routes};
 pub use server::{ConnInfo, Limits, Listener, Remote, bind, bind_unix, serve};

@@ -20,7 +20,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
 use libmesh::{
     identity::{BoxFuture, SourceError, SpiffeId},
     join::{NodeCredentials, NodeDirectory},
@@ -152,16 +151,18 @@ impl Shared {
                 let Some(routes) = self.routes.get() else {
                     unreachable!("routes are set before anything is served")
                 };
-                collected(routes.dispatch(request, conn).await).await
+                whole(routes.dispatch(request, conn).await)
             }
         }
     }
 }
 
-async fn collected(reply: Reply) -> Response<Bytes> {
-    let (parts, body) = reply.into_parts();
-    let Ok(body) = body.collect().await;
-    Response::from_parts(parts, body.to_bytes())
+/// As an agent gets it, which passes on whole answers only.
+fn whole(reply: Reply) -> Response<Bytes> {
+    reply.map(|body| {
+        let whole = body.into_bytes();
+        whole.expect("what comes piece by piece is served on the Vault port only")
+    })
 }
 
 struct LocalForward(Arc<Shared>);
@@ -354,6 +355,7 @@ fn vault_config(config: &Config) -> VaultConfig {
             path: path.clone(),
         })
         .collect();
+    vault.history_retention = server.history_retention;
     vault.head_file = Some(config.node.data_dir.join("node").join("ledger-head"));
     vault.cluster_name = config.node.datacenter.to_string();
     let scheme = if config.tls.is_some() {
@@ -578,7 +580,7 @@ async fn listen(
                 spiffe: None,
                 via: Via::Http,
             };
-            vault.handle(request, caller).await.map(Full::new)
+            vault.handle(request, caller).await.map(Into::into)
         }
     };
     tokio::spawn(serve(listener, limits, stop.clone(), handler));

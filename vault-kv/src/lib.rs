@@ -41,11 +41,11 @@ pub use kv::{Kv, KvPair};
 pub use ledger::{HistoryItem, Ledger, LedgerWatch, Verified, verify};
 pub use policy::Capability;
 pub use request::{Caller, Remote, Via};
-pub use snapshot::{inspect_snapshot, restore_snapshot};
+pub use snapshot::{Inspected, inspect_snapshot, restore_snapshot};
 pub use store::{Compacted, Head, SnapshotError, SnapshotInfo, StoreError};
 pub use sys::{ClearingAllocator, clear_freed_memory, harden_process};
 pub use vault::ceremony::reveal as decode_root_token;
 pub use vault::{
-    InitOptions, InitOutcome, SealStatus, SeenHead, StaticKeyError, StoreConfig, Vault,
-    VaultConfig, VaultError,
+    DEFAULT_RETENTION, InitOptions, InitOutcome, SealStatus, SeenHead, StaticKeyError, StoreConfig,
+    Vault, VaultConfig, VaultError,
 };

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     seal::SealConfig,
-    store::{SnapshotError, SnapshotInfo, local, snapshot::Reader},
+    store::{Entry, OpKind, SnapshotError, SnapshotInfo, local, snapshot::Reader},
     vault::Vault,
 };
 
@@ -58,17 +58,74 @@ impl Write for Beginning<'_> {
     }
 }
 
-/// Reads a whole snapshot and checks all of it: frames, chain, commitments, digest. Needs no key.
+/// A whole snapshot that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// What it says of itself.
+    pub info: SnapshotInfo,
+    /// Entries of the ledger.
+    pub entries: u64,
+    /// Named records that there are after the last one.
+    pub records: u64,
+    /// Parts that were taken out before or while it was saved.
+    pub redacted: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+/// Reads a whole snapshot and checks all of it: frames, chain, commitments, digest. Needs no key, and no memory to
+/// speak of.
 ///
 /// # Errors
 /// [`SnapshotError`] with the place of the first thing that does not hold.
-pub fn inspect_snapshot(input: impl Read) -> Result<SnapshotInfo, SnapshotError> {
-    let mut reader = Reader::open(input)?;
+pub fn inspect_snapshot(input: impl Read) -> Result<Inspected, SnapshotError> {
+    let mut input = Counted { input, bytes: 0 };
+    let mut reader = Reader::open(&mut input)?;
     let mut head = crate::Head::default();
+    let (mut records, mut redacted) = (0u64, 0);
     while let Some(entry) = reader.next_entry(&head)? {
+        let (come, gone) = records_of(&entry);
+        records = (records + come).saturating_sub(gone);
+        redacted += entry.redacted_parts() as u64;
         head = entry.head();
     }
-    Ok(reader.info().clone())
+    let info = reader.info().clone();
+    Ok(Inspected {
+        info,
+        entries: head.index,
+        records,
+        redacted,
+        bytes: input.bytes,
+    })
+}
+
+/// How many named records an entry has brought into being, and how many it took away.
+fn records_of(entry: &Entry) -> (u64, u64) {
+    let (mut come, mut gone) = (0, 0);
+    let named = |kind| kind != OpKind::Control;
+    for (at, op) in entry.ops.iter().enumerate() {
+        let mut later = entry.ops[at + 1..].iter();
+        if !named(op.kind) || later.any(|later| named(later.kind) && later.key == op.key) {
+            continue;
+        }
+        let was_there = op.previous != 0;
+        come += u64::from(op.kind == OpKind::Put && !was_there);
+        gone += u64::from(op.kind == OpKind::Delete && was_there);
+    }
+    (come, gone)
+}
+
+struct Counted<R> {
+    input: R,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.input.read(into)?;
+        self.bytes += read as u64;
+        Ok(read)
+    }
 }
 
 /// Makes a store of a snapshot in `dir`, which must be empty or not exist (its parent must). The store is

@@ -221,15 +221,14 @@ pub struct Compacted {
 pub enum StoreError {
     /// A file operation failed. A full disk shows here as [`io::ErrorKind::StorageFull`]; nothing of
     /// the change was kept, and the next one is tried anew.
-    #[error("cannot {what} {}", path.display())]
+    #[error("cannot {what} {}: {cause}", path.display())]
     Io {
         /// The operation, as in "cannot *write*".
         what: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
     /// An entry that had been durable cannot be read any more.
     #[error("ledger entry {index} is damaged in {} at byte {offset}: {what}; restore this store from a backup", segment.display())]

@@ -70,7 +70,7 @@ pub struct VaultConfig {
 }
 
 /// The default of [`VaultConfig::history_retention`]: 30 days.
-const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl VaultConfig {
     /// A store kept there, unsealed by shares, without audit log.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Namespaces are called so, then the process that made them, then the host.
-const PREFIX: &str = "mesh-lab";
+pub const PREFIX: &str = "mesh-lab";
 
 /// A lab of hosts `0..`, reachable from each other until the lab says otherwise.
 pub struct Lab {
@@ -148,19 +148,18 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        remove(|name| name.starts_with(&format!("{}-", self.prefix)));
+        remove(&format!("{}-", self.prefix));
     }
 }
 
-/// Removes the namespaces of this process's labs, for when it is told to end.
-pub fn remove_own() {
-    let own = format!("{PREFIX}{}-", std::process::id());
-    remove(|name| name.starts_with(&own));
+/// Removes network namespaces whose names start like this, as far as that goes.
+pub fn remove(prefix: &str) {
+    remove_where(|name| name.starts_with(prefix));
 }
 
 /// Removes what labs of processes left that are no more.
 fn remove_left_behind() {
-    remove(|name| {
+    remove_where(|name| {
         let pid = name
             .strip_prefix(PREFIX)
             .and_then(|rest| rest.split_once('-'))
@@ -169,8 +168,7 @@ fn remove_left_behind() {
     });
 }
 
-/// Removes network namespaces by name, as far as that goes.
-fn remove(which: impl Fn(&str) -> bool) {
+fn remove_where(which: impl Fn(&str) -> bool) {
     let Ok(listed) = Command::new("ip").args(["netns", "list"]).output() else {
         return;
     };

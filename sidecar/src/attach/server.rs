@@ -7,9 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
 use http::{Method, StatusCode, Uri, header};
-use http_body_util::Full;
 use libmesh::catalog::{Distance, InstanceView};
 use libmesh::identity::{SourceError, SpiffeId};
 use libmesh::model::{Host, Instance, InstanceId, NodeRecord, ServiceName};
@@ -403,7 +401,7 @@ impl<H: AttachHost> AttachServer<H> {
             .host
             .vault(http::Request::from_parts(head, body), identity)
             .await;
-        Ok(answer.map(Full::<Bytes>::new))
+        Ok(answer.map(Into::into))
     }
 
     fn caller(&self, call: &Call) -> Result<Caller, Problem> {

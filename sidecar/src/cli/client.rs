@@ -3,16 +3,16 @@
 //!
 //! Own variables come first (`MESH_*`), then those of Consul's and Vault's own tools.
 
-use std::{env, fs, path::PathBuf, time::Duration};
+use std::{env, fs, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure};
-use crate::http::client::Target;
+use crate::http::client::{ClientError, Target};
 
 /// How long a command waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,6 +53,7 @@ pub struct Client {
     headers: Vec<(&'static str, Zeroizing<String>)>,
     /// What to try when nobody answers.
     hint: &'static str,
+    patience: Duration,
 }
 
 /// An answer.
@@ -82,6 +83,7 @@ impl Addresses {
             prefix: "",
             headers: token.map(|t| ("x-consul-token", t)).into_iter().collect(),
             hint: "is an agent running here? mesh agent; or name another one: --http-addr, MESH_HTTP_ADDR",
+            patience: PATIENCE,
         })
     }
 
@@ -104,6 +106,7 @@ impl Addresses {
             prefix: "",
             headers,
             hint: "is a server running there? name another one: --vault-addr, MESH_VAULT_ADDR",
+            patience: PATIENCE,
         })
     }
 
@@ -127,6 +130,7 @@ impl Addresses {
             prefix: "/v1/mesh/vault",
             headers,
             hint: "is an agent running here? mesh agent; or name its socket: --socket, MESH_SOCKET",
+            patience: PATIENCE,
         })
     }
 
@@ -137,6 +141,7 @@ impl Addresses {
             prefix: "",
             headers: Vec::new(),
             hint: "is an agent running here? mesh agent; or name its socket: --socket, MESH_SOCKET",
+            patience: PATIENCE,
         }
     }
 
@@ -194,6 +199,12 @@ impl Client {
         self.target.to_string()
     }
 
+    /// The same, for what takes longer than most.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
     /// Sends one request; any HTTP status is an answer.
     pub async fn send(
         &self,
@@ -201,6 +212,22 @@ impl Client {
         path: &str,
         body: impl Into<Bytes>,
     ) -> Result<Answer, Failure> {
+        let request = self.request(method, path, body.into())?;
+        self.answered(self.target.send(request, self.patience).await)
+    }
+
+    /// GETs something that may be larger than memory: `sink` gets a good answer's body piece by piece.
+    pub async fn download(
+        &self,
+        path: &str,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Answer, Failure> {
+        let request = self.request(Method::GET, path, Bytes::new())?;
+        let answer = self.target.receive(request, self.patience, sink).await;
+        self.answered(answer)
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, Failure> {
         // Under the socket, `/v1/x` of the Vault API is `/v1/mesh/vault/x`.
         let path = match self.prefix {
             "" => path.to_owned(),
@@ -209,7 +236,7 @@ impl Client {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .body(body.into())
+            .body(body)
             .map_err(|error| Failure::usage(format!("this makes no request: {error}")))?;
         for (name, value) in &self.headers {
             let mut value = HeaderValue::from_str(value).map_err(|_| {
@@ -220,8 +247,14 @@ impl Client {
             value.set_sensitive(true);
             request.headers_mut().insert(*name, value);
         }
-        let answer = self.target.send(request, PATIENCE).await;
-        let answer = answer.map_err(|error| Failure::from(error).next(self.hint))?;
+        Ok(request)
+    }
+
+    fn answered(&self, answer: Result<Response<Bytes>, ClientError>) -> Result<Answer, Failure> {
+        let answer = answer.map_err(|error| match error {
+            ClientError::Sink(_) => error.into(),
+            error => Failure::from(error).next(self.hint),
+        })?;
         Ok(Answer {
             status: answer.status(),
             body: answer.into_body(),

@@ -114,7 +114,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
         let exit = match error {
             ClientError::Address(_) => Exit::Usage,
-            ClientError::Roots { .. } => Exit::Failed,
+            ClientError::Roots { .. } | ClientError::Sink(_) => Exit::Failed,
             _ => Exit::Remote,
         };
         Failure::new(exit, error.to_string())

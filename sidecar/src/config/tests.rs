@@ -34,6 +34,10 @@ fn defaults_need_no_file() {
     assert_eq!(config.ports.https, None);
     assert_eq!(config.node.datacenter.as_str(), "dc1");
     assert_eq!(config.server.service_cert_ttl, Duration::from_secs(86_400));
+    assert_eq!(
+        config.server.history_retention,
+        30 * Duration::from_secs(86_400)
+    );
     assert!(!config.intentions.default_allow);
     assert_eq!(
         config.addresses.socket,

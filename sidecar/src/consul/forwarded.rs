@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use http_body_util::Full;
 use libmesh::{bundle::Action, model::ServiceName};
 use serde_json::json;
 
@@ -63,7 +62,7 @@ async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
-    Ok(answer.map(Full::new))
+    Ok(answer.map(Into::into))
 }
 
 async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {

@@ -87,7 +87,7 @@ async fn ask(api: &ConsulApi, method: &str, path: &str, body: &str) -> Answer {
     let conn = ConnInfo::new(Remote::Tcp(([127, 0, 0, 1], 9).into()));
     let reply = api.clone().handle(request, Arc::new(conn)).await;
     let (head, body) = reply.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
+    let body = body.into_bytes().unwrap();
     Answer {
         status: head.status.as_u16(),
         headers: head.headers,

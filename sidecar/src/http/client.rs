@@ -1,4 +1,5 @@
-//! A small HTTP client for the command line: one request, one connection, over TCP, TLS or a Unix socket.
+//! A small HTTP client for the command line: one request, one connection, over TCP, TLS or a Unix socket. An answer is
+//! read whole, or handed on piece by piece where it may be larger than memory.
 
 use std::{
     fmt, fs, io,
@@ -10,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
+use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{
@@ -100,6 +101,9 @@ pub enum ClientError {
         /// What went wrong.
         reason: String,
     },
+    /// What came could not be put where it belongs.
+    #[error("{0}")]
+    Sink(io::Error),
     /// No answer in time.
     #[error("no answer from {target} within {}", humantime::format_duration(*after))]
     TimedOut {
@@ -150,16 +154,69 @@ impl Target {
         request: Request<Bytes>,
         within: Duration,
     ) -> Result<Response<Bytes>, ClientError> {
-        let answered = timeout(within, self.exchange(request)).await;
-        answered.unwrap_or_else(|_| {
-            Err(ClientError::TimedOut {
-                target: self.to_string(),
-                after: within,
-            })
-        })
+        let whole = |answer| self.whole(answer);
+        let answered = timeout(within, self.exchange(request, within, whole)).await;
+        answered.unwrap_or_else(|_| Err(self.late(within)))
     }
 
-    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+    /// Sends one request and gives `sink` the body of a good answer piece by piece, however long it is; the answer
+    /// that comes back has none then. Any other answer is read whole. `within` is the longest wait for the next piece.
+    pub async fn receive(
+        &self,
+        request: Request<Bytes>,
+        within: Duration,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Response<Bytes>, ClientError> {
+        let consume = async |answer: Response<Incoming>| {
+            if !answer.status().is_success() {
+                let whole = timeout(within, self.whole(answer)).await;
+                return whole.unwrap_or_else(|_| Err(self.late(within)));
+            }
+            let (head, mut body) = answer.into_parts();
+            loop {
+                let frame = timeout(within, body.frame()).await;
+                match frame.map_err(|_| self.late(within))? {
+                    None => return Ok(Response::from_parts(head, Bytes::new())),
+                    Some(Err(error)) => return Err(self.failed(error)),
+                    Some(Ok(frame)) => {
+                        if let Some(piece) = frame.data_ref() {
+                            sink(piece).map_err(ClientError::Sink)?;
+                        }
+                    }
+                }
+            }
+        };
+        self.exchange(request, within, consume).await
+    }
+
+    async fn whole(&self, answer: Response<Incoming>) -> Result<Response<Bytes>, ClientError> {
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| self.failed(error))?.to_bytes();
+        Ok(Response::from_parts(head, body))
+    }
+
+    fn failed(&self, reason: impl fmt::Display) -> ClientError {
+        ClientError::Protocol {
+            target: self.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+
+    fn late(&self, after: Duration) -> ClientError {
+        ClientError::TimedOut {
+            target: self.to_string(),
+            after,
+        }
+    }
+
+    /// Connects and sends within `within` each, and has `consume` read the answer.
+    async fn exchange(
+        &self,
+        request: Request<Bytes>,
+        within: Duration,
+        consume: impl AsyncFnOnce(Response<Incoming>) -> Result<Response<Bytes>, ClientError>,
+    ) -> Result<Response<Bytes>, ClientError> {
         let connect = |source| ClientError::Connect {
             target: self.to_string(),
             source,
@@ -167,26 +224,25 @@ impl Target {
         match self {
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(connect)?;
-                self.over(stream, request, "localhost".to_owned()).await
+                self.over(stream, request, "localhost".to_owned(), within, consume)
+                    .await
             }
             Target::Tcp { host, port, tls } => {
-                let stream = TcpStream::connect((host.as_str(), *port))
-                    .await
-                    .map_err(connect)?;
+                let stream = timeout(within, TcpStream::connect((host.as_str(), *port))).await;
+                let stream = stream.map_err(|_| self.late(within))?.map_err(connect)?;
                 let name = match host.contains(':') {
                     true => format!("[{host}]:{port}"),
                     false => format!("{host}:{port}"),
                 };
                 let Some(config) = tls else {
-                    return self.over(stream, request, name).await;
+                    return self.over(stream, request, name, within, consume).await;
                 };
                 let server = ServerName::try_from(host.clone())
                     .map_err(|_| ClientError::Address(self.to_string()))?;
-                let stream = TlsConnector::from(Arc::clone(config))
-                    .connect(server, stream)
-                    .await
-                    .map_err(connect)?;
-                self.over(stream, request, name).await
+                let connector = TlsConnector::from(Arc::clone(config));
+                let stream = timeout(within, connector.connect(server, stream)).await;
+                let stream = stream.map_err(|_| self.late(within))?.map_err(connect)?;
+                self.over(stream, request, name, within, consume).await
             }
         }
     }
@@ -196,28 +252,22 @@ impl Target {
         stream: S,
         request: Request<Bytes>,
         host: String,
+        within: Duration,
+        consume: impl AsyncFnOnce(Response<Incoming>) -> Result<Response<Bytes>, ClientError>,
     ) -> Result<Response<Bytes>, ClientError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let failed = |reason: String| ClientError::Protocol {
-            target: self.to_string(),
-            reason,
-        };
         let mut request = request.map(Full::new);
-        let host = HeaderValue::try_from(host).map_err(|error| failed(error.to_string()))?;
+        let host = HeaderValue::try_from(host).map_err(|error| self.failed(error))?;
         request.headers_mut().insert(header::HOST, host);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| self.failed(error))?;
         let exchange = async {
-            let answer = sender.send_request(request).await;
-            let (head, body) = answer
-                .map_err(|error| failed(error.to_string()))?
-                .into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| failed(error.to_string()))?.to_bytes();
-            Ok(Response::from_parts(head, body))
+            let answer = timeout(within, sender.send_request(request)).await;
+            let answer = answer.map_err(|_| self.late(within))?;
+            consume(answer.map_err(|error| self.failed(error))?).await
         };
         tokio::pin!(exchange, connection);
         let mut open = true;

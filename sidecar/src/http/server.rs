@@ -298,21 +298,28 @@ where
 
     async fn answer(self, request: Request<Incoming>, conn: Arc<ConnInfo>) -> Reply {
         let limit = self.limits.body;
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let declared = head
             .headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if declared.is_some_and(|length| length > limit as u64) {
+            // A client that asked first sends nothing after this answer.
+            if !head.headers.contains_key(header::EXPECT) {
+                tokio::spawn(discard(body));
+            }
             return too_large(limit);
         }
         let collected = timeout(
             self.limits.body_timeout,
-            Limited::new(body, limit).collect(),
+            Limited::new(&mut body, limit).collect(),
         );
         let body = match collected.await {
             Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return too_large(limit),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                tokio::spawn(discard(body));
+                return too_large(limit);
+            }
             Ok(Err(error)) => {
                 return closing(text(
                     StatusCode::BAD_REQUEST,
@@ -332,6 +339,18 @@ where
 
 const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: text/plain\r\n\
     content-length: 51\r\nconnection: close\r\n\r\ntoo many open connections; close some or try later\n";
+
+/// The longest that is read on after a request was refused for its size, and the longest pause in between.
+const LINGER: Duration = Duration::from_secs(10);
+const LINGER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Takes in what a client still sends that was refused: a connection that is closed with data unread is reset, and
+/// the client may never see why. A piece at a time, so it costs no memory.
+async fn discard(mut body: Incoming) {
+    let rest = async { while let Ok(Some(Ok(_))) = timeout(LINGER_PAUSE, body.frame()).await {} };
+    // A client that goes on for longer is cut off.
+    let _ = timeout(LINGER, rest).await;
+}
 
 fn too_large(limit: usize) -> Reply {
     closing(text(

@@ -133,7 +133,10 @@ async fn a_restored_snapshot_is_unsealed_by_the_same_share() {
     let dir = tempfile::tempdir().unwrap();
     let store = StoreConfig::Dir(dir.path().join("old"));
     let (vault, share) = unsealed(store, Duration::ZERO).await;
-    put(&vault, "k", b"value".to_vec()).await;
+    for value in ["first", "second", "value"] {
+        put(&vault, "k", value.as_bytes().to_vec()).await;
+    }
+    let before = vault.ledger().verify().unwrap();
     let mut file = Vec::new();
     let info = vault.save_snapshot(&mut file).unwrap();
     let cluster = vault.seal_status().unwrap().cluster_id;
@@ -141,7 +144,20 @@ async fn a_restored_snapshot_is_unsealed_by_the_same_share() {
         (&info.cluster_id, info.head),
         (&cluster, vault.ledger().head())
     );
-    assert_eq!(inspect_snapshot(&file[..]).unwrap(), info);
+    let inspected = inspect_snapshot(&file[..]).unwrap();
+    assert_eq!(inspected.info, info);
+    assert_eq!(
+        (inspected.entries, inspected.bytes),
+        (info.head.index, file.len() as u64)
+    );
+    assert_eq!(
+        inspected.records,
+        vault.ledger().verify().unwrap().opened,
+        "every name once"
+    );
+    let compacted = vault.ledger().compact().unwrap();
+    assert!(compacted.redacted >= 2);
+    assert_eq!(inspected.redacted, before.redacted + compacted.redacted);
     let cut = &file[..file.len() - 1];
     assert!(matches!(
         inspect_snapshot(cut),

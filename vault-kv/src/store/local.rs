@@ -360,9 +360,9 @@ fn damaged(id: &FoldId, index: u64, what: &'static str) -> StoreError {
 
 /// An I/O error with what was tried, as in "cannot *what* path".
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |source| StoreError::Io {
+    move |cause| StoreError::Io {
         what,
         path: path.to_path_buf(),
-        source,
+        cause,
     }
 }

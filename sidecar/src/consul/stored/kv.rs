@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, sync::Arc};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::Full;
 use serde::Serialize;
 
 use super::{Change, Opener, Pair, Scope, conflicting, decorate, number, read_blocking};
@@ -112,7 +111,7 @@ fn entry(pair: &Pair) -> Entry<'_> {
 
 /// A value as it is; the headers keep a browser from running it.
 fn raw(value: Bytes) -> Reply {
-    let mut reply = Reply::new(Full::new(value));
+    let mut reply = Reply::new(value.into());
     for (name, value) in [
         (header::CONTENT_TYPE, "text/plain"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

@@ -269,7 +269,7 @@ fn sync_tree(folder: &Path) -> Result<(), StoreError> {
         };
         match synced {
             // sled deletes files of its own that it has outgrown.
-            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            Err(StoreError::Io { cause, .. }) if cause.kind() == ErrorKind::NotFound => {}
             synced => synced?,
         }
     }

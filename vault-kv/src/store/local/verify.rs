@@ -214,7 +214,7 @@ impl Verification {
             }
         }) {
             // A compaction of the running server has replaced it.
-            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(StoreError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(());
             }
             read => read?,

@@ -283,8 +283,8 @@ fn a_full_disk_costs_only_the_changes_that_meet_it() {
         let head = store.head();
         fill();
         match commit(&store, &[Do::Put(1000, vec![1; 100_000])]) {
-            Err(StoreError::Io { source, .. }) => {
-                assert_eq!(source.kind(), io::ErrorKind::StorageFull)
+            Err(StoreError::Io { cause, .. }) => {
+                assert_eq!(cause.kind(), io::ErrorKind::StorageFull)
             }
             other => panic!("the disk is full, but {other:?}"),
         }

@@ -116,7 +116,7 @@ proptest! {
                     let kind = if full { io::ErrorKind::StorageFull } else { io::ErrorKind::ReadOnlyFilesystem };
                     store.shared.log.lock().fault = Some(log::Fault { after, kind });
                     match commit(&store, &[Do::Put(1, b"never".into())]) {
-                        Err(StoreError::Io { source, .. }) => prop_assert_eq!(source.kind(), kind),
+                        Err(StoreError::Io { cause, .. }) => prop_assert_eq!(cause.kind(), kind),
                         other => prop_assert!(false, "the disk failed, but {other:?}"),
                     }
                     store.shared.log.lock().fault = None;
