@@ -3,10 +3,12 @@
 mod agent;
 mod cli;
 mod crash;
+mod host;
 #[cfg(target_os = "linux")]
 mod memory;
 mod netns;
 mod node;
+mod operations;
 mod server;
 
 /// As in the binary.

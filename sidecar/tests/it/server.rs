@@ -3,178 +3,22 @@
 use std::{
     fs,
     io::Write,
-    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    time::{Duration, Instant},
+    path::Path,
+    time::Instant,
 };
 
-use bytes::Bytes;
-use http::{Method, Request};
+use http::Method;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use sidecar::http::client::Target;
 
-use crate::node::{PATIENCE, command, log_lines, next_log};
-
-/// A process that does not outlive the test.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // Gone already, mostly.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A running server.
-struct Server {
-    child: Guard,
-    log: mpsc::Receiver<Value>,
-    vault: String,
-}
-
-/// How a command ended.
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Server {
-    fn start(dir: &Path) -> Server {
-        Self::start_with(dir, "")
-    }
-
-    fn start_with(dir: &Path, more: &str) -> Server {
-        let file = dir.join("server.toml");
-        let text = format!(
-            "node = {{ name = \"s1\", data_dir = {:?}, bind = \"127.0.0.1\" }}\n\
-             ports = {{ gossip = 0, http = 0, dns = 0, vault = 0 }}\n{more}",
-            dir.join("s1")
-        );
-        fs::write(&file, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mesh"))
-            .args(["server", "--config"])
-            .arg(&file)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = log_lines(&mut child);
-        let child = Guard(child);
-        let opened = next_log(&log, "the Vault port is open");
-        let addr = opened["addr"].as_str().unwrap();
-        Server {
-            vault: format!("http://{addr}"),
-            child,
-            log,
-        }
-    }
-
-    /// Waits until it is a node; its gossip and HTTP addresses.
-    fn node(&self) -> (SocketAddr, String) {
-        let started = next_log(&self.log, "agent started");
-        let text = |field: &str| started[field].as_str().unwrap().to_owned();
-        (
-            text("gossip").parse().unwrap(),
-            format!("http://{}", text("http")),
-        )
-    }
-
-    async fn vault(&self, method: Method, path: &str, token: &str, body: Value) -> (u16, Value) {
-        let (status, body) = ask(&self.vault, method, path, token, body.to_string()).await;
-        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
-    }
-
-    /// Makes the store; the shares in hex and the root token.
-    async fn init(&self, shares: u8, threshold: u8) -> (Vec<String>, String) {
-        let body = json!({"secret_shares": shares, "secret_threshold": threshold});
-        let (status, made) = self.vault(Method::PUT, "/v1/sys/init", "", body).await;
-        assert_eq!(status, 200, "{made}");
-        let keys = serde_json::from_value(made["keys"].clone()).unwrap();
-        (keys, made["root_token"].as_str().unwrap().to_owned())
-    }
-
-    async fn seal_status(&self) -> Value {
-        let path = "/v1/sys/seal-status";
-        self.vault(Method::GET, path, "", Value::Null).await.1
-    }
-
-    /// `mesh operator ...` against it, with `input` on stdin.
-    fn operator(&self, args: &[&str], token: &str, input: &str) -> Ran {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
-        command
-            .arg("operator")
-            .args(args)
-            .env_clear()
-            .env("MESH_VAULT_ADDR", &self.vault)
-            .env("MESH_TOKEN", token);
-        run(&mut command, input)
-    }
-
-    fn stop(mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.child.0.id()).unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.0.try_wait().unwrap() {
-                assert_eq!(status.code(), Some(0));
-                return;
-            }
-            assert!(Instant::now() < deadline, "the server does not end");
-            // The next log line, or the end of the log, is what may have changed.
-            let _ = self.log.recv_timeout(Duration::from_millis(50));
-        }
-    }
-}
-
-fn run(command: &mut Command, input: &str) -> Ran {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A command that takes no input may be gone already.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    Ran {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-async fn ask(
-    base: &str,
-    method: Method,
-    path: &str,
-    token: &str,
-    body: impl Into<Bytes>,
-) -> (u16, String) {
-    let mut request = Request::builder().method(method).uri(path);
-    if !token.is_empty() {
-        request = request
-            .header("x-vault-token", token)
-            .header("x-consul-token", token);
-    }
-    let request = request.body(body.into()).unwrap();
-    let target = Target::parse(base, 0, None).unwrap();
-    let answer = target.send(request, PATIENCE).await.unwrap();
-    let (head, body) = answer.into_parts();
-    (
-        head.status.as_u16(),
-        String::from_utf8(body.to_vec()).unwrap(),
-    )
-}
+use crate::{
+    host::{Host, Ran, Server, ask},
+    node::{PATIENCE, next_log},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_server_is_sealed_until_its_share_is_given() {
@@ -286,70 +130,6 @@ async fn two_of_three_shares_open_the_store_and_a_wrong_one_does_not() {
     assert_eq!(give(&keys[1]).code, Some(0));
     assert_eq!(server.operator(&["status"], "", "").code, Some(0));
     server.stop();
-}
-
-/// A server that agents join.
-struct Host<'a> {
-    dir: &'a Path,
-    gossip: SocketAddr,
-    http: String,
-    root: String,
-}
-
-impl Host<'_> {
-    fn join_token(&self, args: &[&str]) -> Ran {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
-        command
-            .arg("join-token")
-            .args(args)
-            .env_clear()
-            .env("MESH_HTTP_ADDR", &self.http)
-            .env("MESH_TOKEN", &self.root);
-        run(&mut command, "")
-    }
-
-    fn new_token(&self, name: &str, ttl: &str) -> PathBuf {
-        let file = self.dir.join(name);
-        let out = file.to_str().unwrap();
-        let made = self.join_token(&["create", "--ttl", ttl, "--publish", "web", "--out", out]);
-        assert_eq!(made.code, Some(0), "{}", made.err);
-        file
-    }
-
-    fn listed(&self) -> Vec<Value> {
-        let list = self.join_token(&["list", "--output", "json"]);
-        assert_eq!(list.code, Some(0), "{}", list.err);
-        serde_json::from_str(&list.out).unwrap()
-    }
-
-    fn agent(&self, name: &str, token: &Path) -> Command {
-        let file = self.dir.join(format!("{name}.toml"));
-        let text = format!(
-            "node = {{ name = {name:?}, data_dir = {:?}, bind = \"127.0.0.1\" }}\n\
-             ports = {{ gossip = 0, http = 0, dns = 0 }}\n\
-             join = {{ seeds = [\"{}\"], token_file = {token:?}, patience = \"1s\" }}\n",
-            self.dir.join(name),
-            self.gossip,
-        );
-        fs::write(&file, text).unwrap();
-        command(&file)
-    }
-
-    /// Starts an agent that is let in, and waits until it runs.
-    fn admitted(&self, name: &str, token: &Path) -> Guard {
-        let mut command = self.agent(name, token);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let log = log_lines(&mut child);
-        let child = Guard(child);
-        next_log(&log, "agent started");
-        child
-    }
-
-    /// Runs an agent that is not let in: its exit code, and what it says.
-    fn refused(&self, name: &str, token: &Path) -> (Option<i32>, String) {
-        let ran = run(&mut self.agent(name, token), "");
-        (ran.code, ran.err)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
