@@ -6,10 +6,15 @@
 use std::{
     fs::{DirBuilder, File},
     io::{self, ErrorKind},
+    ops::Bound,
     os::unix::fs::DirBuilderExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
 };
 
 use bytes::{Buf, BufMut, Bytes};
@@ -35,12 +40,66 @@ const RECORD_FORMAT: u8 = 2;
 const DAMAGED: &str = "damaged";
 
 pub(super) struct Fold {
-    pub(super) folder: PathBuf,
     tree: sled::Db,
     /// What [`Fold::apply`] has reached.
     applied: Mutex<Head>,
     /// It cannot be trusted any more and is to be made anew.
     damaged: AtomicBool,
+    /// Declared behind the tree: dropped when that is closed.
+    pages: Pages,
+}
+
+/// sled notes where its pages are only when it opens, and to do so reads all that was written since it last did. After
+/// many writes this has it done when the store closes, so that the next opening is quick.
+struct Pages {
+    folder: PathBuf,
+    /// Bytes of records since it was opened.
+    written: AtomicU64,
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if *self.written.get_mut() < SLOW_TO_OPEN || thread::panicking() {
+            return;
+        }
+        let noted = wait_until_closed(&self.folder)
+            .map(|()| catch_unwind(|| drop(open_tree(&self.folder))));
+        if !matches!(noted, Ok(Ok(()))) {
+            tracing::warn!(folder = %self.folder.display(), "the next start of the store will take longer");
+        }
+    }
+}
+
+fn open_tree(folder: &Path) -> sled::Result<sled::Db> {
+    sled::Config::new()
+        .path(folder)
+        .cache_capacity(CACHE)
+        .flush_every_ms(None)
+        .open()
+}
+
+/// Records that are read at once.
+const READ_AHEAD: usize = 512;
+/// Bytes of records whose reading at the next opening is noticed.
+const SLOW_TO_OPEN: u64 = 32 << 20;
+
+type Batch = Vec<(FoldId, Result<Folded, Unreadable>)>;
+type KeyRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
+/// All keys of records in `count` ranges. Those of named records spread evenly: they are HMACs.
+fn ranges(count: usize) -> impl Iterator<Item = KeyRange> {
+    let start = move |at: usize| vec![FoldId::NAMED, (256 * at / count) as u8];
+    (0..count).map(move |at| {
+        let from = match at {
+            0 => vec![FoldId::NAMED],
+            at => start(at),
+        };
+        let to = match at + 1 {
+            end if end == count => Bound::Unbounded,
+            end => Bound::Excluded(start(end)),
+        };
+        (Bound::Included(from), to)
+    })
 }
 
 /// A record whose bytes are not what was written.
@@ -73,11 +132,7 @@ impl Fold {
             .map_err(OpenError::Other)?;
         // sled asserts where damage surprises it, and this is where it meets most.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let tree = sled::Config::new()
-                .path(folder)
-                .cache_capacity(CACHE)
-                .flush_every_ms(None)
-                .open()?;
+            let tree = open_tree(folder)?;
             let applied = tree.get(APPLIED)?;
             sled::Result::Ok((tree, applied))
         }));
@@ -90,10 +145,13 @@ impl Fold {
             Err(_) => return Err(OpenError::Damaged("sled gave up while it opened it".into())),
         };
         let fold = Self {
-            folder: folder.to_path_buf(),
             tree,
             applied: Mutex::default(),
             damaged: AtomicBool::new(false),
+            pages: Pages {
+                folder: folder.to_path_buf(),
+                written: AtomicU64::new(0),
+            },
         };
         match applied {
             Some(applied) => match decode_head(&applied) {
@@ -113,6 +171,10 @@ impl Fold {
                 "it does not say which index it has reached".into(),
             )),
         }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.pages.folder
     }
 
     /// The last entry that is in here.
@@ -149,6 +211,9 @@ impl Fold {
                     value.clear();
                     encode_record(id, folded, &mut value);
                     bytes += value.len();
+                    self.pages
+                        .written
+                        .fetch_add(value.len() as u64, Ordering::Relaxed);
                     batch.insert(id.0.as_slice(), value.as_slice());
                 }
                 None => batch.remove(id.0.as_slice()),
@@ -178,7 +243,7 @@ impl Fold {
 
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.tree.flush().map_err(|error| self.failed(&error))?;
-        sync_tree(&self.folder)
+        sync_tree(self.folder())
     }
 
     pub(super) fn get(
@@ -192,19 +257,62 @@ impl Fold {
         Ok(decode_record(id, &bytes).map(Some).ok_or(Unreadable))
     }
 
-    /// Every record, until `visit` fails.
+    /// Every record in no useful order, until `visit` fails. Reading pages takes longest, so as many threads as there
+    /// are processors (four at most) read ranges of keys ahead of it.
     pub(super) fn each(
         &self,
         mut visit: impl FnMut(FoldId, Result<Folded, Unreadable>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        for pair in self.tree.range([FoldId::NAMED]..) {
-            let (key, bytes) = pair.map_err(|error| self.failed(&error))?;
-            let Ok(id) = key.as_ref().try_into().map(FoldId) else {
-                return Err(self.damaged("it holds a key that is none".into()));
+        let threads = thread::available_parallelism().map_or(1, |threads| threads.get().min(4));
+        let (sender, batches) = mpsc::sync_channel(2 * threads);
+        thread::scope(|scope| {
+            for range in ranges(threads) {
+                let sender = sender.clone();
+                scope.spawn(move || self.read_ahead(range, &sender));
+            }
+            drop(sender);
+            // Those who read end when nobody takes what they send.
+            for batch in batches {
+                for (id, folded) in batch? {
+                    visit(id, folded)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends the records of a range of keys, or the first error.
+    fn read_ahead(&self, range: KeyRange, sender: &mpsc::SyncSender<Result<Batch, StoreError>>) {
+        let mut batch = Vec::with_capacity(READ_AHEAD);
+        for pair in self.tree.range::<Vec<u8>, _>(range) {
+            let record = match pair {
+                Ok((key, bytes)) => match key.as_ref().try_into().map(FoldId) {
+                    Ok(id) => Ok((id, decode_record(&id, &bytes).ok_or(Unreadable))),
+                    Err(_) => Err(self.damaged("it holds a key that is none".into())),
+                },
+                Err(error) => Err(self.failed(&error)),
             };
-            visit(id, decode_record(&id, &bytes).ok_or(Unreadable))?;
+            match record {
+                Ok(record) => batch.push(record),
+                Err(error) => {
+                    // Whoever asked may have stopped at an error of its own.
+                    let _ = sender.send(Err(error));
+                    return;
+                }
+            }
+            if batch.len() == READ_AHEAD {
+                let full = std::mem::replace(&mut batch, Vec::with_capacity(READ_AHEAD));
+                if sender.send(Ok(full)).is_err() {
+                    return;
+                }
+            }
         }
-        Ok(())
+        let _ = sender.send(Ok(batch));
+    }
+
+    /// It is dropped to be removed, or opened again at once.
+    pub(super) fn is_done_with(&self) {
+        self.pages.written.store(0, Ordering::Relaxed);
     }
 
     /// Leaves a record whose checksum does not match.
@@ -228,7 +336,7 @@ impl Fold {
     /// Leaves word for the next open.
     fn damaged(&self, what: String) -> StoreError {
         self.damaged.store(true, Ordering::Relaxed);
-        let mark = self.folder.join(DAMAGED);
+        let mark = self.folder().join(DAMAGED);
         if let Err(error) = std::fs::write(&mark, &what) {
             tracing::warn!(%error, file = %mark.display(), "cannot mark the folded view as damaged");
         }

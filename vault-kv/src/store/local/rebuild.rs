@@ -67,6 +67,7 @@ pub(super) fn from_snapshot(
         match load(&fold, &path, genesis, stop) {
             Ok(head) => {
                 fold.reach(&head)?;
+                fold.is_done_with();
                 drop(fold);
                 tracing::info!(snapshot = %path.display(), head = head.index, "the folded view is made anew from a snapshot");
                 return put_in_place(&temporary, folder);
@@ -180,7 +181,8 @@ impl Shared {
         while Arc::strong_count(&old) > 1 {
             std::thread::yield_now();
         }
-        let gone = old.folder.clone();
+        let gone = old.folder().to_path_buf();
+        old.is_done_with();
         drop(old);
         remove(&gone)?;
         sync_folder(&self.dir.join("fold"))
