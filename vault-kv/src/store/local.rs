@@ -12,8 +12,11 @@
 //! there first. The fold is a checkpoint that can be made anew at any time, from the snapshot and the log
 //! behind it or from the log alone, and is when it does not open.
 //!
-//! [Compaction](compact) never takes out of the log what the state needs. So of log, snapshot and fold,
-//! which all have every live value, the log alone is enough.
+//! [Compaction](compact) never takes out of the log what the state needs. So of log and snapshot, which have every
+//! live value, and the fold, which has the small ones and the places of the others, the log alone is enough.
+//!
+//! A value of more than 256 sealed bytes is written to the log once and to nothing else until the next snapshot: a
+//! read of it is one look-up and one `pread` of what is mostly in the page cache.
 
 use std::{
     io::{self, Write},
