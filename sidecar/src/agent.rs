@@ -199,7 +199,11 @@ impl Agent {
         let host = Arc::new(Host::new(mesh.clone(), callers, forward));
         let attach = AttachServer::new(Arc::clone(&host));
         let ready = Arc::new(AtomicBool::new(false));
-        let api = consul.with(extras.routes.merge(listen::health(Arc::clone(&ready))));
+        let api = consul.with(
+            extras
+                .routes
+                .merge(listen::health(Arc::clone(&ready), mesh.clone())),
+        );
         let again = Arc::new(Notify::new());
         let socket = attach.routes().merge(listen::restart(Arc::clone(&again)));
         let bound = listen::open(&config, &api, &socket, &stop, &tasks).await?;

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
+use libmesh::mesh::{Mesh, Problem};
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_rustls::rustls::{
     ServerConfig,
@@ -22,7 +23,7 @@ use super::AgentError;
 use crate::{
     config::{Config, TlsFiles},
     consul::{ConsulApi, MAX_BODY},
-    http::{ConnInfo, Limits, Listener, Remote, Routes, bind_unix, serve, text},
+    http::{ConnInfo, Limits, Listener, Remote, Routes, bind_unix, json, serve, text},
 };
 
 /// The socket is open to every local user: who may do what is decided by the peer's uid or attach token.
@@ -116,10 +117,14 @@ pub fn tls_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, AgentError> {
     Ok(Arc::new(config))
 }
 
-/// `/health/live` and `/health/ready`.
-pub fn health(ready: Arc<AtomicBool>) -> Routes {
+/// `/health/live` and `/health/ready`; and what the node knows to be wrong with itself.
+pub fn health(ready: Arc<AtomicBool>, mesh: Mesh) -> Routes {
     Routes::new()
         .get("/health/live", |_| async { text(StatusCode::OK, "live\n") })
+        .get("/v1/mesh/problems", move |_| {
+            let problems: Vec<String> = mesh.problems().iter().map(Problem::to_string).collect();
+            async move { json(StatusCode::OK, &problems) }
+        })
         .get("/health/ready", move |_| {
             let ready = ready.load(Ordering::Acquire);
             async move {

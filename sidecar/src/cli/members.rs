@@ -37,6 +37,13 @@ impl Command {
             .get("cannot list members", "/v1/agent/members")
             .await?;
         members.sort_by(|a, b| a.name.cmp(&b.name));
+        // An agent of an older version knows no such question.
+        let problems = client
+            .get::<Vec<String>>("cannot list problems", "/v1/mesh/problems")
+            .await;
+        for problem in problems.unwrap_or_default() {
+            eprintln!("warning: {problem}");
+        }
         let rows = members.iter().map(|member| {
             vec![
                 member.name.clone(),

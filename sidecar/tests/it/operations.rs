@@ -9,6 +9,7 @@ use std::{
 };
 
 use http::Method;
+use libmesh::member::Keyring;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -180,4 +181,24 @@ async fn an_agent_that_restarts_on_term_is_awaited() {
     assert_eq!(count(&watcher.get(INSTANCES).await), 1);
     agent.signal(Signal::SIGTERM);
     assert_eq!(agent.wait(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_an_agent_is_said_with_its_members() {
+    let mesh = Mesh::new();
+    let (watcher, config) = two(&mesh, "leave").await;
+    let keyring = mesh.path("n2").join("node").join("keyring");
+    fs::write(&keyring, &*Keyring::generate().unwrap().to_bytes()).unwrap();
+    assert_eq!(watcher.get("/v1/mesh/problems").await, json!([]));
+    let agent = Agent::start(&config);
+    agent
+        .until("/v1/mesh/problems", |found| count(found) == 1)
+        .await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
+    command.arg("members").env_clear();
+    command.env("MESH_HTTP_ADDR", agent.http.to_string());
+    let listed = run(&mut command, "");
+    assert_eq!(listed.code, Some(0));
+    assert!(listed.err.contains("another mesh"), "{}", listed.err);
+    drop(watcher);
 }
