@@ -23,6 +23,7 @@ const CUT: Duration = Duration::from_secs(40);
 
 /// Measures.
 pub fn run(_: &Options) -> Result<Vec<Row>> {
+    end_on_signals()?;
     let lab = match Lab::new(HOSTS) {
         Ok(lab) => lab,
         Err(why) => {
@@ -33,7 +34,6 @@ pub fn run(_: &Options) -> Result<Vec<Row>> {
             ]);
         }
     };
-    end_on_signals()?;
     let mut fleet = Fleet::new()?;
     for host in 0..lab.len() {
         fleet.start_in(&name(host), lab.address(host), &lab.on(host))?;

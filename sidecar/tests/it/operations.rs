@@ -84,7 +84,10 @@ async fn the_gossip_key_is_rotated_at_the_command_line() {
     );
 
     assert_eq!(keys(&rows(&keyring(&["use", &new])))[0], new);
-    assert_eq!(keys(&rows(&keyring(&["remove", &old[0]]))), [new.clone()]);
+    assert_eq!(
+        keys(&rows(&keyring(&["remove", &old[0]]))),
+        std::slice::from_ref(&new)
+    );
 
     // Only a server is asked; and what was done is in its ledger, for a server that starts again.
     let history = server.operator(&["history", "--last", "3", "--output", "json"], &root, "");
