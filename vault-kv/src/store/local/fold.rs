@@ -28,8 +28,6 @@ use super::{
 
 /// Of sled, at most. A store whose keys do not fit reads pages from the disk for every write of the fold.
 const CACHE: u64 = 256 << 20;
-/// Bytes of one batch given to sled.
-const BATCH: usize = 1 << 20;
 /// The key of the head that the fold has reached.
 const APPLIED: [u8; 1] = [0];
 /// Format of the head that was reached.
@@ -202,33 +200,23 @@ impl Fold {
         &self,
         records: impl IntoIterator<Item = (&'a FoldId, Option<&'a Folded>)>,
     ) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        let mut bytes = 0;
+        // One by one: what sled has replaced is freed as its calls come and go, and a batch is one call. With batches a
+        // million records left gigabytes behind.
         let mut value = Vec::new();
         for (id, folded) in records {
-            match folded {
+            let replaced = match folded {
                 Some(folded) => {
                     value.clear();
                     encode_record(id, folded, &mut value);
-                    bytes += value.len();
-                    self.pages
-                        .written
-                        .fetch_add(value.len() as u64, Ordering::Relaxed);
-                    batch.insert(id.0.as_slice(), value.as_slice());
+                    let written = value.len() as u64;
+                    self.pages.written.fetch_add(written, Ordering::Relaxed);
+                    self.tree.insert(id.0, value.as_slice())
                 }
-                None => batch.remove(id.0.as_slice()),
-            }
-            bytes += id.0.len();
-            if bytes >= BATCH {
-                self.tree
-                    .apply_batch(std::mem::take(&mut batch))
-                    .map_err(|error| self.failed(&error))?;
-                bytes = 0;
-            }
+                None => self.tree.remove(id.0),
+            };
+            replaced.map_err(|error| self.failed(&error))?;
         }
-        self.tree
-            .apply_batch(batch)
-            .map_err(|error| self.failed(&error))
+        Ok(())
     }
 
     /// What was written is the state after `head`; durable when this returns.
