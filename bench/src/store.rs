@@ -78,6 +78,7 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     if !options.quick {
         sustained(&runtime, folder.path(), options, &mut rows)?;
         recovery(&runtime, folder.path(), &mut rows)?;
+        space(&runtime, folder.path(), &mut rows)?;
     }
     Ok(rows)
 }
@@ -286,6 +287,33 @@ fn recovery(runtime: &Runtime, folder: &Path, rows: &mut Vec<Row>) -> Result<()>
             .note(format!("{} MB", bytes >> 20)),
     );
     Ok(())
+}
+
+/// What a million keys take that were written five times, before and after what was overwritten is taken out.
+fn space(runtime: &Runtime, folder: &Path, rows: &mut Vec<Row>) -> Result<()> {
+    let dir = folder.join("overwritten");
+    close(new(runtime, &dir)?, &dir)?;
+    let mut config = config(&dir);
+    config.history_retention = Duration::ZERO;
+    let vault = Vault::open(config)?;
+    runtime.block_on(vault.unseal_static())?;
+    for _ in 0..5 {
+        fill(runtime, &vault, 0..ENTRIES)?;
+    }
+    let compacted = vault.ledger().compact()?;
+    let megabytes = |bytes: u64| (bytes >> 20) as f64;
+    let name = |when: &str| format!("1 M keys written five times: {when}");
+    rows.push(Row::new(
+        name("space"),
+        megabytes(compacted.bytes_before),
+        "MB",
+    ));
+    rows.push(Row::new(
+        name("space, compacted"),
+        megabytes(compacted.bytes_after),
+        "MB",
+    ));
+    close(vault, &dir)
 }
 
 fn fill(runtime: &Runtime, vault: &Vault, entries: std::ops::Range<u64>) -> Result<()> {
