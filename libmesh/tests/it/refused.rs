@@ -18,7 +18,7 @@ use libmesh::{
 };
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, until};
+use crate::cluster::{Cluster, SOON, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -79,7 +79,13 @@ async fn a_gossip_keyring_of_another_mesh() {
     let mut config = kept(&cluster, "a", directory.path());
     config.seeds = vec![other.addr().into()];
     let node = Mesh::start(config).await.unwrap();
-    until("the node notices", || !node.problems().is_empty()).await;
+    let found = async {
+        while node.problems().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let found = tokio::time::timeout(4 * SOON, found).await;
+    found.expect("the node does not notice that its keyring does not fit");
     let problem = node.problems().remove(0);
     assert_eq!(
         problem,
