@@ -201,6 +201,7 @@ impl Db {
 pub(crate) fn failure(error: Error) -> ApiError {
     match error {
         Error::Sealed => ApiError::Sealed,
+        Error::TooLarge(_) => ApiError::TooLarge,
         other => ApiError::Internal(format!("the store failed: {other}")),
     }
 }

@@ -9,8 +9,9 @@ use super::{Capabilities, Capability, Parameters, Rule};
 
 /// Longest document, in bytes.
 const MAX_SOURCE: usize = 512 * 1024;
-/// Deepest nesting of brackets; the HCL parser recurses.
-const MAX_DEPTH: usize = 32;
+/// Deepest nesting of brackets. A policy needs five. The HCL parser recurses, and reads what may be a key or a value
+/// twice: each level doubles the time, and thirty take hours.
+const MAX_DEPTH: usize = 8;
 
 /// Keys of a path stanza that are accepted for compatibility and have no effect here.
 const IGNORED: [&str; 5] = [
@@ -52,7 +53,9 @@ fn shallow(source: &str) -> Result<(), String> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            return Err("brackets are nested deeper than 32 levels".into());
+            return Err(format!(
+                "brackets are nested deeper than {MAX_DEPTH} levels"
+            ));
         }
     }
     Ok(())

@@ -132,6 +132,10 @@ fn deep_nesting_is_refused_before_the_parser() {
         "]".repeat(100_000)
     );
     assert!(Policy::parse(PolicyName::parse("p").unwrap(), &deep).is_err());
+    // Objects whose keys may be expressions: the parser would take hours for these thirty.
+    let doubled = format!("a = {}", "b/{".repeat(30));
+    let error = Policy::parse(PolicyName::parse("p").unwrap(), &doubled).unwrap_err();
+    assert!(format!("{error:?}").contains("deeper than 8"), "{error:?}");
 }
 
 #[test]
