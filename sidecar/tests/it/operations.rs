@@ -144,12 +144,18 @@ async fn two(mesh: &Mesh, on_term: &str) -> (Agent, PathBuf) {
     (watcher, config)
 }
 
+/// Starts the agent with the service, and waits until the other shows it.
+async fn seen(watcher: &Agent, config: &Path) -> Agent {
+    let agent = Agent::start(config);
+    watcher.until(INSTANCES, |found| count(found) == 1).await;
+    agent
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_restarts_in_place_and_its_services_stay_in_all_answers() {
     let mesh = Mesh::new();
     let (watcher, config) = two(&mesh, "leave").await;
-    let agent = Agent::start(&config);
-    watcher.until(INSTANCES, |found| count(found) == 1).await;
+    let agent = seen(&watcher, &config).await;
     let (status, _) = agent.ask(Method::POST, "/v1/mesh/restart", "").await;
     assert_ne!(status, 202, "over HTTP nobody restarts an agent");
 
@@ -174,8 +180,7 @@ async fn an_agent_restarts_in_place_and_its_services_stay_in_all_answers() {
 async fn an_agent_that_restarts_on_term_is_awaited() {
     let mesh = Mesh::new();
     let (watcher, config) = two(&mesh, "restart").await;
-    let agent = Agent::start(&config);
-    watcher.until(INSTANCES, |found| count(found) == 1).await;
+    let agent = seen(&watcher, &config).await;
     agent.signal(Signal::SIGTERM);
     assert_eq!(agent.wait(), Some(0));
     let found = watcher.get(INSTANCES).await;

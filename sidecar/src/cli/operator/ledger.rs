@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use super::{facts, hex};
 use crate::cli::{Failure, Global, output};
 
-/// The longest wait for a compaction. It goes on in the server when nobody waits any more.
-const COMPACTION: Duration = Duration::from_secs(6 * 3600);
+/// The longest wait for what goes through the whole ledger. It goes on in the server when nobody waits any more.
+const WHOLE_LEDGER: Duration = Duration::from_secs(6 * 3600);
 
 /// Which ledger.
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ impl Verify {
         let report: Value = match self.dir {
             Some(dir) => offline(&dir),
             None => {
-                let client = global.addresses.vault()?.patient(COMPACTION);
+                let client = global.addresses.vault()?.patient(WHOLE_LEDGER);
                 let what = "cannot verify the ledger";
                 client.get(what, "/v1/mesh/ledger/verify").await?
             }
@@ -113,7 +113,7 @@ struct Compacted {
 /// Runs `mesh operator compact`.
 pub async fn compact(global: &Global) -> Result<(), Failure> {
     let what = "cannot compact the store";
-    let client = global.addresses.vault()?.patient(COMPACTION);
+    let client = global.addresses.vault()?.patient(WHOLE_LEDGER);
     let path = "/v1/mesh/ledger/compact";
     let answer = client.call(what, Method::PUT, path, None).await?;
     let Compacted {
