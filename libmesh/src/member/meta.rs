@@ -164,6 +164,8 @@ pub(crate) struct Notes {
     /// The core's clock.
     pub(crate) now: Duration,
     known: BTreeMap<NodeId, Note>,
+    /// What members say of themselves, by its mark: most of a pool say the same.
+    said: BTreeMap<u64, Arc<NodeMeta>>,
     /// Whose meta changed since it was last asked.
     changed: BTreeSet<NodeId>,
 }
@@ -191,6 +193,7 @@ impl Notes {
             pool,
             now: Duration::ZERO,
             known: BTreeMap::from([(own, note)]),
+            said: BTreeMap::new(),
             changed: BTreeSet::new(),
         }
     }
@@ -238,8 +241,19 @@ impl Notes {
         if let Some(meta) = &extra.meta
             && note.meta.as_ref() != Some(meta)
         {
-            note.meta = Some(Arc::clone(meta));
+            let before = (note.mark, note.meta.take());
             note.mark = mark(meta);
+            let same = self.said.get(&note.mark).filter(|said| *said == meta);
+            note.meta = Some(Arc::clone(same.unwrap_or(meta)));
+            if same.is_none() {
+                self.said.insert(note.mark, Arc::clone(meta));
+            }
+            // One that says something else with every packet must not fill this.
+            if let (mark, Some(before)) = before
+                && Arc::strong_count(&before) == 2
+            {
+                self.said.remove(&mark);
+            }
             self.changed.insert(id.node);
         }
         let incarnation = record.member.incarnation();
@@ -256,6 +270,7 @@ impl Notes {
         let own = self.own;
         self.known
             .retain(|node, _| *node == own || is_member(*node));
+        self.said.retain(|_, meta| Arc::strong_count(meta) > 1);
     }
 
     /// What goes with news of a member.
@@ -340,6 +355,37 @@ mod tests {
             Extra::decode(&bytes[..cut]);
         }
         assert_eq!(Extra::decode(&[POOL, 2, 0xff, 0xfe]), Extra::default());
+    }
+
+    #[test]
+    fn what_members_say_alike_is_kept_once() {
+        let mut notes = Notes::new(NodeId([0; 16]), "dc1".into(), None);
+        let mut says = |node: u8, generation, zone: &str| {
+            let id = Identity {
+                node: NodeId([node; 16]),
+                addr: "192.0.2.2:1".parse().unwrap(),
+                generation,
+            };
+            let meta = NodeMeta {
+                zone: zone.into(),
+                ..NodeMeta::default()
+            };
+            notes.learn(&Record {
+                member: Member::new(id, 0, State::Alive),
+                extra: Extra {
+                    meta: Some(Arc::new(meta)),
+                    ..Extra::default()
+                },
+            });
+        };
+        (1..=9).for_each(|node| says(node, 1, "a"));
+        ["x", "y", "b"].map(|zone| says(9, 1, zone));
+        assert_eq!(notes.said.len(), 2);
+        let said = |node| notes.meta(NodeId([node; 16])).unwrap();
+        assert!(Arc::ptr_eq(&said(1), &said(8)));
+        assert_eq!(&*said(9).zone, "b");
+        notes.retain(|node| node != NodeId([9; 16]));
+        assert_eq!(notes.said.len(), 1, "nobody says b any more");
     }
 
     #[test]
