@@ -35,16 +35,18 @@ mod keeper;
 mod prepare;
 #[cfg(test)]
 mod tests;
+mod transact;
 mod waiters;
 mod writer;
 
 use keeper::Keeper;
 use prepare::Prepared;
-use waiters::Waiters;
-use writer::Job;
+pub(crate) use transact::View;
+use waiters::{Waiter, Waiters};
 #[cfg(test)]
 pub(crate) use writer::entry_after;
 pub(crate) use writer::first_entry;
+use writer::{Job, Work};
 
 /// The path that a meta is sealed for; no record has it.
 pub(crate) const META: &[u8] = b"\0ledger/meta";
@@ -98,6 +100,9 @@ pub enum Error {
     /// A record that the change expects has changed meanwhile.
     #[error("the record was changed meanwhile")]
     CasMismatch,
+    /// No session of this id takes keys.
+    #[error("invalid session {0:?}")]
+    NoSession(String),
     /// A value is larger than the store takes.
     #[error("a value of {0} bytes is too large; the store takes at most {MAX_VALUE}")]
     TooLarge(usize),
@@ -121,7 +126,7 @@ impl From<StoreError> for Error {
 #[derive(Clone)]
 pub(crate) struct Core {
     shared: Arc<Shared>,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Work>,
 }
 
 struct Shared {
@@ -211,32 +216,7 @@ impl Core {
 
     /// The value of a record with its ledger indexes.
     pub(crate) fn read(&self, path: &str) -> Result<Option<Value>, Error> {
-        let barrier = self.barrier()?;
-        let key = barrier.fold_key(path);
-        let Some(mut record) = self.shared.store.get(&key)? else {
-            return Ok(None);
-        };
-        let value = std::mem::take(&mut record.value);
-        let bytes = match barrier.open(path.as_bytes(), value) {
-            Ok(bytes) => bytes,
-            Err(_) => {
-                record = self.repaired(&key, record.modified)?;
-                let value = std::mem::take(&mut record.value);
-                let opened = barrier.open(path.as_bytes(), value);
-                opened.map_err(|_| unopenable(&key, record.modified))?
-            }
-        };
-        Ok(Some(Value {
-            bytes,
-            created: record.created,
-            modified: record.modified,
-        }))
-    }
-
-    /// What the log says of a record that did not open.
-    fn repaired(&self, key: &FoldKey, modified: u64) -> Result<Record, Error> {
-        let repaired = self.shared.store.repair(key)?;
-        repaired.ok_or_else(|| unopenable(key, modified))
+        self.shared.read(path)
     }
 
     /// The ledger index of a record's last change; `None` if there is no such record.
@@ -261,12 +241,7 @@ impl Core {
 
     /// Every full name that starts with `prefix`, in order.
     pub(crate) fn scan(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        self.with_names(|names| {
-            names
-                .under(prefix)
-                .map(|(name, _)| name.to_owned())
-                .collect()
-        })
+        self.shared.scan(prefix)
     }
 
     /// The ledger index of the last change to `path`, its deletion included.
@@ -282,49 +257,46 @@ impl Core {
     /// Waits until `path` was changed after `index`; the new index.
     pub(crate) async fn wait(&self, path: &str, index: u64) -> Result<u64, Error> {
         let waiter = self.shared.waiters.on_name(path);
-        loop {
-            let notified = waiter.notified();
-            let now = self.changed(path)?;
-            if now > index {
-                return Ok(now);
-            }
-            notified.await;
-        }
+        let look = || self.changed(path);
+        self.wait_at(&waiter, look, index).await
     }
 
     /// Waits until something below `prefix` was changed after `index`; the new index.
     pub(crate) async fn wait_under(&self, prefix: &str, index: u64) -> Result<u64, Error> {
         let waiter = self.shared.waiters.on_prefix(prefix);
-        loop {
-            let notified = waiter.notified();
-            let now = self.changed_under(prefix)?;
-            if now > index {
-                return Ok(now);
-            }
+        let look = || self.changed_under(prefix);
+        self.wait_at(&waiter, look, index).await
+    }
+
+    /// Looks once; whoever is woken is told the index: a thousand do not look at the same names.
+    async fn wait_at(
+        &self,
+        waiter: &Waiter,
+        look: impl Fn() -> Result<u64, Error>,
+        index: u64,
+    ) -> Result<u64, Error> {
+        let mut notified = waiter.notified();
+        let looked = look()?;
+        let mut now = looked;
+        while now <= index {
             notified.await;
+            notified = waiter.notified();
+            self.with_names(|_| ())?;
+            now = looked.max(waiter.changed());
         }
+        Ok(now)
     }
 
     /// Makes a change durable; the index of its entry.
     ///
     /// # Errors
     /// When nothing of it happened: sealed, an expectation that does not hold, storage failed.
-    pub(crate) async fn commit(&self, mut change: Change) -> Result<u64, Error> {
-        for op in &change.ops {
-            if let Op::Put { value, .. } = op
-                && value.len() > MAX_VALUE
-            {
-                return Err(Error::TooLarge(value.len()));
-            }
-        }
-        if change.meta.time == 0 {
-            change.meta.time = now_micros();
-        }
+    pub(crate) async fn commit(&self, change: Change) -> Result<u64, Error> {
         // Sealed here, so that the writer has nothing to do that takes long.
-        let change = Prepared::new(&*self.barrier()?, change);
+        let change = self.shared.prepare(change)?;
         let (reply, answer) = oneshot::channel();
         self.jobs
-            .send(Job { change, reply })
+            .send(Work::Job(Job { change, reply }))
             .map_err(|_| Error::Sealed)?;
         answer.await.map_err(|_| Error::Sealed)?
     }
@@ -341,9 +313,7 @@ impl Core {
 
     /// The keys, while unsealed.
     pub(crate) fn barrier(&self) -> Result<Arc<Barrier>, Error> {
-        let state = self.shared.state.read();
-        let unsealed = state.as_ref().ok_or(Error::Sealed)?;
-        Ok(Arc::clone(&unsealed.barrier))
+        self.shared.barrier()
     }
 
     /// Seals with these keys from here on. The ledger has them already.
@@ -354,9 +324,75 @@ impl Core {
     }
 
     fn with_names<T>(&self, read: impl FnOnce(&NameIndex) -> T) -> Result<T, Error> {
-        let state = self.shared.state.read();
+        self.shared.with_names(read)
+    }
+}
+
+impl Shared {
+    fn barrier(&self) -> Result<Arc<Barrier>, Error> {
+        let state = self.state.read();
+        let unsealed = state.as_ref().ok_or(Error::Sealed)?;
+        Ok(Arc::clone(&unsealed.barrier))
+    }
+
+    fn with_names<T>(&self, read: impl FnOnce(&NameIndex) -> T) -> Result<T, Error> {
+        let state = self.state.read();
         let unsealed = state.as_ref().ok_or(Error::Sealed)?;
         Ok(read(&unsealed.names))
+    }
+
+    fn scan(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.with_names(|names| {
+            names
+                .under(prefix)
+                .map(|(name, _)| name.to_owned())
+                .collect()
+        })
+    }
+
+    /// The value of a record with its ledger indexes.
+    fn read(&self, path: &str) -> Result<Option<Value>, Error> {
+        let barrier = self.barrier()?;
+        let key = barrier.fold_key(path);
+        let Some(mut record) = self.store.get(&key)? else {
+            return Ok(None);
+        };
+        let value = std::mem::take(&mut record.value);
+        let bytes = match barrier.open(path.as_bytes(), value) {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                record = self.repaired(&key, record.modified)?;
+                let value = std::mem::take(&mut record.value);
+                let opened = barrier.open(path.as_bytes(), value);
+                opened.map_err(|_| unopenable(&key, record.modified))?
+            }
+        };
+        Ok(Some(Value {
+            bytes,
+            created: record.created,
+            modified: record.modified,
+        }))
+    }
+
+    /// What the log says of a record that did not open.
+    fn repaired(&self, key: &FoldKey, modified: u64) -> Result<Record, Error> {
+        let repaired = self.store.repair(key)?;
+        repaired.ok_or_else(|| unopenable(key, modified))
+    }
+
+    /// Checks and seals a change.
+    fn prepare(&self, mut change: Change) -> Result<Prepared, Error> {
+        for op in &change.ops {
+            if let Op::Put { value, .. } = op
+                && value.len() > MAX_VALUE
+            {
+                return Err(Error::TooLarge(value.len()));
+            }
+        }
+        if change.meta.time == 0 {
+            change.meta.time = now_micros();
+        }
+        Ok(Prepared::new(&*self.barrier()?, change))
     }
 }
 

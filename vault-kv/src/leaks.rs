@@ -14,7 +14,7 @@ use crate::{
     ca::{Ca, Signer},
     core::{Change, Core, Op},
     http::reply::{Answer, AuthInfo},
-    kv::{Kv, KvPair},
+    kv::{Applied, Kv, KvOp, KvPair},
     request::{Caller, ClientToken, Data, Remote, Request, Via},
     seal::{progress::Progress, static_key},
     token::Tokens,
@@ -35,6 +35,7 @@ macro_rules! without_debug {
 
 without_debug!(
     Answer,
+    Applied,
     Api,
     AuthInfo,
     Barrier,
@@ -45,6 +46,7 @@ without_debug!(
     Data,
     InitOutcome,
     Kv,
+    KvOp,
     KvPair,
     Op,
     Open,

@@ -37,7 +37,10 @@ pub use crate::core::{Error, Meta};
 pub use audit::{AuditError, AuditSink};
 pub use ca::{Ca, CaError, IssuedCert, Profile};
 pub use http::{Access, Attended, AuthorizeError};
-pub use kv::{Kv, KvPair};
+pub use kv::{
+    Applied, Behavior, Kv, KvOp, KvPair, KvWatch, NotApplied, Refusal, Refused, Session,
+    SessionOptions, Sessions,
+};
 pub use ledger::{HistoryItem, Ledger, LedgerWatch, Verified, verify};
 pub use policy::Capability;
 pub use request::{Caller, Remote, Via};

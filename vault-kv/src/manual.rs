@@ -21,7 +21,7 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 //!
-//! [`Vault::kv`](crate::Vault::kv) is the typed way to plain keys, [`Vault::ca`](crate::Vault::ca) to certificates, [`Vault::ledger`](crate::Vault::ledger) to the history;
+//! [`Vault::kv`](crate::Vault::kv) is the typed way to plain keys ([`keys`] has transactions, locks and watches), [`Vault::ca`](crate::Vault::ca) to certificates, [`Vault::ledger`](crate::Vault::ledger) to the history;
 //! [`Vault::handle`](crate::Vault::handle) is the whole Vault interface (tokens, policies, versioned secrets) as a function from request
 //! to response, for programs that have an HTTP server, or want none. The example `sealed` of this crate shows both.
 //!
@@ -96,6 +96,9 @@
 //! Locked memory needs `RLIMIT_MEMLOCK` (`LimitMEMLOCK=` in systemd): a page a key, some tens of pages in all. Without
 //! it the store says so once and goes on. [`harden_process`](crate::harden_process) keeps the process out of core
 //! dumps, and away from debuggers of the same user.
+
+#[doc = include_str!("manual/keys.md")]
+pub mod keys {}
 
 #[doc = include_str!("manual/storage.md")]
 pub mod storage {}

@@ -18,7 +18,10 @@ use crate::{
     core::{Core, Error, first_entry, now_micros},
     db::{Batch, By},
     http::ApiError,
-    kv::Kv,
+    kv::{
+        Kv,
+        timers::{self, Timers},
+    },
     ledger::Ledger,
     rotation::Rotation,
     seal::{
@@ -234,10 +237,13 @@ pub(crate) struct Open {
     pub(crate) rotation: Arc<Rotation>,
     /// What share holders are doing together.
     pub(crate) attempts: Mutex<Attempts>,
+    /// What ends by itself.
+    pub(crate) timers: Arc<Timers>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.timers.close();
         self.core.seal();
     }
 }
@@ -390,6 +396,7 @@ impl Vault {
         let open = self.inner.open.write().take();
         if let Some(open) = open {
             // Requests under way may hold on to it; the core refuses them from here on.
+            open.timers.close();
             open.core.seal();
             *open.attempts.lock() = Attempts::default();
             self.keep_head(true);
@@ -510,7 +517,10 @@ impl Vault {
     }
 
     fn publish(&self, open: Open) {
-        *self.inner.open.write() = Some(Arc::new(open));
+        let open = Arc::new(open);
+        let timers = Arc::clone(&open.timers);
+        tokio::spawn(timers::run(timers, Arc::downgrade(&open)));
+        *self.inner.open.write() = Some(open);
         if let Some(behind) = self.clock_behind() {
             tracing::warn!(
                 seconds = behind.as_secs(),
@@ -543,12 +553,15 @@ impl Open {
         let audit = Arc::clone(&vault.inner.audit);
         let ledger = Arc::new(LedgerOf::new(vault));
         let (api, rotation) = Api::load(core.clone(), audit, ledger).map_err(interface)?;
+        let timers = Arc::new(Timers::default());
+        timers.load(&core)?;
         Ok(Self {
             core,
             api,
             signer: OnceLock::new(),
             rotation,
             attempts: Mutex::default(),
+            timers,
         })
     }
 }

@@ -1,12 +1,18 @@
 //! Who waits for what. A change wakes those who wait for its name or for a prefix of it, and nobody else.
 
-use std::{collections::BTreeMap, ops::Deref, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 /// Waiters by name and by prefix. Costs one map entry per name or prefix waited for, shared by all who
-/// wait for the same.
+/// wait for the same; a change is looked up once, and once for each length that a prefix waited for has.
 #[derive(Default)]
 pub(super) struct Waiters {
     places: Arc<Mutex<Places>>,
@@ -14,8 +20,17 @@ pub(super) struct Waiters {
 
 #[derive(Default)]
 struct Places {
-    names: BTreeMap<Box<str>, Arc<Notify>>,
-    prefixes: BTreeMap<Box<str>, Arc<Notify>>,
+    names: BTreeMap<Box<str>, Arc<Place>>,
+    prefixes: BTreeMap<Box<str>, Arc<Place>>,
+    /// How many prefixes have a length.
+    lengths: BTreeMap<usize, usize>,
+}
+
+#[derive(Default)]
+struct Place {
+    notify: Notify,
+    /// Index of the last change since somebody waits here: those who are woken need not look for it.
+    changed: AtomicU64,
 }
 
 /// A place to wait at; it is given up on drop.
@@ -23,7 +38,7 @@ pub(super) struct Waiter {
     places: Arc<Mutex<Places>>,
     key: Box<str>,
     prefix: bool,
-    notify: Arc<Notify>,
+    place: Arc<Place>,
 }
 
 impl Waiters {
@@ -36,33 +51,31 @@ impl Waiters {
     }
 
     fn on(&self, key: &str, prefix: bool) -> Waiter {
-        let mut places = self.places.lock();
-        let notify = Arc::clone(places.map(prefix).entry(key.into()).or_default());
-        drop(places);
+        let place = self.places.lock().take(key, prefix);
         Waiter {
             places: Arc::clone(&self.places),
             key: key.into(),
             prefix,
-            notify,
+            place,
         }
     }
 
-    /// Wakes those whom changes of `names` concern.
-    pub(super) fn wake<'a>(&self, names: impl Iterator<Item = &'a str>) {
+    /// Wakes those whom changes of names, at these indexes, concern.
+    pub(super) fn wake<'a>(&self, changes: impl Iterator<Item = (&'a str, u64)>) {
         let places = self.places.lock();
         if places.names.is_empty() && places.prefixes.is_empty() {
             return;
         }
-        for name in names {
-            if let Some(notify) = places.names.get(name) {
-                notify.notify_waiters();
+        for (name, index) in changes {
+            if let Some(place) = places.names.get(name) {
+                place.wake(index);
             }
-            if places.prefixes.is_empty() {
-                continue;
-            }
-            for end in (0..=name.len()).filter(|end| name.is_char_boundary(*end)) {
-                if let Some(notify) = places.prefixes.get(&name[..end]) {
-                    notify.notify_waiters();
+            for length in places.lengths.keys() {
+                // None: beyond its end, or within a letter.
+                if let Some(prefix) = name.get(..*length)
+                    && let Some(place) = places.prefixes.get(prefix)
+                {
+                    place.wake(index);
                 }
             }
         }
@@ -71,27 +84,59 @@ impl Waiters {
     /// Wakes everybody.
     pub(super) fn wake_all(&self) {
         let places = self.places.lock();
-        for notify in places.names.values().chain(places.prefixes.values()) {
-            notify.notify_waiters();
+        for place in places.names.values().chain(places.prefixes.values()) {
+            place.notify.notify_waiters();
         }
+    }
+}
+
+impl Place {
+    fn wake(&self, index: u64) {
+        self.changed.fetch_max(index, Ordering::Release);
+        self.notify.notify_waiters();
     }
 }
 
 impl Places {
-    fn map(&mut self, prefix: bool) -> &mut BTreeMap<Box<str>, Arc<Notify>> {
+    fn take(&mut self, key: &str, prefix: bool) -> Arc<Place> {
+        let map = match prefix {
+            true => &mut self.prefixes,
+            false => &mut self.names,
+        };
+        if let Some(place) = map.get(key) {
+            return Arc::clone(place);
+        }
+        let place = Arc::default();
+        map.insert(key.into(), Arc::clone(&place));
         if prefix {
-            &mut self.prefixes
-        } else {
-            &mut self.names
+            *self.lengths.entry(key.len()).or_default() += 1;
+        }
+        place
+    }
+
+    fn give_up(&mut self, key: &str, prefix: bool) {
+        if !prefix {
+            self.names.remove(key);
+        } else if self.prefixes.remove(key).is_some()
+            && let Some(count) = self.lengths.get_mut(&key.len())
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&key.len());
+            }
         }
     }
 }
 
-impl Deref for Waiter {
-    type Target = Notify;
+impl Waiter {
+    /// Ends with the next change after this call, or when all are woken.
+    pub(super) fn notified(&self) -> Notified<'_> {
+        self.place.notify.notified()
+    }
 
-    fn deref(&self) -> &Notify {
-        &self.notify
+    /// Index of the last change that this place was woken for; 0: of none.
+    pub(super) fn changed(&self) -> u64 {
+        self.place.changed.load(Ordering::Acquire)
     }
 }
 
@@ -99,8 +144,34 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         let mut places = self.places.lock();
         // The map's and this one: nobody else waits here.
-        if Arc::strong_count(&self.notify) == 2 {
-            places.map(self.prefix).remove(&self.key);
+        if Arc::strong_count(&self.place) == 2 {
+            places.give_up(&self.key, self.prefix);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_reaches_its_name_and_its_prefixes() {
+        let waiters = Waiters::default();
+        let name = waiters.on_name("a/bé");
+        let [root, folder, letter] = ["", "a/", "a/bé"].map(|prefix| waiters.on_prefix(prefix));
+        let others = ["b", "a/bc", "a/bé/"].map(|prefix| waiters.on_prefix(prefix));
+        waiters.wake([("a/bé", 7), ("a", 5)].into_iter());
+        for woken in [&name, &root, &folder, &letter] {
+            assert_eq!(woken.changed(), 7);
+        }
+        for other in &others {
+            assert_eq!(other.changed(), 0, "{}", other.key);
+        }
+        let same = waiters.on_prefix("a/");
+        drop(folder);
+        assert_eq!(same.changed(), 7, "the place is shared");
+        drop((name, root, letter, others, same));
+        let places = waiters.places.lock();
+        assert!(places.names.is_empty() && places.prefixes.is_empty() && places.lengths.is_empty());
     }
 }

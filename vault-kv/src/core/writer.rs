@@ -33,11 +33,22 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<u64, Error>>,
 }
 
+/// What the writer is given.
+pub(super) enum Work {
+    /// One change; it goes with others that wait.
+    Job(Job),
+    /// Decides about a change while nobody else makes one.
+    Alone(Decide),
+}
+
+/// Makes a change, or none.
+pub(super) type Decide = Box<dyn FnOnce(&Shared) -> Option<Job> + Send>;
+
 type Answer = (oneshot::Sender<Result<u64, Error>>, Result<u64, Error>);
 
 /// Starts the writer. It ends when the last [`Core`](super::Core) is gone.
-pub(super) fn start(shared: Arc<Shared>, epoch: u64) -> mpsc::Sender<Job> {
-    let (jobs, queue) = mpsc::channel::<Job>();
+pub(super) fn start(shared: Arc<Shared>, epoch: u64) -> mpsc::Sender<Work> {
+    let (work, queue) = mpsc::channel();
     thread::Builder::new()
         .name("ledger".to_owned())
         .spawn(move || {
@@ -47,16 +58,18 @@ pub(super) fn start(shared: Arc<Shared>, epoch: u64) -> mpsc::Sender<Job> {
                 drop(shared);
                 weak
             };
-            while let Ok(first) = queue.recv() {
-                let mut group = vec![first];
-                let mut bytes = group[0].change.bytes;
-                while group.len() < GROUP && bytes < GROUP_BYTES {
-                    let Ok(job) = queue.try_recv() else { break };
-                    bytes += job.change.bytes;
-                    group.push(job);
-                }
+            let mut next = None;
+            while let Some(first) = next.take().or_else(|| queue.recv().ok()) {
                 let Some(shared) = shared.upgrade() else {
                     return;
+                };
+                let group = match first {
+                    Work::Job(first) => {
+                        let group;
+                        (group, next) = gather(first, &queue);
+                        group
+                    }
+                    Work::Alone(decide) => decide(&shared).into_iter().collect(),
                 };
                 let answers = write(&shared, epoch, group);
                 // Whoever hears that it is done may close the store at once, and open it again.
@@ -65,7 +78,24 @@ pub(super) fn start(shared: Arc<Shared>, epoch: u64) -> mpsc::Sender<Job> {
             }
         })
         .expect("the system starts one more thread");
-    jobs
+    work
+}
+
+/// What goes together with `first`, and what comes after that.
+fn gather(first: Job, queue: &mpsc::Receiver<Work>) -> (Vec<Job>, Option<Work>) {
+    let mut bytes = first.change.bytes;
+    let mut group = vec![first];
+    while group.len() < GROUP && bytes < GROUP_BYTES {
+        match queue.try_recv() {
+            Ok(Work::Job(job)) => {
+                bytes += job.change.bytes;
+                group.push(job);
+            }
+            Ok(alone) => return (group, Some(alone)),
+            Err(_) => break,
+        }
+    }
+    (group, None)
 }
 
 /// The entry that makes a ledger of nothing, all or none of it.
@@ -159,9 +189,11 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
             }
         }
     }
-    shared
-        .waiters
-        .wake(stamps.values().map(|(name, _)| &**name));
+    let changes = stamps.values().map(|(name, stamp)| {
+        let index = stamp.map_or(newest, |stamp| stamp.modified);
+        (&**name, index)
+    });
+    shared.waiters.wake(changes);
     let done = waiting.into_iter().map(|(reply, index)| (reply, Ok(index)));
     answers.extend(done);
     answers
