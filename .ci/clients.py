@@ -107,6 +107,18 @@ def consul_api():
     client.kv.put("config/web/name", "w")
     check("kv recurse", [e["Key"] for e in client.kv.get("config/", recurse=True)[1]] == ["config/web/limit", "config/web/name"])
     check("kv keys", client.kv.get("config/", keys=True, separator="/")[1] == ["config/web/"])
+    session = client.session.create("worker", ttl=10, lock_delay=0)
+    other = client.session.create("other", behavior="delete", lock_delay=0)
+    check("a session holds a lock", client.kv.put("lock", "a", acquire=session) and client.kv.get("lock")[1]["Session"] == session)
+    check("and nobody else does", client.kv.put("lock", "b", acquire=other) is False)
+    check("it is renewed", client.session.renew(session)["ID"] == session)
+    check("sessions are listed", {s["Name"] for s in client.session.list()[1]} == {"worker", "other"})
+    index, _ = client.kv.get("lock")
+    check("it ends", client.session.destroy(session))
+    check("and lets go, which a blocking query sees", "Session" not in client.kv.get("lock", index=index, wait="20s")[1])
+    check("a lock that is deleted with its session", client.kv.put("temporary", "b", acquire=other) and client.session.destroy(other) and client.kv.get("temporary")[1] is None)
+    ops = [{"KV": {"Verb": "set", "Key": "txn/a", "Value": "MQ=="}}, {"KV": {"Verb": "get-tree", "Key": "txn/"}}]
+    check("a transaction", [r["KV"]["Key"] for r in client.txn.put(ops)["Results"]] == ["txn/a", "txn/a"])
     check("kv delete", client.kv.delete("config/", recurse=True) and client.kv.get("config/web/limit")[1] is None)
 
 

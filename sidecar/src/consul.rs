@@ -12,6 +12,7 @@ mod agent_checks;
 mod agent_info;
 mod agent_services;
 mod blocking;
+mod bound;
 mod catalog;
 mod decode;
 mod filter;
@@ -39,6 +40,7 @@ use libmesh::{
 };
 use serde_json::Value;
 
+pub use bound::Binding;
 use registered::Registered;
 
 use crate::{
@@ -117,6 +119,7 @@ impl ConsulApi {
             .merge(agent_info::routes(&inner))
             .merge(catalog::routes(&inner))
             .merge(health::routes(&inner))
+            .merge(bound::routes(&inner))
             .merge(forwarded::routes(&inner));
         ConsulApi {
             inner,

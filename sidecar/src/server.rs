@@ -8,9 +8,9 @@
 pub mod authority;
 mod bundle;
 mod own_routes;
-mod pairs;
 mod records;
 mod rpc;
+mod sessions;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -32,13 +32,12 @@ use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Vi
 use crate::{
     agent::{Agent, AgentError, Ended, Extras, private_dir},
     config::{Config, Seal},
-    consul::stored,
+    consul::stored::{self, Asker, Pairs},
     forward::{Api, Forward},
     http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
 };
 
 use authority::Authority;
-use pairs::{Asker, Granted};
 use records::Records;
 
 /// The largest body of the Vault interface.
@@ -286,6 +285,11 @@ impl Server {
             self.config.clone(),
             self.stop.clone(),
         ));
+        tokio::spawn(sessions::guard(
+            Arc::clone(&self.shared),
+            agent.mesh().catalog().clone(),
+            self.stop.clone(),
+        ));
         tokio::spawn(bundle::publish(
             Arc::clone(&self.shared),
             agent.mesh().clone(),
@@ -513,23 +517,20 @@ async fn own_credentials(
     })
 }
 
-/// KV and intentions, over the store here.
+/// KV, sessions, transactions and intentions, over the store here.
 fn store_routes(shared: &Arc<Shared>) -> Routes {
     let opener = |namespace: &'static str, path: &'static str, noun: &'static str| {
         let shared = Arc::clone(shared);
-        let open: stored::Opener = Arc::new(move |call: &Call| {
-            let granted = Granted {
-                kv: shared.vault.kv(namespace),
-                asker: Asker::of(&shared.vault, call, shared.open),
-                path,
-                noun,
-            };
-            Box::pin(async move { Ok(granted.shared()) })
+        let open: stored::Opener = Arc::new(move |call: &Call| Pairs {
+            kv: shared.vault.kv(namespace),
+            asker: Asker::of(&shared.vault, call, shared.open),
+            path,
+            noun,
         });
         open
     };
     stored::routes(
-        &opener("consul", "consul/kv/", "kv"),
+        &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
         &opener(records::NAMESPACE, "mesh/", "intention"),
     )
 }

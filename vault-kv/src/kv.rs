@@ -252,8 +252,11 @@ impl Kv {
         }
     }
 
-    /// One operation; whether it applies.
-    async fn apply_one(&self, meta: Meta, op: KvOp) -> Result<bool, Error> {
+    /// Carries out one operation; `false`: it does not apply, and nothing happened. Durable when this returns.
+    ///
+    /// # Errors
+    /// It is for a session that does not exist, sealed, or storage fails.
+    pub async fn change(&self, meta: Meta, op: KvOp) -> Result<bool, Error> {
         match self.apply(meta, vec![op]).await {
             Ok(_) => Ok(true),
             Err(NotApplied::Failed(error)) => Err(error),
@@ -287,7 +290,7 @@ impl Kv {
             cas,
             ttl: None,
         };
-        self.apply_one(meta, op).await
+        self.change(meta, op).await
     }
 
     /// Sets a key that goes by itself after `ttl`, also if the store is sealed or the process restarts meanwhile (then as
@@ -309,7 +312,7 @@ impl Kv {
             cas: None,
             ttl: Some(ttl),
         };
-        self.apply_one(meta, op).await.map(|_| ())
+        self.change(meta, op).await.map(|_| ())
     }
 
     /// Sets a key and takes it for a session. `false`: another session holds it, or its lock-delay is not over.
@@ -330,7 +333,7 @@ impl Kv {
             flags,
             session: session.to_owned(),
         };
-        self.apply_one(meta, op).await
+        self.change(meta, op).await
     }
 
     /// Sets a key and lets go of it. `false`: this session does not hold it.
@@ -351,7 +354,7 @@ impl Kv {
             flags,
             session: session.to_owned(),
         };
-        self.apply_one(meta, op).await
+        self.change(meta, op).await
     }
 
     /// Takes a key away. `cas`: only if its `modified` is this; a key that is not there counts as taken
@@ -361,7 +364,7 @@ impl Kv {
     /// Sealed, or storage fails.
     pub async fn delete(&self, meta: Meta, key: &str, cas: Option<u64>) -> Result<bool, Error> {
         let key = key.to_owned();
-        self.apply_one(meta, KvOp::Delete { key, cas }).await
+        self.change(meta, KvOp::Delete { key, cas }).await
     }
 
     /// Takes every key away that starts with `prefix`: in one entry, or in several when there are more than 100,000.
@@ -380,7 +383,7 @@ impl Kv {
             core.transact(meta.clone(), true, delete).await?;
         }
         let prefix = prefix.to_owned();
-        self.apply_one(meta, KvOp::DeleteTree { prefix }).await?;
+        self.change(meta, KvOp::DeleteTree { prefix }).await?;
         Ok(())
     }
 }

@@ -38,6 +38,13 @@ impl Fields {
         self.0.remove(&key).filter(|value| !value.is_null())
     }
 
+    /// Whether a field is there; `null` counts as absent.
+    pub fn given(&self, name: &str) -> bool {
+        let plain = |key: &str| key.replace('_', "").eq_ignore_ascii_case(name);
+        let mut found = self.0.iter().filter(|(key, _)| plain(key));
+        found.next().is_some_and(|(_, value)| !value.is_null())
+    }
+
     /// A string; empty when absent.
     pub fn text(&mut self, name: &str) -> Result<String, Refused> {
         match self.take(name) {

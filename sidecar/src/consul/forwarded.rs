@@ -23,6 +23,12 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         );
     for (methods, path) in [
         ("GET PUT DELETE", "/v1/kv/*key"),
+        ("PUT", "/v1/txn"),
+        ("PUT", "/v1/session/destroy/*id"),
+        ("PUT", "/v1/session/renew/*id"),
+        ("GET", "/v1/session/info/*id"),
+        ("GET", "/v1/session/node/*node"),
+        ("GET", "/v1/session/list"),
         ("GET PUT DELETE", "/v1/connect/intentions/exact"),
         ("GET", "/v1/connect/intentions/match"),
         ("GET", "/v1/connect/intentions"),
@@ -45,7 +51,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     routes
 }
 
-async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let size = call.body().len();
     if call.request.uri().path().starts_with("/v1/kv/") && size > MAX_VALUE {
         let message = format!(

@@ -1,13 +1,15 @@
-//! The part of the interface that needs the store: KV and intentions, answered where the store is.
+//! The part of the interface that needs the store: KV, sessions, transactions and intentions, answered where the
+//! store is.
 //!
 //! Agents reach it through [`Forward`](crate::forward::Forward); a server mounts [`routes`] behind its own.
-//! The seam to the store is [`Pairs`]: plain versioned pairs with one index, which is the ledger's.
+//! [`Pairs`] are the plain keys of one namespace as one caller may see and change them; their index is the ledger's.
 
 mod intentions;
 mod kv;
+mod pairs;
+mod sessions;
+mod txn;
 
-#[cfg(test)]
-mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +21,10 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use super::{Refused, bad_request, blocking::Blocking, server_error};
-use crate::http::{BoxFuture, Call, Reply, Routes};
+use crate::http::{Call, Reply, Routes};
+
+pub use pairs::{Asker, Pairs};
+pub use sessions::{Kept, SessionRequest};
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +35,10 @@ pub struct Pair {
     pub value: Bytes,
     /// A number of the client's.
     pub flags: u64,
+    /// The session that holds it.
+    pub session: Option<String>,
+    /// How often it was taken by one.
+    pub lock_index: u64,
     /// When the key was made: ledger index.
     pub created: u64,
     /// When it last changed: ledger index.
@@ -45,35 +54,15 @@ pub enum Scope<'a> {
     Prefix(&'a str),
 }
 
-/// A change, and when it is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change<'a> {
-    /// Sets a key. The same value and flags again change nothing.
-    Put {
-        /// The key.
-        key: &'a str,
-        /// The value.
-        value: Bytes,
-        /// A number of the client's.
-        flags: u64,
-        /// Only if the key's `modified` is this; 0 = only if there is no such key.
-        cas: Option<u64>,
-    },
-    /// Deletes what is there.
-    Delete {
-        /// What.
-        scope: Scope<'a>,
-        /// Only if the key's `modified` is this.
-        cas: Option<u64>,
-    },
-}
-
 /// Why the store does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum StoreError {
     /// Nobody has unsealed it.
     #[error("the store is sealed; next: mesh operator unseal")]
     Sealed,
+    /// No such session takes keys; Consul's words, which clients look for.
+    #[error("invalid session {0:?}")]
+    NoSession(String),
     /// The caller may not.
     #[error("Permission denied: {0}")]
     Denied(String),
@@ -85,61 +74,75 @@ pub enum StoreError {
     Failed(String),
 }
 
-/// Plain versioned pairs, as a caller may see and change them.
-pub trait Pairs: Send + Sync + 'static {
-    /// What is in `scope`, by key, and the index of its last change (also of a deletion); for a scope that
-    /// never had anything, the index of the last change of all.
-    fn read<'a>(&'a self, scope: Scope<'a>) -> BoxPairs<'a, Result<(Vec<Pair>, u64), StoreError>>;
-
-    /// Makes a change durable; `false` when its condition does not hold.
-    fn change<'a>(&'a self, change: Change<'a>) -> BoxPairs<'a, Result<bool, StoreError>>;
-
-    /// Ends when the last change of `scope` is after `index`.
-    fn changed_after<'a>(&'a self, scope: Scope<'a>, index: u64) -> BoxPairs<'a, ()>;
-}
-
-/// A boxed future that borrows the store.
-pub type BoxPairs<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
 /// Whose pairs a request sees: decides about its token and identity.
-pub type Opener = Arc<dyn Fn(&Call) -> BoxFuture<Result<Arc<dyn Pairs>, StoreError>> + Send + Sync>;
+pub type Opener = Arc<dyn Fn(&Call) -> Pairs + Send + Sync>;
 
-/// The routes. `kv` opens the pairs of `/v1/kv`, `mesh` those in which intentions are kept (under
+/// The routes. `kv` opens the pairs of `/v1/kv`, which sessions hold, `mesh` those in which intentions are kept (under
 /// `intention/<destination>/<source>`).
 pub fn routes(kv: &Opener, mesh: &Opener) -> Routes {
-    kv::routes(kv).merge(intentions::routes(mesh))
+    kv::routes(kv)
+        .merge(sessions::routes(kv))
+        .merge(txn::routes(kv))
+        .merge(intentions::routes(mesh))
 }
 
 pub use intentions::{PREFIX as INTENTIONS, from_pair as intention_from_pair};
 
-impl From<StoreError> for Refused {
-    fn from(error: StoreError) -> Refused {
-        let status = match error {
+impl StoreError {
+    /// The status that says so.
+    pub fn status(&self) -> StatusCode {
+        match self {
             StoreError::Sealed | StoreError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             StoreError::Denied(_) => StatusCode::FORBIDDEN,
-            StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Refused::new(status, error.to_string())
+            StoreError::NoSession(_) | StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Refused {
+        Refused::new(error.status(), error.to_string())
     }
 }
 
 /// Reads `scope`, waiting for a change beyond the index asked for.
 async fn read_blocking(
-    pairs: &dyn Pairs,
+    pairs: &Pairs,
     call: &Call,
     blocking: &Blocking,
     scope: Scope<'_>,
 ) -> Result<(Vec<Pair>, u64), Refused> {
-    let (found, index) = pairs.read(scope).await?;
+    let (found, index) = pairs.read(scope)?;
     let Some(wait) = blocking.wait_beyond(index) else {
         return Ok((found, index));
     };
     let changed = pairs.changed_after(scope, blocking.index);
+    changed_or_over(call, wait, changed).await;
+    Ok(pairs.read(scope)?)
+}
+
+/// Waits for a change; no longer than `wait`, or the listener lives.
+async fn changed_or_over(call: &Call, wait: std::time::Duration, changed: impl Future) {
     tokio::select! {
         _ = timeout(wait, changed) => {}
         () = call.conn.shutdown.cancelled() => {}
     }
-    Ok(pairs.read(scope).await?)
+}
+
+/// A handler that sees the caller's pairs.
+fn on<F, R>(
+    open: &Opener,
+    run: F,
+) -> impl Fn(Call) -> crate::http::BoxFuture<Reply> + Send + Sync + 'static
+where
+    F: Fn(Pairs, Call) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Reply, Refused>> + Send + 'static,
+{
+    let open = Arc::clone(open);
+    move |call| {
+        let answer = run(open(&call), call);
+        Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
+    }
 }
 
 /// A whole number in the query, in Go's words when it is none.
@@ -161,6 +164,10 @@ fn decorate(reply: &mut Reply, index: u64) {
     headers.insert("x-consul-index", HeaderValue::from(index.max(1)));
     headers.insert("x-consul-knownleader", HeaderValue::from_static("true"));
     headers.insert("x-consul-lastcontact", HeaderValue::from_static("0"));
+    headers.insert(
+        "x-consul-query-backend",
+        HeaderValue::from_static("blocking-query"),
+    );
 }
 
 fn conflicting(first: &str, second: &str) -> Refused {

@@ -125,13 +125,7 @@ fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {
     Ok(pairs
         .into_iter()
         .filter_map(|pair| {
-            let pair = Pair {
-                key: pair.key,
-                value: pair.value.to_vec().into(),
-                flags: pair.flags,
-                created: pair.created,
-                modified: pair.modified,
-            };
+            let pair = Pair::from(pair);
             let intention = intention_from_pair(&pair);
             if intention.is_none() {
                 tracing::error!(

@@ -6,9 +6,9 @@ use http::StatusCode;
 use serde_json::json;
 use vault_kv::Attended;
 
-use super::{Shared, pairs::Asker};
+use super::Shared;
 use crate::{
-    consul::stored::StoreError,
+    consul::stored::{Asker, StoreError},
     http::{Call, Remote, Reply, Routes, json as json_reply, text},
 };
 
@@ -73,12 +73,7 @@ where
 
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
-        let status = match error {
-            StoreError::Sealed | StoreError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            StoreError::Denied(_) => StatusCode::FORBIDDEN,
-            StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self(status, error.to_string())
+        Self(error.status(), error.to_string())
     }
 }
 

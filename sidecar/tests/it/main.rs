@@ -10,6 +10,7 @@ mod netns;
 mod node;
 mod operations;
 mod server;
+mod sessions;
 
 /// As in the binary.
 #[global_allocator]

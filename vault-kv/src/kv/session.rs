@@ -45,12 +45,8 @@ pub struct SessionOptions {
     pub ttl: Option<Duration>,
     /// How long it lives on beyond its `ttl`. Consul gives one more TTL.
     pub grace: Duration,
-    /// The node that it lives with. For the caller, who destroys it when that ends; so are the next two.
-    pub node: String,
-    /// Checks of that node.
-    pub node_checks: Vec<String>,
-    /// Checks of services, and their namespaces.
-    pub service_checks: Vec<(String, String)>,
+    /// Whatever the caller wants to keep with it.
+    pub data: Vec<u8>,
 }
 
 /// A session.

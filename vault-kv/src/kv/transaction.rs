@@ -165,7 +165,8 @@ impl KvOp {
         matches!(self, Self::DeleteTree { .. } | Self::GetTree { .. })
     }
 
-    pub(super) fn key(&self) -> &str {
+    /// The key, or the prefix.
+    pub fn key(&self) -> &str {
         match self {
             Self::Set { key, .. }
             | Self::Delete { key, .. }

@@ -1,14 +1,15 @@
 //! `/v1/connect/intentions`: kept as pairs `intention/<destination>/<source>` whose value is the JSON of
 //! action and description.
 
-use std::{str::FromStr, sync::Arc};
+use std::str::FromStr;
 
 use http::{Method, StatusCode};
 use libmesh::bundle::{Action, Intention, ServiceMatch};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use vault_kv::KvOp;
 
-use super::{Change, Opener, Pair, Scope, decorate, read_blocking};
+use super::{Opener, Pair, Pairs, Scope, decorate, on, read_blocking};
 use crate::{
     consul::{Refused, blocking::Blocking, decode::Fields, server_error},
     http::{Call, Reply, Routes, json as json_reply},
@@ -62,39 +63,17 @@ fn names(key: &str) -> Option<(ServiceMatch, ServiceMatch)> {
 }
 
 pub fn routes(open: &Opener) -> Routes {
-    let on = |run: Kind| {
-        let open = Arc::clone(open);
-        move |call: Call| {
-            let open = Arc::clone(&open);
-            async move { answer(run, &open, &call).await.unwrap_or_else(Reply::from) }
-        }
-    };
     let exact = "/v1/connect/intentions/exact";
     Routes::new()
-        .on(Method::GET, exact, on(Kind::Get))
-        .on(Method::PUT, exact, on(Kind::Put))
-        .on(Method::DELETE, exact, on(Kind::Delete))
-        .on(Method::GET, "/v1/connect/intentions", on(Kind::List))
-        .on(Method::GET, "/v1/connect/intentions/match", on(Kind::Match))
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Get,
-    Put,
-    Delete,
-    List,
-    Match,
-}
-
-async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Refused> {
-    match kind {
-        Kind::Get => get(open, call).await,
-        Kind::Put => put(open, call).await,
-        Kind::Delete => delete(open, call).await,
-        Kind::List => list(open, call).await,
-        Kind::Match => matching(open, call).await,
-    }
+        .on(Method::GET, exact, on(open, get))
+        .on(Method::PUT, exact, on(open, put))
+        .on(Method::DELETE, exact, on(open, delete))
+        .on(Method::GET, "/v1/connect/intentions", on(open, list))
+        .on(
+            Method::GET,
+            "/v1/connect/intentions/match",
+            on(open, matching),
+        )
 }
 
 /// The store's key for the pair of services that the query names.
@@ -115,17 +94,17 @@ fn service(call: &Call, parameter: &str) -> Result<ServiceMatch, Refused> {
         .map_err(|error| server_error(format!("{parameter}: {error}")))
 }
 
-async fn get(open: &Opener, call: &Call) -> Result<Reply, Refused> {
-    let key = key(call)?;
-    let (found, _) = open(call).await?.read(Scope::Key(&key)).await?;
+async fn get(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
+    let key = key(&call)?;
+    let (found, _) = pairs.read(Scope::Key(&key))?;
     match found.first().and_then(show) {
         Some(shown) => Ok(json_reply(StatusCode::OK, &shown)),
         None => Err(Refused::new(StatusCode::NOT_FOUND, "Intention not found")),
     }
 }
 
-async fn put(open: &Opener, call: &Call) -> Result<Reply, Refused> {
-    let key = key(call)?;
+async fn put(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
+    let key = key(&call)?;
     let mut fields = Fields::parse(call.body())?;
     let (action, description) = (fields.text("Action")?, fields.text("Description")?);
     fields.unsupported(&["Permissions", "Meta"])?;
@@ -157,37 +136,33 @@ async fn put(open: &Opener, call: &Call) -> Result<Reply, Refused> {
         action,
         description
     });
-    let change = Change::Put {
-        key: &key,
-        value: kept.to_string().into(),
+    let change = KvOp::Set {
+        key,
+        value: kept.to_string().into_bytes().into(),
         flags: 0,
         cas: None,
+        ttl: None,
     };
-    open(call).await?.change(change).await?;
+    pairs.change(change).await?;
     Ok(json_reply(StatusCode::OK, &true))
 }
 
 /// Deleting what is not there is no error.
-async fn delete(open: &Opener, call: &Call) -> Result<Reply, Refused> {
-    let key = key(call)?;
-    let change = Change::Delete {
-        scope: Scope::Key(&key),
-        cas: None,
-    };
-    open(call).await?.change(change).await?;
+async fn delete(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
+    let key = key(&call)?;
+    pairs.change(KvOp::Delete { key, cas: None }).await?;
     Ok(json_reply(StatusCode::OK, &true))
 }
 
-async fn list(open: &Opener, call: &Call) -> Result<Reply, Refused> {
-    let blocking = Blocking::of(call)?;
-    let pairs = open(call).await?;
-    let (found, index) = read_blocking(&*pairs, call, &blocking, Scope::Prefix(PREFIX)).await?;
+async fn list(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
+    let blocking = Blocking::of(&call)?;
+    let (found, index) = read_blocking(&pairs, &call, &blocking, Scope::Prefix(PREFIX)).await?;
     let mut reply = json_reply(StatusCode::OK, &in_order(&found, |_| true));
     decorate(&mut reply, index);
     Ok(reply)
 }
 
-async fn matching(open: &Opener, call: &Call) -> Result<Reply, Refused> {
+async fn matching(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let by = call.query.filled("by");
     let by = by.ok_or_else(|| server_error("required query parameter 'by' not set"))?;
     let source = match by {
@@ -199,10 +174,9 @@ async fn matching(open: &Opener, call: &Call) -> Result<Reply, Refused> {
             ));
         }
     };
-    let name = service(call, "name")?;
-    let blocking = Blocking::of(call)?;
-    let pairs = open(call).await?;
-    let (found, index) = read_blocking(&*pairs, call, &blocking, Scope::Prefix(PREFIX)).await?;
+    let name = service(&call, "name")?;
+    let blocking = Blocking::of(&call)?;
+    let (found, index) = read_blocking(&pairs, &call, &blocking, Scope::Prefix(PREFIX)).await?;
     let wanted = |pair: &Pair| {
         let Some((from, to)) = names(&pair.key) else {
             return false;

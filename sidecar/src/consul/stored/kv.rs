@@ -1,77 +1,71 @@
 //! `/v1/kv/`
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
+use vault_kv::KvOp;
 
-use super::{Change, Opener, Pair, Scope, conflicting, decorate, number, read_blocking};
+use super::{Opener, Pair, Pairs, Scope, conflicting, decorate, number, on, read_blocking};
 use crate::{
-    consul::{MAX_VALUE, Refused, bad_request, blocking::Blocking, server_error},
+    consul::{MAX_VALUE, Refused, bad_request, blocking::Blocking},
     http::{Call, Reply, Routes, empty, json},
 };
 
+/// A pair in Consul's shape.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry<'a> {
+pub struct Entry<'a> {
     lock_index: u64,
     key: &'a str,
     flags: u64,
     value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'a str>,
     create_index: u64,
     modify_index: u64,
 }
 
-pub fn routes(open: &Opener) -> Routes {
-    let on = |run: Kind| {
-        let open = Arc::clone(open);
-        move |call: Call| {
-            let open = Arc::clone(&open);
-            async move { answer(run, &open, &call).await.unwrap_or_else(Reply::from) }
+impl<'a> Entry<'a> {
+    pub fn of(pair: &'a Pair) -> Self {
+        Self {
+            lock_index: pair.lock_index,
+            key: &pair.key,
+            flags: pair.flags,
+            value: (!pair.value.is_empty()).then(|| STANDARD.encode(&pair.value)),
+            session: pair.session.as_deref(),
+            create_index: pair.created,
+            modify_index: pair.modified,
         }
-    };
-    Routes::new()
-        .on(Method::GET, "/v1/kv/*key", on(Kind::Get))
-        .on(Method::PUT, "/v1/kv/*key", on(Kind::Put))
-        .on(Method::DELETE, "/v1/kv/*key", on(Kind::Delete))
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Get,
-    Put,
-    Delete,
-}
-
-async fn answer(kind: Kind, open: &Opener, call: &Call) -> Result<Reply, Refused> {
-    let key = call.params.get("key");
-    let whole_tree = match kind {
-        Kind::Get => call.query.has("recurse") || call.query.has("keys"),
-        Kind::Put => false,
-        Kind::Delete => call.query.has("recurse"),
-    };
-    if key.is_empty() && !whole_tree {
-        return Err(bad_request("Missing key name"));
     }
-    match kind {
-        Kind::Get => get(open, call, key).await,
-        Kind::Put => put(open, call, key).await,
-        Kind::Delete => delete(open, call, key).await,
+}
+
+pub fn routes(open: &Opener) -> Routes {
+    Routes::new()
+        .on(Method::GET, "/v1/kv/*key", on(open, get))
+        .on(Method::PUT, "/v1/kv/*key", on(open, put))
+        .on(Method::DELETE, "/v1/kv/*key", on(open, delete))
+}
+
+fn key(call: &Call, whole_tree: bool) -> Result<&str, Refused> {
+    match call.params.get("key") {
+        "" if !whole_tree => Err(bad_request("Missing key name")),
+        key => Ok(key),
     }
 }
 
 /// Parameters count by presence: `?recurse=false` recurses, as with Consul.
-async fn get(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
-    let blocking = Blocking::of(call)?;
+async fn get(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let (recurse, keys) = (call.query.has("recurse"), call.query.has("keys"));
+    let key = key(&call, recurse || keys)?;
+    let blocking = Blocking::of(&call)?;
     let scope = match recurse || keys {
         true => Scope::Prefix(key),
         false => Scope::Key(key),
     };
-    let pairs = open(call).await?;
-    let (found, index) = read_blocking(&*pairs, call, &blocking, scope).await?;
+    let (found, index) = read_blocking(&pairs, &call, &blocking, scope).await?;
     let mut reply = match found.first() {
         None if keys && key.is_empty() => json(StatusCode::OK, &[(); 0]),
         None => empty(StatusCode::NOT_FOUND),
@@ -80,7 +74,10 @@ async fn get(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
             json(StatusCode::OK, &fold(&found, key, separator.unwrap_or("")))
         }
         Some(first) if call.query.has("raw") && !recurse => raw(first.value.clone()),
-        Some(_) => json(StatusCode::OK, &found.iter().map(entry).collect::<Vec<_>>()),
+        Some(_) => json(
+            StatusCode::OK,
+            &found.iter().map(Entry::of).collect::<Vec<_>>(),
+        ),
     };
     decorate(&mut reply, index);
     Ok(reply)
@@ -98,17 +95,6 @@ fn fold<'a>(found: &'a [Pair], prefix: &str, separator: &str) -> BTreeSet<&'a st
     found.iter().map(name).collect()
 }
 
-fn entry(pair: &Pair) -> Entry<'_> {
-    Entry {
-        lock_index: 0,
-        key: &pair.key,
-        flags: pair.flags,
-        value: (!pair.value.is_empty()).then(|| STANDARD.encode(&pair.value)),
-        create_index: pair.created,
-        modify_index: pair.modified,
-    }
-}
-
 /// A value as it is; the headers keep a browser from running it.
 fn raw(value: Bytes) -> Reply {
     let mut reply = Reply::new(value.into());
@@ -124,7 +110,8 @@ fn raw(value: Bytes) -> Reply {
     reply
 }
 
-async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
+async fn put(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
+    let key = key(&call, false)?.to_owned();
     let query = &call.query;
     let given = |name: &str| query.get(name).map(|value| format!("{name}={value}"));
     let conditions: Vec<String> = ["acquire", "cas", "release"]
@@ -134,11 +121,6 @@ async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
     if let [first, second, ..] = conditions.as_slice() {
         return Err(conflicting(first, second));
     }
-    if query.has("acquire") || query.has("release") {
-        return Err(server_error(
-            "locks are not supported by this version of mesh: there are no sessions",
-        ));
-    }
     let value = call.body().clone();
     if value.len() > MAX_VALUE {
         let size = value.len();
@@ -147,31 +129,48 @@ async fn put(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
             format!("Request body({size} bytes) too large, max size: {MAX_VALUE} bytes."),
         ));
     }
-    let change = Change::Put {
-        key,
-        value,
-        flags: number(call, "flags")?.unwrap_or(0),
-        cas: number(call, "cas")?,
+    let flags = number(&call, "flags")?.unwrap_or(0);
+    let value = value.to_vec().into();
+    let session = |name: &str| query.get(name).map(str::to_owned);
+    let op = match (session("acquire"), session("release")) {
+        (Some(session), _) => KvOp::Lock {
+            key,
+            value,
+            flags,
+            session,
+        },
+        (None, Some(session)) => KvOp::Unlock {
+            key,
+            value,
+            flags,
+            session,
+        },
+        (None, None) => KvOp::Set {
+            key,
+            value,
+            flags,
+            cas: number(&call, "cas")?,
+            ttl: None,
+        },
     };
-    let pairs = open(call).await?;
-    Ok(json(StatusCode::OK, &pairs.change(change).await?))
+    Ok(json(StatusCode::OK, &pairs.change(op).await?))
 }
 
-async fn delete(open: &Opener, call: &Call, key: &str) -> Result<Reply, Refused> {
+async fn delete(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let (recurse, cas) = (call.query.get("recurse"), call.query.get("cas"));
+    let key = key(&call, recurse.is_some())?.to_owned();
     if let (Some(recurse), Some(cas)) = (recurse, cas) {
         return Err(conflicting(
             &format!("cas={cas}"),
             &format!("recurse={recurse}"),
         ));
     }
-    let change = Change::Delete {
-        scope: match recurse {
-            Some(_) => Scope::Prefix(key),
-            None => Scope::Key(key),
+    let op = match recurse {
+        Some(_) => KvOp::DeleteTree { prefix: key },
+        None => KvOp::Delete {
+            key,
+            cas: number(&call, "cas")?,
         },
-        cas: number(call, "cas")?,
     };
-    let pairs = open(call).await?;
-    Ok(json(StatusCode::OK, &pairs.change(change).await?))
+    Ok(json(StatusCode::OK, &pairs.change(op).await?))
 }

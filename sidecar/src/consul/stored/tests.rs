@@ -8,25 +8,35 @@ use http_body_util::BodyExt;
 use libmesh::bundle::Action;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
+use vault_kv::{InitOptions, StoreConfig, Vault, VaultConfig};
 
-use super::{memory::Memory, *};
+use super::*;
 use crate::http::{ConnInfo, Remote};
 
 struct Server {
     routes: Routes,
-    store: Arc<Memory>,
+    vault: Vault,
 }
 
-fn server() -> Server {
-    let store = Arc::new(Memory::new());
-    let own = Arc::clone(&store);
-    let open: Opener = Arc::new(move |_| {
-        let pairs: Arc<dyn Pairs> = own.clone();
-        Box::pin(async move { Ok(pairs) })
+/// Over a real store, in memory.
+async fn server() -> Server {
+    let vault = Vault::open(VaultConfig::new(StoreConfig::Memory)).unwrap();
+    let one = InitOptions {
+        shares: 1,
+        threshold: 1,
+    };
+    let share = vault.init(one).await.unwrap().keys.remove(0);
+    vault.submit_share(share).await.unwrap();
+    let own = vault.clone();
+    let open: Opener = Arc::new(move |call| Pairs {
+        kv: own.kv("test"),
+        asker: Asker::of(&own, call, true),
+        path: "test/",
+        noun: "kv",
     });
     Server {
         routes: routes(&open, &open),
-        store,
+        vault,
     }
 }
 
@@ -75,7 +85,7 @@ impl Server {
 
 #[tokio::test]
 async fn values_flags_prefixes_and_names() {
-    let server = server();
+    let server = server().await;
     let none = server.get("/v1/kv/a/none").await;
     assert_eq!((none.status, &*none.text), (404, ""));
     assert!(none.index > 0);
@@ -130,7 +140,7 @@ async fn values_flags_prefixes_and_names() {
 
 #[tokio::test]
 async fn conditions_and_refusals() {
-    let server = server();
+    let server = server().await;
     server.put("/v1/kv/cas?cas=0", "1").await;
     let ask = async |method, path: &str, body| {
         let answer = server.ask(method, path, body).await;
@@ -188,7 +198,7 @@ async fn conditions_and_refusals() {
             "{method} {path}"
         );
     }
-    server.store.seal();
+    server.vault.seal();
     let (status, text) = ask("GET", "/v1/kv/cas", "").await;
     assert_eq!(status, 503);
     assert!(text.contains("mesh operator unseal"), "{text}");
@@ -196,7 +206,7 @@ async fn conditions_and_refusals() {
 
 #[tokio::test]
 async fn watches_wake_for_their_own_keys_only() {
-    let server = Arc::new(server());
+    let server = Arc::new(server().await);
     server.put("/v1/kv/a/one", "1").await;
     let index = server.get("/v1/kv/a/one").await.index;
     let watch = |path: String| {
@@ -234,7 +244,7 @@ async fn watches_wake_for_their_own_keys_only() {
 
 #[tokio::test]
 async fn intentions_are_set_listed_and_removed() {
-    let server = server();
+    let server = server().await;
     let exact = |source: &str, destination: &str| {
         format!("/v1/connect/intentions/exact?source={source}&destination={destination}")
     };
@@ -306,15 +316,215 @@ async fn intentions_are_set_listed_and_removed() {
             "{method} {path}"
         );
     }
-    let (pairs, _) = server
-        .store
-        .read(Scope::Prefix(intentions::PREFIX))
-        .await
-        .unwrap();
+    let pairs = server.vault.kv("test").list(intentions::PREFIX).unwrap();
+    let pairs: Vec<_> = pairs.into_iter().map(Pair::from).collect();
     let rules: Vec<_> = pairs.iter().filter_map(intentions::from_pair).collect();
     assert_eq!(rules.len(), 1);
     assert_eq!(
         (rules[0].action, rules[0].source.to_string()),
         (Action::Deny, "*".to_owned())
     );
+}
+
+#[tokio::test]
+async fn sessions_and_locks_as_recorded() {
+    let server = server().await;
+    let ask = async |method, path: &str, body| {
+        let answer = server.ask(method, path, body).await;
+        (answer.status, answer.text)
+    };
+    let is = |status: u16, text: &str| (status, text.to_owned());
+    let create = "/v1/session/create";
+    for (body, status, text) in [
+        (
+            r#"{"Behavior": "sulk"}"#,
+            500,
+            "Invalid Behavior setting 'sulk'",
+        ),
+        (
+            r#"{"TTL": "5s"}"#,
+            500,
+            "Invalid Session TTL '5000000000', must be between [10s=24h0m0s]",
+        ),
+        (
+            r#"{"TTL": "long"}"#,
+            500,
+            "Session TTL 'long' invalid: time: invalid duration \"long\"",
+        ),
+        ("{", 400, "Request decode failed: unexpected EOF"),
+        (
+            r#"{"Lifetime": 1}"#,
+            400,
+            "Request decode failed: json: unknown field \"Lifetime\"",
+        ),
+    ] {
+        assert_eq!(ask("PUT", create, body).await, is(status, text), "{body}");
+    }
+    let session = async |body| {
+        let made = server.ask("PUT", create, body).await.json();
+        made["ID"].as_str().unwrap().to_owned()
+    };
+    let [a, b] = [
+        session(r#"{"Name": "a", "Node": "n", "TTL": "90s", "LockDelay": 2, "Checks": []}"#).await,
+        session("").await,
+    ];
+    let info = server.get(&format!("/v1/session/info/{a}")).await;
+    let shown = info.json();
+    assert_eq!(
+        shown,
+        json!([{"ID": a, "Name": "a", "Node": "n", "LockDelay": 2_000_000_000, "Behavior": "release",
+                "TTL": "90s", "NodeChecks": null, "ServiceChecks": null,
+                "CreateIndex": info.index, "ModifyIndex": info.index}])
+    );
+    let defaults = server.get(&format!("/v1/session/info/{b}")).await.json();
+    assert_eq!(
+        (&defaults[0]["LockDelay"], &defaults[0]["NodeChecks"]),
+        (&json!(15_000_000_000u64), &json!(["serfHealth"]))
+    );
+    let of_node = server.get("/v1/session/node/n").await.json();
+    assert_eq!(of_node.as_array().unwrap().len(), 1);
+    assert_eq!(
+        ask("GET", "/v1/session/info/", "").await,
+        is(400, "Missing session")
+    );
+    assert_eq!(
+        ask("PUT", "/v1/session/renew/x", "").await,
+        is(404, "Session id 'x' not found")
+    );
+    let path = format!("/v1/session/renew/{a}");
+    assert_eq!(server.ask("PUT", &path, "").await.json(), shown);
+
+    let lock = |session: &str| format!("/v1/kv/l?acquire={session}");
+    assert_eq!(ask("PUT", &lock(&a), "v").await, is(200, "true"));
+    assert_eq!(ask("PUT", &lock(&b), "v").await, is(200, "false"));
+    assert_eq!(
+        ask("PUT", &lock("x"), "v").await,
+        is(500, "invalid session \"x\"")
+    );
+    let held = server.get("/v1/kv/l").await.json();
+    assert_eq!(
+        (&held[0]["Session"], &held[0]["LockIndex"]),
+        (&json!(a), &json!(1))
+    );
+    let waits = format!("/v1/session/list?index={}&wait=60s", {
+        server.get("/v1/session/list").await.index
+    });
+    let destroy = format!("/v1/session/destroy/{a}");
+    let (ended, seen) = tokio::join!(
+        server.ask("PUT", &destroy, ""),
+        timeout(Duration::from_secs(10), server.get(&waits)),
+    );
+    assert_eq!(ended.text, "true");
+    assert_eq!(seen.unwrap().json().as_array().unwrap().len(), 1);
+    let free = server.get("/v1/kv/l").await.json();
+    assert_eq!(free[0].get("Session"), None);
+    assert_eq!(
+        ask("PUT", &lock(&b), "v").await,
+        is(200, "false"),
+        "delayed"
+    );
+    let path = format!("/v1/kv/l?release={b}");
+    assert_eq!(ask("PUT", &path, "v").await, is(200, "false"));
+}
+
+#[tokio::test]
+async fn transactions_as_recorded() {
+    let server = server().await;
+    let txn = async |ops: Value| {
+        let answer = server.ask("PUT", "/v1/txn", &ops.to_string()).await;
+        (answer.status, answer)
+    };
+    let (status, answer) = txn(json!([
+        {"KV": {"Verb": "set", "Key": "t/a", "Value": "MQ=="}},
+        {"KV": {"Verb": "get", "Key": "t/a"}},
+        {"KV": {"Verb": "get-or-empty", "Key": "t/none"}},
+    ]))
+    .await;
+    let index = server.get("/v1/kv/t/a").await.index;
+    let pair = |key: &str, value: Value, index: u64| {
+        json!({"KV": {"LockIndex": 0, "Key": key, "Flags": 0, "Value": value,
+                      "CreateIndex": index, "ModifyIndex": index}})
+    };
+    assert_eq!(
+        (status, answer.json()),
+        (
+            200,
+            json!({"Results": [pair("t/a", Value::Null, index), pair("t/a", json!("MQ=="), index),
+                               pair("t/none", Value::Null, 0)], "Errors": null})
+        )
+    );
+    let (status, answer) = txn(json!([{"KV": {"Verb": "get-tree", "Key": "t/"}}])).await;
+    let read = answer.json();
+    assert_eq!((status, &read["KnownLeader"]), (200, &json!(true)));
+    assert_eq!(answer.headers["x-consul-knownleader"], "true");
+
+    let (status, answer) = txn(json!([
+        {"KV": {"Verb": "set", "Key": "t/c", "Value": "MQ=="}},
+        {"KV": {"Verb": "cas", "Key": "t/a", "Value": "OQ==", "Index": 1}},
+        {"KV": {"Verb": "delete-cas", "Key": "t/a", "Index": 1}},
+        {"KV": {"Verb": "lock", "Key": "t/a", "Session": "x"}},
+        {"KV": {"Verb": "unlock", "Key": "t/a", "Session": "x"}},
+        {"KV": {"Verb": "check-index", "Key": "t/a", "Index": 1}},
+        {"KV": {"Verb": "check-session", "Key": "t/a", "Session": "x"}},
+        {"KV": {"Verb": "check-not-exists", "Key": "t/a"}},
+        {"KV": {"Verb": "get", "Key": "t/none"}},
+    ]))
+    .await;
+    let what: Vec<_> = answer.json()["Errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["What"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(status, 409);
+    assert_eq!(
+        what,
+        [
+            "failed to set key \"t/a\", index is stale".to_owned(),
+            "failed to delete key \"t/a\", index is stale".to_owned(),
+            "invalid session \"x\"".to_owned(),
+            "failed to unlock key \"t/a\", lock isn't held, or is held by another session"
+                .to_owned(),
+            format!("failed index check for key \"t/a\", current modify index {index} != 1"),
+            "failed session check for key \"t/a\", current session \"\" != \"x\"".to_owned(),
+            "key \"t/a\" exists".to_owned(),
+            "key \"t/none\" doesn't exist".to_owned(),
+        ]
+    );
+    assert_eq!(server.get("/v1/kv/t/c").await.status, 404);
+
+    let many = vec![json!({"KV": {"Verb": "get-or-empty", "Key": "k"}}); 129];
+    for (body, status, text) in [
+        ("{".to_owned(), 400, "Failed to parse body: unexpected EOF"),
+        (
+            json!([{"KV": {"Verb": "set", "Key": "a", "Value": "***"}}]).to_string(),
+            400,
+            "Failed to parse body: illegal base64 data at input byte 0",
+        ),
+        (
+            json!([{"KV": {"Verb": "set", "Key": "a", "Flags": "1"}}]).to_string(),
+            400,
+            "Failed to parse body: KV.Flags must be a whole number",
+        ),
+        (
+            json!([{"Node": {"Verb": "set"}}]).to_string(),
+            400,
+            "Node operations are not supported by this version of mesh",
+        ),
+        (
+            json!(many).to_string(),
+            413,
+            "Transaction contains too many operations (129 > 128)",
+        ),
+    ] {
+        let answer = server.ask("PUT", "/v1/txn", &body).await;
+        assert_eq!((answer.status, &*answer.text), (status, text));
+    }
+    let (status, answer) = txn(json!([{"KV": {"Verb": "frob", "Key": "a"}}])).await;
+    assert_eq!(
+        (status, &answer.json()["Errors"][0]["What"]),
+        (409, &json!("unknown KV operation: frob"))
+    );
+    let (status, answer) = txn(json!([])).await;
+    assert_eq!((status, &answer.json()["Results"]), (200, &json!([])));
 }

@@ -14,11 +14,10 @@ use vault_kv::Capability;
 use super::{Outcome, Refused, asker, audited, bad};
 use crate::{
     config::parse_duration,
-    consul::stored::StoreError,
+    consul::stored::{Asker, StoreError},
     http::{Call, json as json_reply},
     server::{
         Shared,
-        pairs::Asker,
         records::{Token, hex},
     },
 };

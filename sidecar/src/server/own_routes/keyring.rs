@@ -16,8 +16,9 @@ use vault_kv::Capability;
 
 use super::{Outcome, Refused, asker, audited, bad};
 use crate::{
+    consul::stored::Asker,
     http::{Call, json as json_reply},
-    server::{Shared, pairs::Asker},
+    server::Shared,
 };
 
 fn node(shared: &Shared) -> Result<Mesh, Refused> {

@@ -168,8 +168,7 @@ pub async fn run(bench: &Bench, model: &mut Model, step: Step) {
 
 impl Model {
     fn session(&self, which: usize) -> Option<(String, Option<bool>)> {
-        let newest_first = self.sessions.iter().rev();
-        newest_first.cloned().nth(which)
+        self.sessions.iter().nth_back(which).cloned()
     }
 
     fn session_id(&self, which: usize) -> String {

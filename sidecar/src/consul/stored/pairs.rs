@@ -1,0 +1,375 @@
+//! Plain keys of the store as the Consul interface sees them: each look and each change is authorized.
+
+use http::HeaderMap;
+use vault_kv::{
+    Access, Applied, Attended, AuthorizeError, Caller, Capability, Error, Kv, KvOp, KvPair, Meta,
+    NotApplied, Refused, Session, SessionOptions, Vault, Via,
+};
+use zeroize::Zeroizing;
+
+use super::{Pair, Scope, StoreError, sessions::Kept};
+use crate::http::{Call, Remote};
+
+/// The actor of a change that needed no right.
+const ANYBODY: &str = "anonymous";
+
+/// Who asks, and what may be asked without saying so.
+#[derive(Clone)]
+pub struct Asker {
+    vault: Vault,
+    token: Option<Zeroizing<String>>,
+    caller: Caller,
+    /// Nobody needs a right: `mesh dev`.
+    open: bool,
+}
+
+impl Asker {
+    /// The one behind `headers` and `query`: the token in the places where Consul's clients and Vault's
+    /// put it.
+    pub fn of(vault: &Vault, call: &Call, open: bool) -> Self {
+        let token = call
+            .query
+            .filled("token")
+            .map(str::to_owned)
+            .or_else(|| token(call.request.headers()));
+        Self {
+            vault: vault.clone(),
+            token: token.map(Zeroizing::new),
+            caller: caller(&call.conn.remote),
+            open,
+        }
+    }
+
+    /// The actor for the ledger, if the path may be used so.
+    pub fn authorize(&self, capability: Capability, path: &str) -> Result<String, StoreError> {
+        if self.vault.is_sealed() {
+            return Err(StoreError::Sealed);
+        }
+        let token = self.token.as_ref().map(|token| token.as_str());
+        match self.vault.authorize(token, None, capability, path) {
+            Ok(actor) => Ok(actor),
+            Err(_) if self.open => Ok(ANYBODY.to_owned()),
+            Err(error) if token.is_some() => Err(StoreError::Denied(format!(
+                "the token does not allow {} on {path} ({error})",
+                capability.as_str()
+            ))),
+            Err(_) => Err(StoreError::Denied(format!(
+                "{} on {path} needs a token (MESH_TOKEN or X-Consul-Token)",
+                capability.as_str()
+            ))),
+        }
+    }
+
+    /// For a change: authorized, and its line in the audit log, before anything happens.
+    pub async fn attend(&self, capability: Capability, path: &str) -> Result<Attended, StoreError> {
+        let access = || Access {
+            token: self.token.as_ref().map(|token| token.as_str()),
+            caller: self.caller.clone(),
+            capability,
+            path,
+        };
+        let known = !self.open || self.authorize(capability, path)? != ANYBODY;
+        let attended = match known {
+            true => self.vault.attend(access()).await,
+            false => self.vault.attend_anybody(access()).await,
+        };
+        attended.map_err(|error| match error {
+            AuthorizeError::Sealed => StoreError::Sealed,
+            AuthorizeError::Denied(_) => match self.authorize(capability, path) {
+                Err(denied) => denied,
+                Ok(_) => StoreError::Denied(error.to_string()),
+            },
+            AuthorizeError::Unavailable(reason) => StoreError::Unavailable(reason),
+            AuthorizeError::Failed(reason) => StoreError::Failed(reason),
+        })
+    }
+
+    /// What the ledger says of a change by this asker.
+    pub fn meta(&self, actor: String, operation: &str, key: String) -> Meta {
+        Meta {
+            actor,
+            via: "consul".to_owned(),
+            operation: operation.to_owned(),
+            keys: vec![key],
+            ..Meta::default()
+        }
+    }
+}
+
+/// Where a connection comes from, in the words of the audit log.
+fn caller(remote: &Remote) -> Caller {
+    let (remote, via) = match remote {
+        Remote::Unix { .. } => (vault_kv::Remote::Unix, Via::Socket),
+        // Forwarded by an agent, which told who asks, not from where.
+        Remote::Tcp(addr) if addr.ip().is_unspecified() => {
+            (vault_kv::Remote::Ip(addr.ip()), Via::Mesh)
+        }
+        Remote::Tcp(addr) => (vault_kv::Remote::Ip(addr.ip()), Via::Http),
+    };
+    Caller {
+        remote,
+        spiffe: None,
+        via,
+    }
+}
+
+/// Writes what came of a change to the audit log; without that line nobody hears of it.
+async fn finish<T>(attended: Attended, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+    let failed = outcome.as_ref().err().map(ToString::to_string);
+    match attended.finish(failed.as_deref()).await {
+        Ok(()) => outcome,
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+    }
+}
+
+fn token(headers: &HeaderMap) -> Option<String> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    header("x-consul-token")
+        .or_else(|| header("x-vault-token"))
+        .or_else(|| header("authorization").and_then(|value| value.strip_prefix("Bearer ")))
+        .filter(|token| !token.is_empty())
+        .map(str::to_owned)
+}
+
+/// The keys of one namespace for one asker.
+pub struct Pairs {
+    /// The keys.
+    pub kv: Kv,
+    /// Who asks.
+    pub asker: Asker,
+    /// Policy paths are this and the key.
+    pub path: &'static str,
+    /// What a change is called in the ledger.
+    pub noun: &'static str,
+}
+
+/// Policy paths of sessions are this and the name of their node.
+const SESSION: &str = "consul/session/";
+
+/// Why a transaction did not happen.
+pub enum TxnError {
+    /// Operations do not apply.
+    Refused(Vec<Refused>),
+    /// See [`StoreError`].
+    Store(StoreError),
+}
+
+impl Pairs {
+    /// What is in `scope`, by key, and the index of its last change (also of a deletion); for a scope that
+    /// never had anything, the index of the last change of all.
+    pub fn read(&self, scope: Scope<'_>) -> Result<(Vec<Pair>, u64), StoreError> {
+        let (found, index) = match scope {
+            Scope::Key(key) => {
+                self.asker.authorize(Capability::Read, &self.of(key))?;
+                (Vec::from_iter(self.kv.get(key)?), self.kv.changed(key)?)
+            }
+            Scope::Prefix(prefix) => {
+                self.asker.authorize(Capability::Read, &self.of(prefix))?;
+                (self.kv.list(prefix)?, self.kv.changed_under(prefix)?)
+            }
+        };
+        let index = match index {
+            0 => self.kv.changed_under("")?,
+            index => index,
+        };
+        Ok((found.into_iter().map(Pair::from).collect(), index))
+    }
+
+    /// Ends when the last change of `scope` is after `index`.
+    pub async fn changed_after(&self, scope: Scope<'_>, index: u64) {
+        // Sealed while waiting: the next look says so.
+        let _ = match scope {
+            Scope::Key(key) => self.kv.wait(key, index).await,
+            Scope::Prefix(prefix) => self.kv.wait_under(prefix, index).await,
+        };
+    }
+
+    /// Makes a change durable; `false` when its condition does not hold.
+    pub async fn change(&self, op: KvOp) -> Result<bool, StoreError> {
+        let (capability, verb) = needs(&op);
+        let (attended, meta) = self.attend(capability, verb, &self.of(op.key())).await?;
+        let changed = match op {
+            KvOp::DeleteTree { prefix } => {
+                let deleted = self.kv.delete_under(meta, &prefix).await;
+                deleted.map(|()| true)
+            }
+            op => self.kv.change(meta, op).await,
+        };
+        finish(attended, changed.map_err(StoreError::from)).await
+    }
+
+    /// Carries out operations together. Each that changes something has its own line in the audit log.
+    pub async fn apply(&self, ops: Vec<KvOp>) -> Result<Vec<Applied>, TxnError> {
+        let mut actor = None;
+        for op in &ops {
+            let (capability, _) = needs(op);
+            let path = self.of(op.key());
+            actor = Some(self.asker.authorize(capability, &path)?);
+        }
+        let mut lines = Vec::new();
+        let mut paths = Vec::new();
+        for op in &ops {
+            let (capability, _) = needs(op);
+            if capability != Capability::Read {
+                let path = self.of(op.key());
+                lines.push(self.asker.attend(capability, &path).await?);
+                paths.push(path);
+            }
+        }
+        let meta = Meta {
+            keys: paths,
+            ..self
+                .asker
+                .meta(actor.unwrap_or_default(), "kv txn", String::new())
+        };
+        let applied = self.kv.apply(meta, ops).await;
+        let failed = match &applied {
+            Err(NotApplied::Failed(error)) => Some(StoreError::from(error.clone())),
+            Ok(_) | Err(NotApplied::Refused(_)) => None,
+        };
+        for attended in lines {
+            // Without its line nobody hears what came of it.
+            finish(attended, failed.clone().map_or(Ok(()), Err)).await?;
+        }
+        applied.map_err(|error| match error {
+            NotApplied::Refused(refused) => TxnError::Refused(refused),
+            NotApplied::Failed(error) => StoreError::from(error).into(),
+        })
+    }
+
+    /// One session, or all, and the index of the last change.
+    pub fn sessions(&self, id: Option<&str>) -> Result<(Vec<Session>, u64), StoreError> {
+        let sessions = self.kv.sessions();
+        let found = match id {
+            Some(id) => Vec::from_iter(sessions.get(id)?),
+            None => sessions.list()?,
+        };
+        match (id, found.first()) {
+            (Some(_), Some(session)) => {
+                let path = session_path(session);
+                self.asker.authorize(Capability::Read, &path)?;
+            }
+            _ => {
+                self.asker.authorize(Capability::Read, SESSION)?;
+            }
+        }
+        Ok((found, sessions.changed(id.unwrap_or_default())?))
+    }
+
+    /// Ends when a session (any, without `id`) changed after `index`.
+    pub async fn session_changed_after(&self, id: Option<&str>, index: u64) {
+        // Sealed while waiting: the next look says so.
+        let _ = self.kv.sessions().wait(id.unwrap_or_default(), index).await;
+    }
+
+    /// Makes a session; its id.
+    pub async fn create_session(&self, options: SessionOptions) -> Result<String, StoreError> {
+        let node = Kept::of(&options).node;
+        let path = format!("{SESSION}{node}");
+        let wanted = self.attend_as(Capability::Update, "session create", &path);
+        let (attended, meta) = wanted.await?;
+        let made = self.kv.sessions().create(meta, options).await;
+        finish(attended, made.map(|made| made.id).map_err(StoreError::from)).await
+    }
+
+    /// Ends a session; one that is not there has ended.
+    pub async fn destroy_session(&self, id: &str) -> Result<(), StoreError> {
+        let sessions = self.kv.sessions();
+        let path = match sessions.get(id)? {
+            Some(session) => session_path(&session),
+            None => SESSION.to_owned(),
+        };
+        let wanted = self.attend_as(Capability::Update, "session destroy", &path);
+        let (attended, mut meta) = wanted.await?;
+        meta.keys.push(id.to_owned());
+        let ended = sessions.destroy(meta, id).await;
+        finish(attended, ended.map(|_| ()).map_err(StoreError::from)).await
+    }
+
+    /// Lets a session live on. Changes nothing that is kept, and is in no log.
+    pub fn renew_session(&self, id: &str) -> Result<Option<Session>, StoreError> {
+        let sessions = self.kv.sessions();
+        let path = match sessions.get(id)? {
+            Some(session) => session_path(&session),
+            None => SESSION.to_owned(),
+        };
+        self.asker.authorize(Capability::Update, &path)?;
+        Ok(sessions.renew(id)?)
+    }
+
+    fn of(&self, key: &str) -> String {
+        format!("{}{key}", self.path)
+    }
+
+    async fn attend(
+        &self,
+        capability: Capability,
+        verb: &str,
+        path: &str,
+    ) -> Result<(Attended, Meta), StoreError> {
+        let operation = format!("{} {verb}", self.noun);
+        self.attend_as(capability, &operation, path).await
+    }
+
+    async fn attend_as(
+        &self,
+        capability: Capability,
+        operation: &str,
+        path: &str,
+    ) -> Result<(Attended, Meta), StoreError> {
+        let attended = self.asker.attend(capability, path).await?;
+        let actor = attended.actor().to_owned();
+        let meta = self.asker.meta(actor, operation, path.to_owned());
+        Ok((attended, meta))
+    }
+}
+
+fn session_path(session: &Session) -> String {
+    format!("{SESSION}{}", Kept::of(&session.options).node)
+}
+
+/// The right that an operation needs, and what the ledger calls it.
+fn needs(op: &KvOp) -> (Capability, &'static str) {
+    match op {
+        KvOp::Set { .. } => (Capability::Update, "put"),
+        KvOp::Lock { .. } => (Capability::Update, "lock"),
+        KvOp::Unlock { .. } => (Capability::Update, "unlock"),
+        KvOp::Delete { .. } | KvOp::DeleteTree { .. } => (Capability::Delete, "delete"),
+        KvOp::Get { .. }
+        | KvOp::GetOrEmpty { .. }
+        | KvOp::GetTree { .. }
+        | KvOp::CheckIndex { .. }
+        | KvOp::CheckSession { .. }
+        | KvOp::CheckAbsent { .. } => (Capability::Read, "get"),
+    }
+}
+
+impl From<KvPair> for Pair {
+    fn from(pair: KvPair) -> Self {
+        Self {
+            key: pair.key,
+            value: pair.value.to_vec().into(),
+            flags: pair.flags,
+            session: pair.session,
+            lock_index: pair.lock_index,
+            created: pair.created,
+            modified: pair.modified,
+        }
+    }
+}
+
+impl From<StoreError> for TxnError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Error> for StoreError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Sealed => Self::Sealed,
+            Error::NoSession(id) => Self::NoSession(id),
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
