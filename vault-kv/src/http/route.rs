@@ -102,7 +102,7 @@ impl Vault {
             )),
             ("sys/init", Write) => self.init_answer(data).await,
             ("sys/unseal", Write) => self.unseal_answer(data).await,
-            ("sys/leader", Read) => self.leader(),
+            ("sys/leader", Read) => Ok(self.leader()),
             ("sys/seal", Write) if self.is_sealed() => Ok(Answer::none()),
             ("sys/health" | "sys/seal-status" | "sys/init" | "sys/unseal" | "sys/leader", _) => {
                 Err(ApiError::UnsupportedOperation)
@@ -139,9 +139,11 @@ impl Vault {
             (true, false) => active,
         };
         let config = &self.inner.config;
+        // What is behind the seal is not known; Vault says it so.
+        let mode = if status.sealed { "unknown" } else { "disabled" };
         let mut body = json!({
-            "initialized": status.initialized, "sealed": status.sealed, "standby": false, "performance_standby": false,
-            "replication_performance_mode": "disabled", "replication_dr_mode": "disabled",
+            "initialized": status.initialized, "sealed": status.sealed, "standby": status.sealed,
+            "performance_standby": false, "replication_performance_mode": mode, "replication_dr_mode": mode,
             "server_time_utc": Clock::default().unix(), "version": config.reported_version, "enterprise": false,
         });
         if !status.sealed {
@@ -167,18 +169,18 @@ impl Vault {
         Ok(Answer::bare(200, body))
     }
 
-    fn leader(&self) -> Result<Answer, ApiError> {
-        if self.is_sealed() {
-            return Err(ApiError::Sealed);
-        }
-        Ok(Answer::bare(
+    /// There is one server: it leads while it is unsealed.
+    fn leader(&self) -> Answer {
+        let leads = !self.is_sealed();
+        Answer::bare(
             200,
             json!({
-                "ha_enabled": false, "is_self": true, "active_time": "0001-01-01T00:00:00Z",
-                "leader_address": self.inner.config.api_addr, "leader_cluster_address": "",
-                "performance_standby": false, "performance_standby_last_remote_wal": 0,
+                "ha_enabled": false, "is_self": leads, "active_time": "0001-01-01T00:00:00Z",
+                "leader_address": if leads { &*self.inner.config.api_addr } else { "" },
+                "leader_cluster_address": "", "performance_standby": false,
+                "performance_standby_last_remote_wal": 0,
             }),
-        ))
+        )
     }
 
     async fn init_answer(&self, data: &Data) -> Result<Answer, ApiError> {

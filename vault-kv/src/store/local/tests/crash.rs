@@ -12,6 +12,8 @@ use rand::RngExt;
 use super::*;
 
 const CHILD: &str = "MESH_STORE_CHILD";
+/// Set: the child compacts all the time.
+const COMPACTS: &str = "MESH_STORE_CHILD_COMPACTS";
 /// Entries.
 const LARGEST_COMMIT: u64 = 5;
 
@@ -32,8 +34,19 @@ fn child() {
     let Some(dir) = std::env::var_os(CHILD) else {
         return;
     };
-    let store = open(Path::new(&dir));
+    let store = Arc::new(open(Path::new(&dir)));
     println!("\nopen");
+    if std::env::var_os(COMPACTS).is_some() {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || {
+            loop {
+                let keep_from = store.head().index;
+                store
+                    .compact(keep_from, Pace::Prompt, &AtomicBool::new(false))
+                    .unwrap();
+            }
+        });
+    }
     loop {
         let start = store.head();
         let mut head = start;
@@ -65,7 +78,12 @@ struct Writer {
 
 impl Writer {
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    fn start_with(dir: &Path, set: &[&str]) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
+            .envs(set.iter().map(|name| (name, "1")))
             .args([
                 "--exact",
                 "store::local::tests::crash::child",
@@ -172,6 +190,31 @@ fn killed_again_and_again_it_keeps_what_it_acknowledged() {
     assert_eq!(names.count(), 3, "no fold was set aside");
 }
 
+#[test]
+fn killed_in_the_middle_of_a_compaction_it_keeps_what_it_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("store");
+    let mut head = 0;
+    for _ in 0..rounds(8) {
+        let mut writer = Writer::start_with(&dir, &[COMPACTS]);
+        for _ in 0..rand::rng().random_range(0..300) {
+            assert!(writer.acknowledge(), "the child goes on until it is killed");
+        }
+        let acknowledged = writer.kill();
+        head = check_after(&dir, acknowledged.max(head));
+    }
+    // What the last one left half done does not stay, and is done now.
+    let store = open(&dir);
+    let stop = AtomicBool::new(false);
+    store.compact(head, Pace::Prompt, &stop).unwrap();
+    drop(store);
+    check_after(&dir, head);
+    let names = dir.join("log").read_dir().unwrap();
+    let names: Vec<_> = names.map(|item| item.unwrap().file_name()).collect();
+    let left_over = |name: &&std::ffi::OsString| name.to_string_lossy().contains("tmp");
+    assert_eq!(names.iter().find(left_over), None, "{names:?}");
+}
+
 /// A mounted file system, unmounted at the end whatever happens.
 struct Mounted(PathBuf);
 
@@ -262,6 +305,54 @@ fn after_a_power_cut_it_has_what_it_acknowledged() {
         let _mounted = Mounted::new(&at, &arguments).unwrap();
         head = check_after(&at.join("store"), acknowledged.max(head));
     }
+}
+
+#[test]
+fn a_file_system_that_became_read_only_costs_only_the_changes_that_meet_it() {
+    let test = "a_file_system_that_became_read_only_costs_only_the_changes_that_meet_it";
+    if !may_mount(test) {
+        return;
+    }
+    for tool in [&["mkfs.ext4", "-V"], &["losetup", "-V"]] {
+        if let Err(why) = run(Command::new(tool[0]).arg(tool[1])) {
+            eprintln!("SKIPPED {test}: {why}");
+            return;
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("mounted"));
+    File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
+    let arguments = ["-o", "loop", image.to_str().unwrap()];
+    let mounted = Mounted::new(&at, &arguments).unwrap();
+    let dir = at.join("store");
+    let store = open(&dir);
+    write(&store, 20);
+    let head = store.head();
+    // As after an error of the disk: the kernel takes no write any more.
+    run(Command::new("mount").args(["-o", "remount,abort"]).arg(&at)).unwrap();
+    for _ in 0..3 {
+        match commit(&store, &[Do::Put(1000, vec![1; 1000])]) {
+            Err(StoreError::Io { path, cause, .. }) => {
+                assert!(path.starts_with(&dir), "{}", path.display());
+                let read_only = cause.kind() == io::ErrorKind::ReadOnlyFilesystem;
+                let gone = cause.raw_os_error() == Some(nix::libc::EIO);
+                assert!(read_only || gone, "{cause}");
+            }
+            other => panic!("nothing can be written, but {other:?}"),
+        }
+        assert_eq!(store.head(), head);
+        check(&store);
+    }
+    drop(store);
+    drop(mounted);
+    let _mounted = Mounted::new(&at, &arguments).unwrap();
+    let store = open(&dir);
+    assert_eq!(store.head(), head, "nothing more, nothing less");
+    check(&store);
+    write(&store, 3);
+    check(&store);
 }
 
 #[test]
