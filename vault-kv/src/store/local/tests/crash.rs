@@ -332,13 +332,15 @@ fn a_file_system_that_became_read_only_costs_only_the_changes_that_meet_it() {
     let head = store.head();
     // As after an error of the disk: the kernel takes no write any more.
     run(Command::new("mount").args(["-o", "remount,abort"]).arg(&at)).unwrap();
-    for _ in 0..3 {
+    for again in [false, true, true] {
         match commit(&store, &[Do::Put(1000, vec![1; 1000])]) {
             Err(StoreError::Io { path, cause, .. }) => {
                 assert!(path.starts_with(&dir), "{}", path.display());
                 let read_only = cause.kind() == io::ErrorKind::ReadOnlyFilesystem;
                 let gone = cause.raw_os_error() == Some(nix::libc::EIO);
-                assert!(read_only || gone, "{cause}");
+                // Later it may say what to do: nobody knows what the disk has of the first.
+                let next = again && cause.to_string().contains("restart");
+                assert!(read_only || gone || next, "{cause}");
             }
             other => panic!("nothing can be written, but {other:?}"),
         }
