@@ -416,6 +416,20 @@ fn facts(server: &Server, args: &[&str], token: &str) -> Value {
     serde_json::from_str(&ran.out).unwrap()
 }
 
+/// All files under a folder, one after the other.
+fn contents(folder: &Path) -> Vec<u8> {
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .collect();
+    paths.sort();
+    let read = |path: &std::path::PathBuf| match path.is_dir() {
+        true => contents(path),
+        false => fs::read(path).unwrap(),
+    };
+    paths.iter().flat_map(read).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_is_compacted_saved_and_restored_at_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
@@ -431,7 +445,19 @@ async fn a_store_is_compacted_saved_and_restored_at_the_command_line() {
     };
     write("kept", "first").await;
     write("kept", "second").await;
+    let log = dir.path().join("s1/store/log");
+    let before = contents(&log);
     write("gone", "third").await;
+    let after = contents(&log);
+    assert!(after.starts_with(&before), "one segment, which grew");
+    // As the disk has it: sealed. More of it than anything around the value takes.
+    let written: Vec<_> = after[before.len()..].chunks_exact(32).collect();
+    let on_disk = || {
+        let store = contents(&dir.path().join("s1/store"));
+        let there = |part: &&&[u8]| store.windows(32).any(|window| window == **part);
+        written.iter().filter(there).count()
+    };
+    assert_eq!(on_disk(), written.len());
     let path = "/v1/secret/destroy/gone";
     let versions = json!({"versions": [1]});
     let (status, _) = server.vault(Method::PUT, path, &root, versions).await;
@@ -444,6 +470,8 @@ async fn a_store_is_compacted_saved_and_restored_at_the_command_line() {
         compacted["redacted_parts"].as_u64().unwrap() > 0,
         "{compacted}"
     );
+    let destroyed = "third".len() * 100 / 32;
+    assert!(on_disk() + destroyed <= written.len(), "{compacted}");
     let again = facts(&server, &["compact"], &root);
     assert_eq!(again["redacted_parts"], 0, "{again}");
 

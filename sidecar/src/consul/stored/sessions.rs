@@ -1,8 +1,7 @@
 //! `/v1/session/`: sessions of the plain keys.
 //!
 //! Times are Consul's: a session lives for twice its TTL, and a lock-delay is fifteen seconds unless said otherwise. An
-//! agent has looked at the node and its checks before it passes a new session on; [`bound`](crate::consul::bound) says
-//! when they end one.
+//! agent has looked at the node and its checks before it passes a new session on; `consul/bound` says when they end one.
 
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::{
     consul::{
         Refused, bad_request,
         blocking::Blocking,
+        bound::MEMBERSHIP,
         decode::{Fields, go_duration},
         server_error,
     },
@@ -104,7 +104,7 @@ impl SessionRequest {
         let node_checks = match (fields.given("NodeChecks"), fields.given("Checks")) {
             (true, _) => Some(fields.texts("NodeChecks")?),
             (false, true) => Some(fields.texts("Checks")?),
-            (false, false) => Some(vec![super::super::bound::MEMBERSHIP.to_owned()]),
+            (false, false) => Some(vec![MEMBERSHIP.to_owned()]),
         };
         let service_checks = fields
             .items("ServiceChecks")?
