@@ -108,6 +108,13 @@ impl Server {
         (keys, made["root_token"].as_str().unwrap().to_owned())
     }
 
+    /// Unseals with the only share, and waits until it is a node: where its gossip and its HTTP port are.
+    pub fn unseal(&self, share: &str) -> (SocketAddr, String) {
+        let unsealed = self.operator(&["unseal", "-"], "", share);
+        assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
+        self.node()
+    }
+
     pub async fn seal_status(&self) -> Value {
         let path = "/v1/sys/seal-status";
         self.vault(Method::GET, path, "", Value::Null).await.1

@@ -40,8 +40,7 @@ async fn the_gossip_key_is_rotated_at_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let (shares, root) = server.init(1, 1).await;
-    server.operator(&["unseal", "-"], "", &shares[0]);
-    let (gossip, http) = server.node();
+    let (gossip, http) = server.unseal(&shares[0]);
     let host = Host {
         dir: dir.path(),
         gossip,

@@ -33,9 +33,7 @@ async fn a_restarted_server_is_sealed_until_its_share_is_given() {
     let (status, refused) = server.vault(Method::PUT, "/v1/sys/init", "", again).await;
     assert_eq!(status, 400);
     assert!(refused["errors"][0].as_str().unwrap().contains("already"));
-    let unsealed = server.operator(&["unseal", "-"], "", &keys[0]);
-    assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
-    let (_, http) = server.node();
+    let (_, http) = server.unseal(&keys[0]);
 
     let path = "/v1/secret/data/app";
     let secret = json!({"data": {"password": "kept"}});
@@ -221,8 +219,7 @@ async fn changes_through_every_interface_are_in_the_audit_file_which_hup_reopens
     let more = format!("[server]\naudit = [{audit:?}]\n");
     let server = Server::start_with(dir.path(), &more);
     let (keys, root) = server.init(1, 1).await;
-    server.operator(&["unseal", "-"], "", &keys[0]);
-    let (_, http) = server.node();
+    let (_, http) = server.unseal(&keys[0]);
 
     let (status, answer) = ask(&http, Method::PUT, "/v1/kv/limit", &root, "10").await;
     assert_eq!((status, &*answer), (200, "true"));
@@ -435,8 +432,7 @@ async fn a_store_is_compacted_saved_and_restored_at_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(dir.path(), "[server]\nhistory_retention = \"1ms\"\n");
     let (keys, root) = server.init(1, 1).await;
-    server.operator(&["unseal", "-"], "", &keys[0]);
-    server.node();
+    server.unseal(&keys[0]);
     let write = async |path: &str, value: &str| {
         let path = format!("/v1/secret/data/{path}");
         let secret = json!({"data": {"value": value.repeat(100)}});

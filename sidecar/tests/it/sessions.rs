@@ -64,8 +64,7 @@ async fn a_lock_is_free_when_its_check_or_its_node_is_not_well() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let (shares, root) = server.init(1, 1).await;
-    server.operator(&["unseal", "-"], "", &shares[0]);
-    let (gossip, http) = server.node();
+    let (gossip, http) = server.unseal(&shares[0]);
     let host = Host {
         dir: dir.path(),
         gossip,
@@ -126,8 +125,7 @@ async fn locks_and_transactions_outlive_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let (shares, root) = server.init(1, 1).await;
-    server.operator(&["unseal", "-"], "", &shares[0]);
-    let (_, http) = server.node();
+    let (_, http) = server.unseal(&shares[0]);
     let client = Client {
         http,
         root: root.clone(),
@@ -142,8 +140,7 @@ async fn locks_and_transactions_outlive_the_server() {
     server.stop();
 
     let server = Server::start(dir.path());
-    server.operator(&["unseal", "-"], "", &shares[0]);
-    let (_, http) = server.node();
+    let (_, http) = server.unseal(&shares[0]);
     let client = Client { http, root };
     assert_eq!(client.get("/v1/kv/leader").await, held);
     assert_eq!(held[0]["Session"], json!(session));

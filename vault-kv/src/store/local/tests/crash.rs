@@ -266,27 +266,48 @@ fn may_mount(test: &str) -> bool {
         .is_ok()
 }
 
+/// A disk of its own: ext4 in a file.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    /// In `dir`. `None`, and said loudly: this machine lacks what it takes, `tools` included.
+    fn new(dir: &Path, test: &str, tools: &[&[&str; 2]]) -> Option<Self> {
+        for tool in [&[&["mkfs.ext4", "-V"], &["losetup", "-V"]], tools].concat() {
+            if let Err(why) = run(Command::new(tool[0]).arg(tool[1])) {
+                eprintln!("SKIPPED {test}: {why}");
+                return None;
+            }
+        }
+        let (image, at) = (dir.join("image"), dir.join("mounted"));
+        File::create(&image).unwrap().set_len(512 << 20).unwrap();
+        std::fs::create_dir(&at).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
+        Some(Self { image, at })
+    }
+
+    fn mount(&self) -> Mounted {
+        let image = self.image.to_str().unwrap();
+        Mounted::new(&self.at, &["-o", "loop", image]).unwrap()
+    }
+}
+
 #[test]
 fn after_a_power_cut_it_has_what_it_acknowledged() {
     let test = "after_a_power_cut_it_has_what_it_acknowledged";
     if !may_mount(test) {
         return;
     }
-    for tool in [&["mkfs.ext4", "-V"], &["losetup", "-V"], &["perl", "-v"]] {
-        if let Err(why) = run(Command::new(tool[0]).arg(tool[1])) {
-            eprintln!("SKIPPED {test}: {why}");
-            return;
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
-    let (image, at) = (dir.path().join("image"), dir.path().join("mounted"));
-    File::create(&image).unwrap().set_len(512 << 20).unwrap();
-    std::fs::create_dir(&at).unwrap();
-    run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
+    let Some(disk) = Disk::new(dir.path(), test, &[&["perl", "-v"]]) else {
+        return;
+    };
+    let at = &disk.at;
     let mut head = 0;
     for _ in 0..rounds(5) {
-        let arguments = ["-o", "loop", image.to_str().unwrap()];
-        let mounted = Mounted::new(&at, &arguments).unwrap();
+        let mounted = disk.mount();
         let mut writer = Writer::start(&at.join("store"));
         for _ in 0..rand::rng().random_range(1..800) {
             assert!(
@@ -302,7 +323,7 @@ fn after_a_power_cut_it_has_what_it_acknowledged() {
         let before = writer.acknowledged;
         let acknowledged = writer.kill().saturating_sub(LARGEST_COMMIT).max(before);
         drop(mounted);
-        let _mounted = Mounted::new(&at, &arguments).unwrap();
+        let _mounted = disk.mount();
         head = check_after(&at.join("store"), acknowledged.max(head));
     }
 }
@@ -313,25 +334,20 @@ fn a_file_system_that_became_read_only_costs_only_the_changes_that_meet_it() {
     if !may_mount(test) {
         return;
     }
-    for tool in [&["mkfs.ext4", "-V"], &["losetup", "-V"]] {
-        if let Err(why) = run(Command::new(tool[0]).arg(tool[1])) {
-            eprintln!("SKIPPED {test}: {why}");
-            return;
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
-    let (image, at) = (dir.path().join("image"), dir.path().join("mounted"));
-    File::create(&image).unwrap().set_len(256 << 20).unwrap();
-    std::fs::create_dir(&at).unwrap();
-    run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
-    let arguments = ["-o", "loop", image.to_str().unwrap()];
-    let mounted = Mounted::new(&at, &arguments).unwrap();
-    let dir = at.join("store");
+    let Some(disk) = Disk::new(dir.path(), test, &[]) else {
+        return;
+    };
+    let mounted = disk.mount();
+    let dir = disk.at.join("store");
     let store = open(&dir);
     write(&store, 20);
     let head = store.head();
     // As after an error of the disk: the kernel takes no write any more.
-    run(Command::new("mount").args(["-o", "remount,abort"]).arg(&at)).unwrap();
+    run(Command::new("mount")
+        .args(["-o", "remount,abort"])
+        .arg(&disk.at))
+    .unwrap();
     for again in [false, true, true] {
         match commit(&store, &[Do::Put(1000, vec![1; 1000])]) {
             Err(StoreError::Io { path, cause, .. }) => {
@@ -349,7 +365,7 @@ fn a_file_system_that_became_read_only_costs_only_the_changes_that_meet_it() {
     }
     drop(store);
     drop(mounted);
-    let _mounted = Mounted::new(&at, &arguments).unwrap();
+    let _mounted = disk.mount();
     let store = open(&dir);
     assert_eq!(store.head(), head, "nothing more, nothing less");
     check(&store);
