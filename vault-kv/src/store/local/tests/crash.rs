@@ -317,7 +317,7 @@ fn after_a_power_cut_it_has_what_it_acknowledged() {
         }
         // EXT4_IOC_SHUTDOWN without flushing the journal: what was not synced is gone.
         let cut = "open(F, '<', $ARGV[0]) or die $!; my $flag = pack('L', 2); ioctl(F, 0x8004587d, $flag) or die $!";
-        run(Command::new("perl").args(["-e", cut]).arg(&at)).unwrap();
+        run(Command::new("perl").args(["-e", cut]).arg(at)).unwrap();
         // The kernel lets a sync that is under way at that moment succeed although its data is lost (a
         // bare append and fdatasync shows it too), so the last commit that was not yet read is in doubt.
         let before = writer.acknowledged;
