@@ -28,11 +28,9 @@ impl View<'_> {
     /// # Errors
     /// Sealed, or storage fails.
     pub(crate) fn read(&mut self, path: &str) -> Result<Option<Value>, Error> {
-        let known = self.shared.with_names(|names| names.get(path).is_some())?;
-        let value = match known {
-            true => self.shared.read(path)?,
-            false => None,
-        };
+        // Not by the names first: those are told of a change a moment after readers can see it, and nobody must find
+        // a key missing here that he has read already.
+        let value = self.shared.read(path)?;
         if !self.alone {
             let index = value.as_ref().map(|value| value.modified);
             self.seen.entry(path.to_owned()).or_insert(index);
