@@ -229,7 +229,7 @@ async fn call(cluster: &Cluster, root: &str) -> anyhow::Result<()> {
     // One that refused (its node hears of the intention a moment later) or was slow at its first call is tried again
     // when that is forgotten.
     let since = Instant::now();
-    while versions.len() < 2 && since.elapsed() < Duration::from_secs(60) {
+    while versions.len() < 2 && Instant::now() - since < Duration::from_secs(60) {
         versions.insert(get(&upstream, "/").await?);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
