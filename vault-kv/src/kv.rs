@@ -10,8 +10,8 @@
 //!
 //! Costs. A read is one [`Core`](crate::core) read a key. A change looks at its keys first and is decided again if they changed
 //! meanwhile, in the end by the writing thread itself. What looks at a whole prefix (`DeleteTree`,
-//! `GetTree` in a transaction, the end of a session) is always decided there, and holds up all writers for about a microsecond a
-//! name. A lock writes one more record than a plain set.
+//! `GetTree` in a transaction, the end of a session) is always decided there, and holds up all writers for as long as
+//! it takes to read those names. A lock writes one more record than a plain set.
 
 use std::{sync::Arc, time::Duration};
 

@@ -43,7 +43,11 @@ pub async fn guard(shared: Arc<Shared>, catalog: Catalog, stop: CancellationToke
         while sealed.wait_for(|sealed| !sealed).await.is_ok() {
             let index = match guard.look().await {
                 Ok(index) => index,
-                Err(Error::Sealed) => continue,
+                Err(Error::Sealed) => {
+                    // The watch says so a moment later.
+                    sleep(PACE).await;
+                    continue;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "sessions are not looked at for a second");
                     sleep(RETRY).await;
