@@ -27,7 +27,7 @@ use super::{
     Chain, Compacted, Liveness, Pace, Shared, StoreError, failed,
     log::{Marks, sync_folder},
     open::remove_set_aside,
-    segment::{self, Found, Reader, Span},
+    segment::{self, Found, Frame, Reader, Span},
     snapshots::{self, FoldWriter},
 };
 
@@ -213,7 +213,7 @@ impl<'a> NewSegment<'a> {
     fn push(&mut self, entry: &super::Entry) -> Result<Vec<u64>, StoreError> {
         self.frame.clear();
         let (offset, mut parts) = (self.length, Vec::with_capacity(entry.ops.len()));
-        segment::encode_frame(entry, &mut self.frame, |part| {
+        segment::encode_frame(entry, Frame::Starts, &mut self.frame, |part| {
             parts.push(offset + part as u64);
         });
         self.file

@@ -336,7 +336,11 @@ impl Fold {
 /// of this process whose sled is being dropped in the background, or a child between fork and exec.
 fn wait_until_closed(folder: &Path) -> io::Result<()> {
     match File::open(folder.join("db")) {
-        Ok(file) => file.lock(),
+        Ok(file) => {
+            file.lock()?;
+            // Closing alone would leave it to such a child, and sled does not wait.
+            file.unlock()
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }

@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 
 use super::{
     Entry, MAX_ENTRY, StoreError, failed,
-    segment::{self, Chain, Found, Span, Torn, Walked},
+    segment::{self, Chain, Found, Frame, Span, Torn, Walked},
 };
 
 /// A segment that has reached this length is followed by a new one.
@@ -360,13 +360,16 @@ impl Log {
                 let error = io::Error::new(io::ErrorKind::InvalidInput, what);
                 return Err(failed("append to", &path)(error));
             }
+            let frame = match frames.is_empty() {
+                true => Frame::Starts,
+                false => Frame::Continues,
+            };
             frames.push((index, length + self.buffer.len() as u64));
-            segment::encode_frame(entry, &mut self.buffer, |part| {
+            segment::encode_frame(entry, frame, &mut self.buffer, |part| {
                 parts.push(length + part as u64);
             });
         }
-        let written = self.write(file, length).and_then(|()| file.sync_data());
-        if let Err(error) = written {
+        if let Err(error) = self.write(file, length) {
             if truncate(file, length).is_err() {
                 self.poisoned =
                     Some("append after a failed write, which could not be taken back, to");
@@ -386,13 +389,15 @@ impl Log {
         Ok(Placed { first, parts })
     }
 
+    /// Durably.
     fn write(&self, file: &File, at: u64) -> io::Result<()> {
         #[cfg(test)]
         if let Some(fault) = self.fault {
             file.write_all_at(&self.buffer[..fault.after.min(self.buffer.len())], at)?;
             return Err(fault.kind.into());
         }
-        file.write_all_at(&self.buffer, at)
+        file.write_all_at(&self.buffer, at)?;
+        file.sync_data()
     }
 
     /// Starts a new segment unless the last one is empty; every entry so far is in a closed one then.
@@ -408,13 +413,7 @@ impl Log {
     fn roll(&mut self) -> Result<(), StoreError> {
         let folder = &self.segments.folder;
         let path = segment::segment_path(folder, self.next);
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("create", &path))?;
+        let file = create(&path).map_err(failed("create", &path))?;
         if let Err(error) = sync_folder(folder) {
             if std::fs::remove_file(&path).is_err() {
                 self.poisoned = Some("start a segment after a failed start in");
@@ -435,6 +434,12 @@ impl Log {
     pub(super) fn roll_at(&mut self, length: u64) {
         self.roll_at = length;
     }
+}
+
+/// A file for the log, which must not be there.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn truncate(file: &File, length: u64) -> io::Result<()> {

@@ -1,17 +1,18 @@
 //! Making a store of a snapshot file.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{DirBuilder, File},
     io::{BufWriter, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use super::{
     super::snapshot::{Content, Reader, SnapshotInfo},
     Head, SnapshotError, StoreError, failed,
-    log::{SEGMENT, sync_folder},
-    open, segment,
+    log::{SEGMENT, create, sync_folder},
+    open,
+    segment::{self, Frame},
 };
 
 /// Writes the ledger in `input` to the store directory `dir`, which must be empty or not exist. The fold
@@ -101,13 +102,7 @@ struct Segment {
 impl Segment {
     fn create(folder: &Path, first: u64) -> Result<Self, StoreError> {
         let path = segment::segment_path(folder, first);
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("create", &path))?;
+        let file = create(&path).map_err(failed("create", &path))?;
         Ok(Self {
             path,
             file: BufWriter::with_capacity(1 << 20, file),
@@ -118,7 +113,7 @@ impl Segment {
 
     fn push(&mut self, entry: &super::Entry) -> Result<(), StoreError> {
         self.frame.clear();
-        segment::encode_frame(entry, &mut self.frame, |_| {});
+        segment::encode_frame(entry, Frame::Starts, &mut self.frame, |_| {});
         self.length += self.frame.len() as u64;
         self.file
             .write_all(&self.frame)

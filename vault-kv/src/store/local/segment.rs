@@ -2,8 +2,13 @@
 //!
 //! A segment is named after its first index (20 digits, `.log`) and is a row of frames:
 //! `u32 length ‖ u32 CRC-32 of the payload ‖ payload`, numbers big-endian, the payload one encoded
-//! [`Entry`]. Opening, reading, following and offline verification all go through [`walk`], so that
-//! they agree on what a good log is.
+//! [`Entry`]. In the frames of a group that was made durable at once, all but the first have the highest bit of
+//! the length set and the checksum inverted. Opening, reading, following and offline verification all go through
+//! [`walk`], so that they agree on what a good log is.
+//!
+//! A power cut may leave any pages of the last group and not the others. So a bad frame with whole ones
+//! behind it is a write that was cut off as long as those are of the same group, and damage when one of
+//! them starts a group: that was written only after the bad frame had been durable.
 
 use std::{
     fs::File,
@@ -19,15 +24,76 @@ use super::{Entry, FORMAT, MAX_ENTRY, StoreError, failed};
 /// Bytes before the payload of a frame.
 pub(super) const FRAME_HEADER: usize = 8;
 
+/// The bit of a frame's length that says that it continues a group.
+const CONTINUES: u32 = 1 << 31;
+const _: () = assert!(MAX_ENTRY < CONTINUES as usize);
+
+/// When a frame was made durable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// Later than the one before it.
+    Starts,
+    /// Together with the one before it.
+    Continues,
+}
+
+/// The eight bytes before a payload.
+struct Header {
+    length: usize,
+    crc: u32,
+    frame: Frame,
+}
+
+impl Header {
+    fn of(payload: &[u8], frame: Frame) -> [u8; FRAME_HEADER] {
+        let (length, crc) = (payload.len() as u32, crc32fast::hash(payload));
+        let (length, crc) = match frame {
+            Frame::Starts => (length, crc),
+            Frame::Continues => (length | CONTINUES, !crc),
+        };
+        let mut header = [0; FRAME_HEADER];
+        header[..4].copy_from_slice(&length.to_be_bytes());
+        header[4..].copy_from_slice(&crc.to_be_bytes());
+        header
+    }
+
+    fn read(header: [u8; FRAME_HEADER]) -> Self {
+        let [a, b, c, d, e, f, g, h] = header;
+        let (length, crc) = (
+            u32::from_be_bytes([a, b, c, d]),
+            u32::from_be_bytes([e, f, g, h]),
+        );
+        match length & CONTINUES {
+            0 => Self {
+                length: length as usize,
+                crc,
+                frame: Frame::Starts,
+            },
+            _ => Self {
+                length: (length & !CONTINUES) as usize,
+                crc: !crc,
+                frame: Frame::Continues,
+            },
+        }
+    }
+
+    fn matches(&self, payload: &[u8]) -> bool {
+        crc32fast::hash(payload) == self.crc
+    }
+}
+
 /// Appends the frame of `entry` to `out` and tells `placed` where in `out` the part of each operation starts.
-pub(super) fn encode_frame(entry: &Entry, out: &mut Vec<u8>, placed: impl FnMut(usize)) {
+pub(super) fn encode_frame(
+    entry: &Entry,
+    frame: Frame,
+    out: &mut Vec<u8>,
+    placed: impl FnMut(usize),
+) {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_HEADER]);
     entry.encode(out, placed);
-    let payload = &out[start + FRAME_HEADER..];
-    let (length, crc) = (payload.len() as u32, crc32fast::hash(payload));
-    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-    out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
+    let (header, payload) = out[start..].split_at_mut(FRAME_HEADER);
+    header.copy_from_slice(&Header::of(payload, frame));
 }
 
 pub(super) fn segment_path(log: &Path, first: u64) -> PathBuf {
@@ -141,7 +207,7 @@ pub(super) enum Walked {
 
 /// Reads the entries of `spans` in order, checks frames, indexes and chain, and gives each to `visit`.
 ///
-/// A bad frame is [`StoreError::Corrupt`], except at the end of the last span with nothing valid behind it.
+/// A bad frame is [`StoreError::Corrupt`], except in the last group of the last span.
 pub(super) fn walk(
     spans: &[Span],
     chain: &mut Chain,
@@ -183,12 +249,16 @@ pub(super) fn walk_one(
         let frame = match reader.frame()? {
             Ok(frame) => frame,
             Err(what) => {
-                if !last || reader.valid_after(offset, chain.next)? {
+                let tail = match last {
+                    true => reader.tail(offset)?,
+                    false => return Err(corrupt(chain.next, offset, what)),
+                };
+                if (1..tail.len()).any(|at| starts_group(&tail[at..], chain.next)) {
                     return Err(corrupt(chain.next, offset, what));
                 }
                 return Ok(Walked::Torn(Torn {
                     index: chain.next,
-                    bytes: reader.to - offset,
+                    bytes: tail.len() as u64,
                     path,
                     offset,
                     what,
@@ -271,7 +341,8 @@ impl Reader {
         }
         let mut header = [0; FRAME_HEADER];
         self.read(&mut header)?;
-        let (length, crc) = split_header(header);
+        let header = Header::read(header);
+        let length = header.length;
         if length == 0 || length > MAX_ENTRY {
             return Ok(Err("the frame has an impossible length"));
         }
@@ -280,7 +351,7 @@ impl Reader {
         }
         let mut payload = vec![0; length];
         self.read(&mut payload)?;
-        if crc32fast::hash(&payload) != crc {
+        if !header.matches(&payload) {
             return Ok(Err("the checksum does not match"));
         }
         self.offset += (FRAME_HEADER + length) as u64;
@@ -293,8 +364,8 @@ impl Reader {
             .map_err(failed("read", &self.span.path))
     }
 
-    /// Whether any complete frame with an entry from `index` on starts behind `offset`.
-    fn valid_after(&mut self, offset: u64, index: u64) -> Result<bool, StoreError> {
+    /// What is behind `offset`.
+    fn tail(&mut self, offset: u64) -> Result<Vec<u8>, StoreError> {
         let mut tail = Vec::new();
         self.file
             .seek(SeekFrom::Start(offset))
@@ -305,49 +376,43 @@ impl Reader {
                     .read_to_end(&mut tail)
             })
             .map_err(failed("read", &self.span.path))?;
-        Ok((1..tail.len()).any(|at| is_frame_from(&tail[at..], index)))
+        Ok(tail)
     }
 }
 
-/// Whether `bytes` start with the frame of an entry that has `index` or a later one.
-fn is_frame_from(bytes: &[u8], index: u64) -> bool {
-    let Some((length, crc)) = bytes.first_chunk().map(|header| split_header(*header)) else {
+/// Whether `bytes` start with a frame that starts a group, with the entry `index` or a later one.
+fn starts_group(bytes: &[u8], index: u64) -> bool {
+    let Some(header) = bytes.first_chunk().map(|header| Header::read(*header)) else {
         return false;
     };
-    let Some(payload) = bytes.get(FRAME_HEADER..FRAME_HEADER.saturating_add(length)) else {
+    let end = FRAME_HEADER.saturating_add(header.length);
+    let Some(payload) = bytes.get(FRAME_HEADER..end) else {
         return false;
     };
     // The format byte and index of an entry first: a checksum at every offset would take minutes.
-    let Some(([1], rest)) = payload.split_first_chunk() else {
+    let Some(([FORMAT], rest)) = payload.split_first_chunk() else {
         return false;
     };
     let Some(found) = rest.first_chunk().map(|found| u64::from_be_bytes(*found)) else {
         return false;
     };
-    found >= index
+    header.frame == Frame::Starts
+        && found >= index
         && found - index < bytes.len() as u64
-        && crc32fast::hash(payload) == crc
+        && header.matches(payload)
         && Entry::decode(&Bytes::copy_from_slice(payload)).is_some()
-}
-
-fn split_header(header: [u8; FRAME_HEADER]) -> (usize, u32) {
-    let [a, b, c, d, e, f, g, h] = header;
-    (
-        u32::from_be_bytes([a, b, c, d]) as usize,
-        u32::from_be_bytes([e, f, g, h]),
-    )
 }
 
 /// Whether `bytes` are a row of whole frames with entries whose parts match their commitments.
 pub(crate) fn is_segment(mut bytes: &[u8]) -> bool {
     while let Some((header, rest)) = bytes.split_first_chunk() {
-        let (length, crc) = split_header(*header);
-        let Some((payload, rest)) = rest.split_at_checked(length) else {
+        let header = Header::read(*header);
+        let Some((payload, rest)) = rest.split_at_checked(header.length) else {
             return false;
         };
         let entry = Entry::decode(&Bytes::copy_from_slice(payload));
         let whole = entry.is_some_and(|(entry, _)| entry.commitments_hold());
-        if !whole || crc32fast::hash(payload) != crc {
+        if !whole || !header.matches(payload) {
             return false;
         }
         bytes = rest;

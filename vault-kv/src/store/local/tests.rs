@@ -6,6 +6,7 @@ mod compaction;
 mod copies;
 mod crash;
 mod damage;
+mod groups;
 mod model;
 
 fn open(dir: &Path) -> LocalStore {

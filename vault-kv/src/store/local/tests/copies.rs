@@ -148,14 +148,15 @@ fn any_flipped_byte_of_log_and_snapshot_is_named_and_of_the_fold_harmless() {
             let mut bad = whole.clone();
             bad[at] ^= 0x04;
             fs::write(&path, bad).unwrap();
-            let named = match verified(&dir) {
-                Err(StoreError::Corrupt { segment, .. }) => segment == path,
+            let found = verified(&dir);
+            let named = match &found {
+                Err(StoreError::Corrupt { segment, .. }) => *segment == path,
                 Err(
                     StoreError::BadSnapshot { path: bad, .. } | StoreError::Newer { path: bad, .. },
-                ) => bad == path,
+                ) => *bad == path,
                 _ => false,
             };
-            assert!(named, "byte {at} of {}", path.display());
+            assert!(named, "byte {at} of {}: {found:?}", path.display());
         }
         fs::write(&path, whole).unwrap();
     }

@@ -35,6 +35,8 @@ fn child() {
         return;
     };
     let store = Arc::new(open(Path::new(&dir)));
+    // Small ones, so that many are begun and closed.
+    store.shared.log.lock().roll_at(400_000);
     println!("\nopen");
     if std::env::var_os(COMPACTS).is_some() {
         let store = Arc::clone(&store);
@@ -373,6 +375,13 @@ fn a_file_system_that_became_read_only_costs_only_the_changes_that_meet_it() {
     check(&store);
 }
 
+/// Writes to `filler` until nothing more has room.
+fn fill(filler: &Path) {
+    let mut file = File::create(filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    file.write_all(&[1]).unwrap_err();
+}
+
 #[test]
 fn a_full_disk_costs_only_the_changes_that_meet_it() {
     if !may_mount("a_full_disk_costs_only_the_changes_that_meet_it") {
@@ -381,16 +390,11 @@ fn a_full_disk_costs_only_the_changes_that_meet_it() {
     let dir = tempfile::tempdir().unwrap();
     let _mounted = Mounted::new(dir.path(), &["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).unwrap();
     let (dir, filler) = (dir.path().join("store"), dir.path().join("filler"));
-    let fill = || {
-        let mut file = File::create(&filler).unwrap();
-        while file.write_all(&[1; 4096]).is_ok() {}
-        file.write_all(&[1]).unwrap_err()
-    };
     let store = open(&dir);
     write(&store, 20);
     for _ in 0..3 {
         let head = store.head();
-        fill();
+        fill(&filler);
         match commit(&store, &[Do::Put(1000, vec![1; 100_000])]) {
             Err(StoreError::Io { cause, .. }) => {
                 assert_eq!(cause.kind(), io::ErrorKind::StorageFull)
@@ -405,7 +409,7 @@ fn a_full_disk_costs_only_the_changes_that_meet_it() {
         check(&store);
     }
     // It cannot checkpoint at its end either.
-    fill();
+    fill(&filler);
     drop(store);
     std::fs::remove_file(&filler).unwrap();
     let store = open(&dir);

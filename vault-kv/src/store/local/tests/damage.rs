@@ -119,13 +119,11 @@ fn a_flipped_bit_names_its_entry() {
     let frames = frames(dir);
     let good = fs::read(&frames[0].0).unwrap();
     for (index, (path, range)) in (1..).zip(&frames).take(7) {
-        for position in range
-            .clone()
-            .step_by(7)
-            .chain([range.start + 4, range.end - 1])
-        {
+        let more = [range.start + 4, range.end - 1].map(|position| (position, 0x10));
+        let flips = range.clone().step_by(7).map(|position| (position, 0x10));
+        for (position, bit) in flips.chain(more).chain([(range.start, 0x80)]) {
             let mut bad = good.clone();
-            bad[position] ^= 0x10;
+            bad[position] ^= bit;
             fs::write(path, bad).unwrap();
             for result in [LocalStore::open(dir).map(drop), verified(dir).map(drop)] {
                 match result {
@@ -189,6 +187,7 @@ fn entries_taken_out_or_put_in_are_found() {
             },
             &[],
         ),
+        segment::Frame::Starts,
         &mut forged,
         |_| {},
     );
