@@ -19,17 +19,23 @@ use crate::mount::{Engine, Mounts, Served};
 use crate::policy::{Capability, Decision, Policies};
 use crate::request::{ClientToken, Data, Operation, Request};
 use crate::rotation::{Rotation, start_upkeep};
-use crate::token::{MAX_TTL, NewToken, Tokens, purge_expired};
+use crate::token::role::TokenRoles;
+use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
 
 mod auth;
 mod caller;
 mod keys;
 mod ledger;
+mod login;
+mod mounts;
 mod spiffe;
 mod sys;
+mod tools;
+mod wrapping;
 
 use caller::Authenticated;
 pub(crate) use ledger::{LedgerOf, LedgerRead};
+use mounts::Moves;
 use spiffe::Roles;
 
 const AUDIT_KEY: &str = "sys/audit-key";
@@ -38,8 +44,10 @@ const AUDIT_KEY: &str = "sys/audit-key";
 pub(crate) struct Api {
     clock: Clock,
     tokens: Arc<Tokens>,
+    token_roles: TokenRoles,
     policies: Policies,
     mounts: Mounts,
+    moves: Moves,
     roles: Roles,
     rotation: Arc<Rotation>,
     audit: Arc<Audit>,
@@ -81,11 +89,14 @@ impl Api {
             ApiError::Internal("the store has no audit key; it is not initialised".into())
         })?;
         let rotation = Arc::new(Rotation::load(db.clone(), clock.clone())?);
+        let tokens = Arc::new(Tokens::load(db.clone(), clock.clone())?);
         let api = Self {
             rotation: Arc::clone(&rotation),
-            tokens: Arc::new(Tokens::load(db.clone(), clock.clone())?),
+            token_roles: TokenRoles::new(db.clone()),
             policies: Policies::load(db.clone())?,
-            mounts: Mounts::load(db.clone(), clock.clone())?,
+            mounts: Mounts::load(db.clone(), clock.clone(), tokens.names())?,
+            moves: Moves::default(),
+            tokens,
             roles: Roles::load(db)?,
             hasher: Hasher::new(&key),
             clock,
@@ -104,15 +115,46 @@ impl Api {
     }
 
     async fn answer(&self, request: &mut Request) -> Result<Answer, ApiError> {
-        let begun = self.begin(request, false).await?;
+        let begun = match self.is_open(request) {
+            true => self.begin_open(request).await?,
+            false => self.begin(request, false).await?,
+        };
         let result = match &begun.caller {
             Some(caller) => {
-                self.dispatch(caller, &begun.by, request, begun.served.as_deref())
-                    .await
+                let served = begun.served.as_deref();
+                self.dispatch(caller, &begun.by, request, served).await
             }
-            None => Err(ApiError::Unauthenticated),
+            None => self.open(&begun, request).await,
+        };
+        let result = match (result, request.wrap_ttl) {
+            (Ok(answer), Some(ttl)) if !answer.is_empty() && answer.wrap.is_none() => {
+                self.wrap(&begun.by, request, answer, ttl).await
+            }
+            (result, _) => result,
         };
         self.end(begun, request, result).await
+    }
+
+    /// Whether a request needs nobody's right.
+    fn is_open(&self, request: &Request) -> bool {
+        let path = request.path.as_str();
+        let nobody = request.token.is_none() && request.caller.spiffe.is_none();
+        match path {
+            "sys/wrapping/lookup" => true,
+            "sys/internal/ui/mounts" => nobody,
+            _ => self
+                .mounts
+                .find(path)
+                .is_some_and(|served| login::is_login(&served, path)),
+        }
+    }
+
+    async fn open(&self, begun: &Begun, request: &Request) -> Result<Answer, ApiError> {
+        match request.path.as_str() {
+            "sys/wrapping/lookup" => self.wrapping_lookup(request),
+            "sys/internal/ui/mounts" => self.public_mounts(request.operation),
+            _ => self.login(begun, request).await,
+        }
     }
 
     /// Who calls and whether they may: on record before anything happens. With `sudo` it takes that right, too.
@@ -121,16 +163,24 @@ impl Api {
     /// 403, or no sink takes the line. Then the request is over; else [`Api::end`] must follow.
     pub async fn begin(&self, request: &mut Request, sudo: bool) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
-        let caller =
-            match self.authenticate(request.token.as_ref(), request.caller.spiffe.as_deref()) {
-                Ok(caller) => caller,
-                Err(error) => {
-                    let operation = request.operation.as_str();
-                    let line = self.exchange(request, None, None, operation, served.as_deref());
-                    self.audit.write(&line.request_line(Some(&error))).await?;
-                    return Err(error);
-                }
-            };
+        let remote = Some(&request.caller.remote);
+        let (token, spiffe) = (request.token.as_ref(), request.caller.spiffe.as_deref());
+        let caller = match self.authenticate(token, spiffe, remote) {
+            Ok(caller) => caller,
+            Err(error) => {
+                let unwraps = wrapping::takes_wrapping_token(request.path.as_str());
+                let error = match error {
+                    ApiError::Unauthenticated if token.is_some() && unwraps => {
+                        wrapping::not_valid()
+                    }
+                    error => error,
+                };
+                let operation = request.operation.as_str();
+                let line = self.exchange(request, None, None, operation, served.as_deref());
+                self.audit.write(&line.request_line(Some(&error))).await?;
+                return Err(error);
+            }
+        };
         let by = By {
             actor: caller.actor(),
             via: request.caller.via.as_str(),
@@ -296,6 +346,8 @@ impl Api {
         match (&served.engine, caller.token()) {
             (Engine::Kv(kv), _) => kv.exists(below),
             (Engine::Kv1(kv), _) => kv.exists(below),
+            (Engine::Userpass(method), _) => method.exists(below),
+            (Engine::Approle(method), _) => method.exists(below),
             (Engine::Cubbyhole(cubbyhole), Some((id, _))) => {
                 cubbyhole.exists(&id.cubbyhole(), below)
             }
@@ -310,11 +362,6 @@ impl Api {
         request: &mut Request,
         served: Option<&Served>,
     ) -> Result<Answer, ApiError> {
-        if request.wrap_ttl.is_some() {
-            return Err(ApiError::bad(
-                "response wrapping is not available on this server; send the request without X-Vault-Wrap-TTL",
-            ));
-        }
         let path = request.path.as_str();
         let Some(served) = served else {
             return Err(ApiError::NoMount(path.to_string()));
@@ -328,13 +375,20 @@ impl Api {
             Engine::Identity => Err(ApiError::UnsupportedPath),
             Engine::Kv(kv) => kv.handle(by, operation, &below, &mut request.data).await,
             Engine::Kv1(kv) => {
-                kv.handle(by, operation, &below, &request.data, MAX_TTL)
-                    .await
+                let lease = served.mount.config.default_ttl();
+                kv.handle(by, operation, &below, &request.data, lease).await
             }
+            Engine::Userpass(method) => method.handle(by, operation, &below, &request.data).await,
+            Engine::Approle(method) => method.handle(by, operation, &below, &request.data).await,
             Engine::Cubbyhole(cubbyhole) => {
-                let (id, _) = caller.token().ok_or_else(|| {
+                let (id, token) = caller.token().ok_or_else(|| {
                     ApiError::bad("a cubbyhole belongs to a token; this caller has none")
                 })?;
+                if token.kind == TokenKind::Batch {
+                    return Err(ApiError::bad(
+                        "cubbyhole operations are only supported by service tokens",
+                    ));
+                }
                 cubbyhole
                     .handle(by, &id.cubbyhole(), operation, &below, &request.data)
                     .await
@@ -348,7 +402,8 @@ impl Api {
     /// the ledger.
     ///
     /// # Errors
-    /// 403: nobody, no right, or a use-limited token (its uses are counted by requests to this interface only).
+    /// 403: nobody, no right, or a use-limited token (its uses are counted by requests to this interface only) or one
+    /// that is bound to networks.
     pub fn authorize(
         &self,
         token: Option<&str>,
@@ -357,7 +412,7 @@ impl Api {
         path: &str,
     ) -> Result<String, ApiError> {
         let token = token.filter(|t| !t.is_empty()).map(ClientToken::new);
-        let caller = self.authenticate(token.as_ref(), spiffe)?;
+        let caller = self.authenticate(token.as_ref(), spiffe, None)?;
         if caller.is_use_limited() {
             return Err(ApiError::Forbidden(
                 "permission denied: a token with a limited number of uses works on the Vault API only".into(),

@@ -192,10 +192,26 @@ impl Hasher {
         }
     }
 
-    pub fn map(&self, map: &Map<String, Value>) -> Map<String, Value> {
+    fn map(&self, map: &Map<String, Value>) -> Map<String, Value> {
+        self.map_but(map, &[])
+    }
+
+    /// The same, with the values of some keys as they are.
+    pub fn map_but(&self, map: &Map<String, Value>, plain: &[String]) -> Map<String, Value> {
         map.iter()
-            .map(|(key, value)| (key.clone(), self.value(value)))
+            .map(|(key, value)| match plain.contains(key) {
+                true => (key.clone(), value.clone()),
+                false => (key.clone(), self.value(value)),
+            })
             .collect()
+    }
+
+    /// The same for a value, which is mostly an object.
+    pub fn value_but(&self, value: &Value, plain: &[String]) -> Value {
+        match value {
+            Value::Object(map) => Value::Object(self.map_but(map, plain)),
+            other => self.value(other),
+        }
     }
 }
 

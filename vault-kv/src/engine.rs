@@ -20,7 +20,7 @@ pub(crate) mod kv2;
 ///
 /// # Errors
 /// 413 when it is longer than the store takes.
-fn encode(map: &Map<String, Value>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+pub(crate) fn encode(map: &Map<String, Value>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
     let unwritable = |_| ApiError::Internal("a secret cannot be written as JSON".into());
     let mut length = Length(0);
     serde_json::to_writer(&mut length, map).map_err(unwritable)?;
@@ -33,7 +33,7 @@ fn encode(map: &Map<String, Value>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
 }
 
 /// The reverse. The parser's own message could quote the secret.
-fn decode(bytes: &[u8]) -> Result<Data, ApiError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Data, ApiError> {
     serde_json::from_slice::<Map<String, Value>>(bytes)
         .map(Data::from)
         .map_err(|_| ApiError::Internal("a stored secret is not readable by this version".into()))

@@ -3,6 +3,7 @@
 //! The [`manual`] says what is promised and what is not, how keys hang together and how a store is opened unattended.
 mod api;
 mod audit;
+mod auth;
 mod barrier;
 #[doc(hidden)]
 pub mod bench;
@@ -13,6 +14,7 @@ mod db;
 mod engine;
 #[doc(hidden)]
 pub mod fuzz;
+mod glob;
 mod http;
 mod kv;
 #[cfg(test)]

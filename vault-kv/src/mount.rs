@@ -11,11 +11,17 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::auth::{approle::AppRole, userpass::Userpass};
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::engine::{cubbyhole::Cubbyhole, kv1::Kv1, kv2::Kv2};
 use crate::http::ApiError;
-use crate::token::MAX_TTL;
+use crate::request::Data;
+use crate::token::NameKey;
+
+mod config;
+
+pub(crate) use config::MountConfig;
 
 const PREFIX: &str = "mount/";
 /// The version of every engine: they are all part of this crate.
@@ -39,6 +45,10 @@ pub(crate) enum Kind {
     Token,
     /// The login method of verified SPIFFE IDs.
     Spiffe,
+    /// The login method of people with passwords.
+    Userpass,
+    /// The login method of machines with a role and a secret id.
+    Approle,
 }
 
 impl Kind {
@@ -51,6 +61,8 @@ impl Kind {
             Self::Identity => "identity",
             Self::Token => "token",
             Self::Spiffe => "spiffe",
+            Self::Userpass => "userpass",
+            Self::Approle => "approle",
         }
     }
 }
@@ -64,6 +76,8 @@ pub(crate) struct Mount {
     pub description: String,
     pub accessor: String,
     pub uuid: String,
+    #[serde(default)]
+    pub config: MountConfig,
 }
 
 impl Mount {
@@ -80,13 +94,24 @@ impl Mount {
             description: description.into(),
             accessor: format!("{prefix}{}_{:08x}", kind.as_str(), rand::random::<u32>()),
             uuid: id.to_string(),
+            config: MountConfig::default(),
         }
+    }
+
+    /// Whether it is a login method.
+    pub fn is_auth(&self) -> bool {
+        self.path.starts_with("auth/")
+    }
+
+    /// Its path as `sys/mounts` and `sys/auth` have it.
+    pub fn shown(&self) -> &str {
+        self.path.strip_prefix("auth/").unwrap_or(&self.path)
     }
 
     /// What the audit log says of it; `version` ends the name of the field with the running version, which Vault
     /// calls differently in requests and responses.
     pub fn audited(&self, version: &str) -> [(String, Value); 5] {
-        let class = match self.path.starts_with("auth/") {
+        let class = match self.is_auth() {
             true => "auth",
             false => "secret",
         };
@@ -108,38 +133,45 @@ impl Mount {
         format!("{PREFIX}{}", self.uuid)
     }
 
-    /// The form `sys/mounts` and `sys/auth` show.
-    pub fn describe(&self) -> Value {
-        let options = match self.kind {
+    fn options(&self) -> Value {
+        match self.kind {
             Kind::Kv => json!({"version": "2"}),
             Kind::Kv1 => json!({"version": "1"}),
+            Kind::Userpass | Kind::Approle => json!({}),
             _ => Value::Null,
-        };
+        }
+    }
+
+    /// The form `sys/mounts` and `sys/auth` show.
+    pub fn describe(&self) -> Value {
         let mut out = json!({
             "type": self.kind.as_str(), "description": self.description, "accessor": self.accessor, "uuid": self.uuid,
-            "local": matches!(self.kind, Kind::Cubbyhole), "seal_wrap": false, "external_entropy_access": false, "options": options,
-            "plugin_version": "", "running_plugin_version": BUILTIN_VERSION, "running_sha256": "",
-            "config": {"default_lease_ttl": 0, "max_lease_ttl": 0, "force_no_cache": false},
+            "local": matches!(self.kind, Kind::Cubbyhole), "seal_wrap": false, "external_entropy_access": false,
+            "options": self.options(), "plugin_version": "", "running_plugin_version": BUILTIN_VERSION,
+            "running_sha256": "", "config": self.config.describe(self.is_auth()),
         });
-        if matches!(self.kind, Kind::Kv | Kind::Kv1) {
+        if !self.options().is_null() {
             out["deprecation_status"] = "supported".into();
-        }
-        if self.path.starts_with("auth/") {
-            out["config"]["token_type"] = "default-service".into();
         }
         out
     }
 
     /// The form `sys/mounts/:path/tune` shows.
     pub fn tune(&self) -> Value {
-        let mut out = json!({
-            "default_lease_ttl": MAX_TTL, "max_lease_ttl": MAX_TTL, "force_no_cache": false, "description": self.description,
-        });
+        let mut out = self.config.tune(self.is_auth());
+        out.insert("description".into(), self.description.as_str().into());
         if matches!(self.kind, Kind::Kv | Kind::Kv1) {
-            out["options"] = self.describe()["options"].take();
+            out.insert("options".into(), self.options());
         }
-        out
+        Value::Object(out)
     }
+}
+
+/// What a new mount is to be.
+pub(crate) struct NewMount {
+    pub kind: Kind,
+    pub description: String,
+    pub config: MountConfig,
 }
 
 /// All mounts of an unsealed server.
@@ -147,6 +179,7 @@ pub(crate) struct Mounts {
     db: Db,
     table: RwLock<BTreeMap<String, Arc<Served>>>,
     clock: Clock,
+    names: Arc<NameKey>,
 }
 
 /// A mount with what answers it.
@@ -164,6 +197,8 @@ pub(crate) enum Engine {
     System,
     Token,
     Spiffe,
+    Userpass(Userpass),
+    Approle(AppRole),
     /// Listed only.
     Identity,
 }
@@ -197,21 +232,42 @@ impl Mounts {
         Ok(())
     }
 
-    pub fn load(db: Db, clock: Clock) -> Result<Self, ApiError> {
-        let mut table = BTreeMap::new();
-        for name in db.names(PREFIX)? {
-            if let Some((mount, _)) = db.get::<Mount>(&name)? {
-                table.insert(
-                    mount.path.clone(),
-                    Arc::new(Served::new(&db, &clock, mount)),
-                );
+    /// `names`: what names that are secrets are hashed with.
+    pub fn load(db: Db, clock: Clock, names: Arc<NameKey>) -> Result<Self, ApiError> {
+        let mounts = Self {
+            db,
+            table: RwLock::default(),
+            clock,
+            names,
+        };
+        for name in mounts.db.names(PREFIX)? {
+            if let Some((mount, _)) = mounts.db.get::<Mount>(&name)? {
+                let point = mount.path.clone();
+                let served = mounts.serve(mount);
+                mounts.table.write().insert(point, served);
             }
         }
-        Ok(Self {
-            db,
-            table: RwLock::new(table),
-            clock,
-        })
+        Ok(mounts)
+    }
+
+    fn serve(&self, mount: Mount) -> Arc<Served> {
+        let (db, storage, path) = (self.db.clone(), mount.storage(), mount.path.clone());
+        let clock = self.clock.clone();
+        let engine = match mount.kind {
+            Kind::Kv => Engine::Kv(Kv2::new(db, storage, path, clock)),
+            Kind::Kv1 => Engine::Kv1(Kv1::new(db, storage, path)),
+            Kind::Cubbyhole => Engine::Cubbyhole(Cubbyhole::new(db)),
+            Kind::System => Engine::System,
+            Kind::Token => Engine::Token,
+            Kind::Spiffe => Engine::Spiffe,
+            Kind::Userpass => Engine::Userpass(Userpass::new(db, storage, path)),
+            Kind::Approle => {
+                let names = Arc::clone(&self.names);
+                Engine::Approle(AppRole::new(db, storage, path, clock, names))
+            }
+            Kind::Identity => Engine::Identity,
+        };
+        Arc::new(Served { mount, engine })
     }
 
     /// The mount that a path belongs to.
@@ -233,42 +289,112 @@ impl Mounts {
     pub fn describe(&self, auth: bool, visible: impl Fn(&str) -> bool) -> Map<String, Value> {
         self.all()
             .iter()
-            .filter(|s| s.mount.path.starts_with("auth/") == auth && visible(&s.mount.path))
-            .map(|s| {
-                let path = s.mount.path.trim_start_matches("auth/").to_string();
-                (path, s.mount.describe())
+            .filter(|s| s.mount.is_auth() == auth && visible(&s.mount.path))
+            .map(|s| (s.mount.shown().to_string(), s.mount.describe()))
+            .collect()
+    }
+
+    /// What anybody may see of the mounts that are to be shown to everybody.
+    pub fn public(&self, auth: bool) -> Map<String, Value> {
+        self.all()
+            .iter()
+            .map(|served| &served.mount)
+            .filter(|mount| mount.is_auth() == auth && mount.config.listing_visibility == "unauth")
+            .map(|mount| {
+                let seen = json!({
+                    "type": mount.kind.as_str(), "description": mount.description, "options": mount.options(),
+                });
+                (mount.shown().to_string(), seen)
             })
             .collect()
     }
 
-    /// Mount an engine.
+    /// Mount an engine, or with a path below `auth/` a login method.
     ///
     /// # Errors
     /// 400 for a path that is taken, overlaps another one or cannot be written in a policy.
-    pub async fn add(
-        &self,
-        by: &By,
-        path: &str,
-        kind: Kind,
-        description: &str,
-    ) -> Result<(), ApiError> {
+    pub async fn add(&self, by: &By, path: &str, new: NewMount) -> Result<(), ApiError> {
         let path = normal(path, "mount")?;
         let _order = self.db.lock(PREFIX).await;
-        let taken = self
-            .table
-            .read()
-            .keys()
-            .find(|p| p.starts_with(&path) || path.starts_with(p.as_str()))
-            .cloned();
-        if let Some(taken) = taken {
-            return Err(ApiError::bad(format!("path is already in use at {taken}")));
-        }
-        let mount = Mount::new(&path, kind, description);
+        self.is_free(&path)?;
+        let mut mount = Mount::new(&path, new.kind, &new.description);
+        mount.config = new.config;
         let mut batch = Batch::new(by, "mount/add");
         batch.put(&mount.record(), &mount)?.key(path.clone());
         self.db.commit(batch).await?;
-        let served = Arc::new(Served::new(&self.db, &self.clock, mount));
+        let served = self.serve(mount);
         self.table.write().insert(path, served);
+        Ok(())
+    }
+
+    fn is_free(&self, path: &str) -> Result<(), ApiError> {
+        let table = self.table.read();
+        let taken = table
+            .iter()
+            .find(|(taken, _)| taken.starts_with(path) || path.starts_with(taken.as_str()));
+        match taken {
+            Some((_, served)) => Err(ApiError::bad(format!(
+                "path is already in use at {}",
+                served.mount.shown()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The mount at exactly this path.
+    pub fn at(&self, path: &str) -> Option<Arc<Served>> {
+        let point = format!("{}/", path.trim_end_matches('/'));
+        self.table.read().get(&point).cloned()
+    }
+
+    /// Changes what can be set; `None`: there is no such mount.
+    pub async fn tune(&self, by: &By, path: &str, data: &Data) -> Result<Option<()>, ApiError> {
+        let _order = self.db.lock(PREFIX).await;
+        let Some(served) = self.at(path) else {
+            return Ok(None);
+        };
+        let mut mount = served.mount.clone();
+        mount.config.update(data, mount.is_auth())?;
+        if let Some(description) = data.text("description")? {
+            mount.description = description;
+        }
+        let mut batch = Batch::new(by, "mount/tune");
+        batch.put(&mount.record(), &mount)?.key(mount.path.clone());
+        self.db.commit(batch).await?;
+        let served = self.serve(mount);
+        let point = served.mount.path.clone();
+        self.table.write().insert(point, served);
+        Ok(Some(()))
+    }
+
+    /// Gives a mount another path. What is in it stays: it lies below the mount's id.
+    ///
+    /// # Errors
+    /// 400 when there is none, the new path is taken, or one of the two is not for that.
+    pub async fn rename(&self, by: &By, from: &str, to: &str) -> Result<(), ApiError> {
+        let (from, to) = (normal(from, "remount")?, normal(to, "remount")?);
+        if from.starts_with("auth/") != to.starts_with("auth/") {
+            return Err(ApiError::bad(
+                "cannot remount a secrets engine as a login method or the other way round",
+            ));
+        }
+        let _order = self.db.lock(PREFIX).await;
+        let served = self
+            .at(&from)
+            .ok_or_else(|| ApiError::bad(format!("no matching mount at \"{from}\"")))?;
+        self.is_free(&to)?;
+        let mut mount = served.mount.clone();
+        mount.path = to.clone();
+        let mut batch = Batch::new(by, "mount/rename");
+        batch
+            .put(&mount.record(), &mount)?
+            .key(from.clone())
+            .key(to.clone());
+        self.db.commit(batch).await?;
+        let served = self.serve(mount);
+        let mut table = self.table.write();
+        table.remove(&from);
+        table.insert(to, served);
         Ok(())
     }
 
@@ -302,33 +428,25 @@ impl Mounts {
     }
 }
 
-impl Served {
-    fn new(db: &Db, clock: &Clock, mount: Mount) -> Self {
-        let (db, storage, path) = (db.clone(), mount.storage(), mount.path.clone());
-        let engine = match mount.kind {
-            Kind::Kv => Engine::Kv(Kv2::new(db, storage, path, clock.clone())),
-            Kind::Kv1 => Engine::Kv1(Kv1::new(db, storage, path)),
-            Kind::Cubbyhole => Engine::Cubbyhole(Cubbyhole::new(db)),
-            Kind::System => Engine::System,
-            Kind::Token => Engine::Token,
-            Kind::Spiffe => Engine::Spiffe,
-            Kind::Identity => Engine::Identity,
-        };
-        Self { mount, engine }
-    }
-}
-
 /// A mount path with its slash at the end, fit for a new mount.
 fn normal(path: &str, verb: &str) -> Result<String, ApiError> {
     let path = format!("{}/", path.trim_end_matches('/'));
+    let refused = || ApiError::bad(format!("cannot {verb} \"{path}\""));
+    let shown = match path.strip_prefix("auth/") {
+        // Their tokens and roles are part of the server.
+        Some("token/" | "spiffe/") => return Err(refused()),
+        Some(shown) => shown,
+        None => &path,
+    };
     let first = path.split('/').next().unwrap_or_default();
     if matches!(
         first,
-        "sys" | "auth" | "cubbyhole" | "identity" | "audit" | "mesh" | "consul"
-    ) {
-        return Err(ApiError::bad(format!("cannot {verb} \"{first}/\"")));
+        "sys" | "cubbyhole" | "identity" | "audit" | "mesh" | "consul"
+    ) || shown.starts_with("auth/")
+    {
+        return Err(refused());
     }
-    if path == "/" || path.contains(['*', '+', '{', '}']) {
+    if matches!(shown, "" | "/") || path.contains(['*', '+', '{', '}']) {
         return Err(ApiError::bad(
             "a mount path is not empty and has none of the characters * + { }",
         ));

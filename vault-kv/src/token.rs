@@ -21,8 +21,11 @@ use crate::http::ApiError;
 use crate::request::ClientToken;
 use crate::sys::{Locked, without_traces};
 
+mod batch;
 mod purge;
+pub(crate) mod role;
 
+use batch::BatchKey;
 pub(crate) use purge::purge_expired;
 
 /// Default and largest time to live of a token (768 h, as in Vault).
@@ -68,6 +71,37 @@ pub(crate) struct Token {
     pub renewable: bool,
     pub orphan: bool,
     pub parent: Option<TokenId>,
+    /// Seconds that renewing may not go beyond, counted from when it was made; 0 = [`MAX_TTL`].
+    #[serde(default)]
+    pub max_ttl: u64,
+    /// The role of `auth/token/roles/` that it was made by; may be empty.
+    #[serde(default)]
+    pub role: String,
+    /// Networks that it may be used from; none: all.
+    #[serde(default)]
+    pub bound_cidrs: Vec<String>,
+    #[serde(default)]
+    pub kind: TokenKind,
+}
+
+/// Where a token is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TokenKind {
+    /// In the store.
+    #[default]
+    Service,
+    /// In itself, sealed: it costs nothing to make, and cannot be renewed, revoked or counted.
+    Batch,
+}
+
+impl TokenKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Batch => "batch",
+        }
+    }
 }
 
 impl Token {
@@ -93,6 +127,14 @@ pub(crate) struct NewToken {
     pub renewable: bool,
     /// The parent and its index at the time the caller was authenticated; `None` makes an orphan.
     pub parent: Option<TokenId>,
+    pub max_ttl: u64,
+    pub role: String,
+    pub bound_cidrs: Vec<String>,
+    pub kind: TokenKind,
+    /// The text that it is to be; `None` = a random one.
+    pub id: Option<ClientToken>,
+    /// What its cubbyhole holds from the start.
+    pub cubbyhole: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
 }
 
 impl NewToken {
@@ -107,10 +149,32 @@ impl NewToken {
     }
 }
 
+/// Makes names of secrets: whoever sees the name learns nothing of the secret.
+pub(crate) struct NameKey(Locked<hmac::Key>);
+
+impl NameKey {
+    fn new(key: &[u8]) -> Self {
+        without_traces(|| Self(Locked::new(hmac::Key::new(hmac::HMAC_SHA256, key))))
+    }
+
+    /// A keyed hash, in hex.
+    pub fn name(&self, secret: &[u8]) -> String {
+        use std::fmt::Write as _;
+        let tag = hmac::sign(&self.0, secret);
+        tag.as_ref()
+            .iter()
+            .fold(String::with_capacity(64), |mut out, byte| {
+                let _ = write!(out, "{byte:02x}");
+                out
+            })
+    }
+}
+
 /// The token store of an unsealed server.
 pub(crate) struct Tokens {
     db: Db,
-    key: Locked<hmac::Key>,
+    key: Arc<NameKey>,
+    batch: BatchKey,
     clock: Clock,
     /// When each token that can expire does.
     expiries: Mutex<BTreeSet<(i64, TokenId)>>,
@@ -121,7 +185,7 @@ impl Tokens {
     pub fn initialise(batch: &mut Batch) -> Result<ClientToken, ApiError> {
         let bytes = Zeroizing::new(rand::random::<[u8; 32]>());
         batch.put_bytes(KEY, Zeroizing::new(bytes.to_vec()));
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes[..]);
+        let key = NameKey::new(&bytes[..]);
         let now = Clock::default().unix();
         let (secret, _, _) = prepare(batch, &key, now, NewToken::root())?;
         Ok(secret)
@@ -134,7 +198,8 @@ impl Tokens {
                 "the store has no token key; it was not initialised by this version".into(),
             )
         })?;
-        let key = without_traces(|| Locked::new(hmac::Key::new(hmac::HMAC_SHA256, &key)));
+        let batch = BatchKey::derive(&key);
+        let key = Arc::new(NameKey::new(&key));
         let mut expiries = BTreeSet::new();
         for name in db.names("token/id/")? {
             let id = TokenId(name.trim_start_matches("token/id/").into());
@@ -147,6 +212,7 @@ impl Tokens {
         Ok(Self {
             db,
             key,
+            batch,
             clock,
             expiries: Mutex::new(expiries),
         })
@@ -156,9 +222,25 @@ impl Tokens {
         id_of(&self.key, token)
     }
 
+    /// What secrets are named with.
+    pub fn names(&self) -> Arc<NameKey> {
+        Arc::clone(&self.key)
+    }
+
     /// The token behind what a client sent; `None` when unknown, expired or used up.
     pub fn find(&self, token: &ClientToken) -> Result<Option<(TokenId, Token)>, ApiError> {
         let id = self.id_of(token);
+        if let Some(sealed) = token.expose().strip_prefix(batch::PREFIX) {
+            let found = self.batch.open(sealed).filter(|t| self.is_alive(t));
+            // It dies with its parent.
+            return match found {
+                Some(Token {
+                    parent: Some(parent),
+                    ..
+                }) if self.by_id(&parent)?.is_none() => Ok(None),
+                found => Ok(found.map(|token| (id, token))),
+            };
+        }
         Ok(self
             .by_id(&id)?
             .filter(|t| t.num_uses >= 0)
@@ -168,7 +250,11 @@ impl Tokens {
     /// A live token by its stored name.
     pub fn by_id(&self, id: &TokenId) -> Result<Option<Token>, ApiError> {
         let found = self.db.get::<Token>(&id.path())?.map(|(token, _)| token);
-        Ok(found.filter(|t| t.expires.is_none_or(|at| at > self.clock.unix())))
+        Ok(found.filter(|token| self.is_alive(token)))
+    }
+
+    fn is_alive(&self, token: &Token) -> bool {
+        token.expires.is_none_or(|at| at > self.clock.unix())
     }
 
     pub fn by_accessor(&self, accessor: &str) -> Result<Option<(TokenId, Token)>, ApiError> {
@@ -187,8 +273,30 @@ impl Tokens {
     /// # Errors
     /// 403 when the parent is gone by the time of the commit.
     pub async fn create(&self, by: &By, new: NewToken) -> Result<(ClientToken, Token), ApiError> {
-        let mut batch = Batch::new(by, "token/create");
+        self.create_with(Batch::new(by, "token/create"), new).await
+    }
+
+    /// The same, with a batch that has changes already: they become durable together.
+    pub async fn create_with(
+        &self,
+        mut batch: Batch,
+        new: NewToken,
+    ) -> Result<(ClientToken, Token), ApiError> {
+        if new.kind == TokenKind::Batch {
+            let token = token(self.clock.unix(), new);
+            let secret = self.batch.seal(&token)?;
+            // Nothing is written but what there was already.
+            self.db.commit(batch).await?;
+            return Ok((secret, token));
+        }
+        let own_id = new.id.is_some();
         let (secret, id, token) = self.prepare(&mut batch, new)?;
+        if own_id {
+            if self.db.index(&id.path())?.is_some() {
+                return Err(ApiError::bad("cannot create a token with a duplicate ID"));
+            }
+            batch.expect(&id.path(), None);
+        }
         if let Some(parent) = &token.parent {
             let index = self
                 .db
@@ -245,7 +353,7 @@ impl Tokens {
         increment: Option<u64>,
     ) -> Result<(Token, Vec<String>), ApiError> {
         let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else {
-            return Err(ApiError::Unauthenticated);
+            return Err(ApiError::bad("token not found"));
         };
         let Some(old) = token.expires else {
             return Err(ApiError::bad("invalid lease ID"));
@@ -257,6 +365,7 @@ impl Tokens {
         let age = u64::try_from(now - token.created).unwrap_or(0);
         let mut warnings = Vec::new();
         let limit = match (token.explicit_max_ttl, token.period) {
+            (0, 0) if token.max_ttl > 0 => Some(token.max_ttl),
             (0, 0) => Some(MAX_TTL),
             (0, _) => None,
             (max, _) => Some(max),
@@ -324,6 +433,18 @@ impl Tokens {
         self.delete(by, std::slice::from_ref(id)).await
     }
 
+    /// Revokes every token whose path starts with `prefix`, with what they made.
+    pub async fn revoke_below(&self, by: &By, prefix: &str) -> Result<(), ApiError> {
+        for name in self.db.names("token/id/")? {
+            let found = self.db.get::<Token>(&name)?;
+            if found.is_some_and(|(token, _)| token.path.starts_with(prefix)) {
+                let id = TokenId(name.trim_start_matches("token/id/").into());
+                self.revoke(by, &id).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn children(&self, id: &TokenId) -> Result<Vec<TokenId>, ApiError> {
         Ok(self
             .db
@@ -378,6 +499,15 @@ impl Tokens {
         Ok(())
     }
 
+    /// What lies under `name` in a token's cubbyhole.
+    pub fn in_cubbyhole(
+        &self,
+        id: &TokenId,
+        name: &str,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+        self.db.bytes(&format!("{}{name}", id.cubbyhole()))
+    }
+
     fn schedule(&self, id: &TokenId, expires: Option<i64>) {
         if let Some(at) = expires {
             self.expiries.lock().insert((at, id.clone()));
@@ -409,14 +539,32 @@ impl Tokens {
 /// Puts a new token into a batch; `now` in unix seconds.
 fn prepare(
     batch: &mut Batch,
-    key: &hmac::Key,
+    key: &NameKey,
     now: i64,
-    new: NewToken,
+    mut new: NewToken,
 ) -> Result<(ClientToken, TokenId, Token), ApiError> {
-    let secret = ClientToken::random();
+    let secret = new.id.take().unwrap_or_else(ClientToken::random);
     let id = id_of(key, &secret);
+    for (name, value) in new.cubbyhole.drain(..) {
+        batch.put_bytes(&format!("{}{name}", id.cubbyhole()), value);
+    }
     let token = Token {
         accessor: base62(24),
+        ..token(now, new)
+    };
+    batch.put(&id.path(), &token)?;
+    batch.put(&accessor_path(&token.accessor), &id)?;
+    if let Some(parent) = &token.parent {
+        batch.put(&child_path(parent, &id), &())?;
+    }
+    batch.key(format!("accessor {}", token.accessor));
+    Ok((secret, id, token))
+}
+
+/// What there is to know about a new token; without an accessor.
+fn token(now: i64, new: NewToken) -> Token {
+    Token {
+        accessor: String::new(),
         policies: new.policies,
         path: new.path,
         meta: new.meta,
@@ -428,30 +576,18 @@ fn prepare(
         explicit_max_ttl: new.explicit_max_ttl,
         period: new.period,
         num_uses: new.num_uses,
-        renewable: new.renewable,
+        renewable: new.renewable && new.kind == TokenKind::Service,
         orphan: new.parent.is_none(),
         parent: new.parent,
-    };
-    batch.put(&id.path(), &token)?;
-    batch.put(&accessor_path(&token.accessor), &id)?;
-    if let Some(parent) = &token.parent {
-        batch.put(&child_path(parent, &id), &())?;
+        max_ttl: new.max_ttl,
+        role: new.role,
+        bound_cidrs: new.bound_cidrs,
+        kind: new.kind,
     }
-    batch.key(format!("accessor {}", token.accessor));
-    Ok((secret, id, token))
 }
 
-fn id_of(key: &hmac::Key, token: &ClientToken) -> TokenId {
-    use std::fmt::Write as _;
-    let tag = hmac::sign(key, token.expose().as_bytes());
-    let hex = tag
-        .as_ref()
-        .iter()
-        .fold(String::with_capacity(64), |mut out, byte| {
-            let _ = write!(out, "{byte:02x}");
-            out
-        });
-    TokenId(hex.into())
+fn id_of(key: &NameKey, token: &ClientToken) -> TokenId {
+    TokenId(key.name(token.expose().as_bytes()).into())
 }
 
 fn accessor_path(accessor: &str) -> String {

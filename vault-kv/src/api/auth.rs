@@ -1,16 +1,20 @@
 //! `auth/token/*`: make, look at, renew and revoke tokens.
 
+use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Api;
 use super::caller::{Authenticated, Who};
+use crate::auth::params::TokenParams;
 use crate::clock::rfc3339_unix;
 use crate::db::By;
 use crate::http::ApiError;
 use crate::http::reply::{Answer, AuthInfo};
+use crate::policy::builtin::WRAPPING_NAME;
 use crate::policy::{Capability, PolicyName};
 use crate::request::{ClientToken, Data, Operation, Request};
-use crate::token::{MAX_TTL, NewToken, Token, TokenId};
+use crate::token::role::TokenRole;
+use crate::token::{MAX_TTL, NewToken, Token, TokenId, TokenKind};
 
 impl Api {
     pub(super) async fn auth_token(
@@ -22,10 +26,25 @@ impl Api {
     ) -> Result<Answer, ApiError> {
         use Operation::{List, Read, Write};
         let data = &request.data;
+        if let Some(name) = path.strip_prefix("roles/") {
+            return self
+                .token_roles
+                .handle(by, request.operation, name, data)
+                .await;
+        }
+        if let Some(name) = path.strip_prefix("create/") {
+            if request.operation != Write {
+                return Err(ApiError::UnsupportedOperation);
+            }
+            let role = self
+                .token_roles
+                .get(name)?
+                .ok_or_else(|| ApiError::bad(format!("unknown role {name}")))?;
+            return self.create_token(caller, by, data, path, Some(role)).await;
+        }
         match (path, request.operation) {
             ("create" | "create-orphan", Write) => {
-                self.create_token(caller, by, data, path == "create-orphan")
-                    .await
+                self.create_token(caller, by, data, path, None).await
             }
             ("lookup-self", Read | Write) => self.lookup_self(caller, request),
             ("lookup", Read | Write) => {
@@ -33,29 +52,42 @@ impl Api {
                 let (_, token) = self.tokens.find(&secret)?.ok_or_else(bad_token)?;
                 Ok(Answer::data(self.describe(secret.expose(), &token)))
             }
+            ("tidy", Write) => Ok(Answer::none()
+                .warn("Expired tokens are removed by themselves; there is nothing to tidy.")
+                .status(StatusCode::ACCEPTED)),
+            ("renew-accessor", Write) => {
+                let (id, _) = self.by_accessor(data)?;
+                self.renew(by, &id, "", data).await
+            }
             ("lookup-accessor", Write) => {
                 let (_, token) = self.by_accessor(data)?;
                 Ok(Answer::data(self.describe("", &token)))
             }
             ("renew-self", Write) => match (&caller.who, &request.token) {
-                (Who::Token { id, .. }, Some(secret)) => {
+                (Who::Token { id, token }, Some(secret)) => {
+                    not_batch(token, "renewed")?;
                     self.renew(by, id, secret.expose(), data).await
                 }
                 _ => Err(no_token()),
             },
             ("renew", Write) => {
                 let secret = given(data)?;
-                let (id, _) = self.tokens.find(&secret)?.ok_or_else(bad_token)?;
+                let (id, token) = self.tokens.find(&secret)?.ok_or_else(bad_token)?;
+                not_batch(&token, "renewed")?;
                 self.renew(by, &id, secret.expose(), data).await
             }
             ("revoke-self", Write) => {
-                let (id, _) = caller.token().ok_or_else(no_token)?;
+                let (id, token) = caller.token().ok_or_else(no_token)?;
+                not_batch(token, "revoked")?;
                 self.tokens.revoke(by, id).await?;
                 Ok(Answer::none())
             }
             ("revoke", Write) => {
-                let id = self.tokens.id_of(&given(data)?);
-                self.tokens.revoke(by, &id).await?;
+                let secret = given(data)?;
+                if let Some((_, token)) = self.tokens.find(&secret)? {
+                    not_batch(&token, "revoked")?;
+                }
+                self.tokens.revoke(by, &self.tokens.id_of(&secret)).await?;
                 Ok(Answer::none())
             }
             ("revoke-orphan", Write) => {
@@ -72,7 +104,7 @@ impl Api {
             (
                 "create" | "create-orphan" | "lookup-self" | "lookup" | "lookup-accessor"
                 | "renew-self" | "renew" | "revoke-self" | "revoke" | "revoke-orphan"
-                | "revoke-accessor" | "accessors/",
+                | "revoke-accessor" | "renew-accessor" | "tidy" | "accessors/",
                 _,
             ) => Err(ApiError::UnsupportedOperation),
             _ => Err(ApiError::UnsupportedPath),
@@ -90,6 +122,9 @@ impl Api {
 
     fn lookup_self(&self, caller: &Authenticated, request: &Request) -> Result<Answer, ApiError> {
         match (&caller.who, &request.token) {
+            (Who::Token { token, .. }, Some(secret)) if token.kind == TokenKind::Batch => {
+                Ok(Answer::data(self.describe(secret.expose(), token)))
+            }
             (Who::Token { id, .. }, Some(secret)) => {
                 // Read again: a use of a use-limited token was counted meanwhile.
                 let token = self.tokens.by_id(id)?.ok_or(ApiError::Unauthenticated)?;
@@ -107,36 +142,26 @@ impl Api {
 }
 
 impl Api {
+    /// `path`: `create`, `create-orphan` or `create/:role`.
     async fn create_token(
         &self,
         caller: &Authenticated,
         by: &By,
         data: &Data,
-        orphan: bool,
+        path: &str,
+        role: Option<TokenRole>,
     ) -> Result<Answer, ApiError> {
         let (parent_id, parent) = caller
             .token()
             .ok_or_else(|| ApiError::bad("only the holder of a token can create tokens"))?;
+        not_batch(parent, "used to create tokens")?;
         let sudo = caller
             .acl
-            .decide("auth/token/create", Capability::Sudo, None)
+            .decide(&format!("auth/token/{path}"), Capability::Sudo, None)
             .allowed;
         if parent.num_uses != 0 {
             return Err(ApiError::bad(
                 "restricted use token cannot generate child tokens",
-            ));
-        }
-        if data.raw("id").is_some() {
-            return Err(ApiError::bad(
-                "this server chooses token ids itself; leave out \"id\"",
-            ));
-        }
-        if !matches!(
-            data.text("type")?.as_deref(),
-            None | Some("" | "service" | "default")
-        ) {
-            return Err(ApiError::bad(
-                "only tokens of type \"service\" are available",
             ));
         }
         let no_parent = data.flag("no_parent")?.unwrap_or(false);
@@ -145,20 +170,33 @@ impl Api {
                 "root or sudo privileges required to create orphan token",
             ));
         }
-        let period = seconds(data, "period")?;
-        if period > 0 && !sudo {
-            return Err(ApiError::bad(
-                "root or sudo privileges required to create periodic token",
-            ));
-        }
-        let policies = child_policies(caller, parent, data, sudo)?;
         let mut warnings = Vec::new();
+        let id = own_id(data, sudo, &mut warnings)?;
+        let params = role.as_ref().map(|role| &role.params);
+        let period = match (params, seconds(data, "period")?) {
+            (Some(params), _) if params.period > 0 => params.period,
+            (_, 0) => 0,
+            (_, period) if sudo => period,
+            _ => {
+                return Err(ApiError::bad(
+                    "root or sudo privileges required to create periodic token",
+                ));
+            }
+        };
+        let policies = child_policies(caller, parent, data, sudo, role.as_ref())?;
         for name in &policies {
             if self.policies.get(&PolicyName::parse(name)?).is_none() {
                 warnings.push(format!("Policy {name:?} does not exist"));
             }
         }
-        let explicit_max_ttl = seconds(data, "explicit_max_ttl")?;
+        let explicit_max_ttl = match (
+            params.map_or(0, |params| params.explicit_max_ttl),
+            seconds(data, "explicit_max_ttl")?,
+        ) {
+            (0, some) | (some, 0) => some,
+            (roles, wished) => roles.min(wished),
+        };
+        let kind = kind_of(data, params)?;
         let ttl = self.child_ttl(
             parent,
             data,
@@ -167,24 +205,39 @@ impl Api {
             explicit_max_ttl,
             &mut warnings,
         )?;
-        let num_uses = data.int("num_uses")?.unwrap_or(0);
-        if num_uses < 0 {
-            return Err(ApiError::bad("number of uses cannot be negative"));
+        let num_uses = match data.int("num_uses")? {
+            Some(uses) if uses < 0 => {
+                return Err(ApiError::bad("number of uses cannot be negative"));
+            }
+            None | Some(0) => params.map_or(0, |params| params.num_uses),
+            Some(uses) => uses,
+        };
+        if kind == TokenKind::Batch {
+            batch_fits(&policies, period, explicit_max_ttl, num_uses, id.is_some())?;
         }
+        let renewable = role.as_ref().is_none_or(|role| role.renewable);
+        let orphan =
+            path == "create-orphan" || no_parent || role.as_ref().is_some_and(|role| role.orphan);
+        let suffix = match &role {
+            Some(role) if !role.path_suffix.is_empty() => format!("/{}", role.path_suffix),
+            _ => String::new(),
+        };
         let new = NewToken {
             policies,
-            path: format!(
-                "auth/token/{}",
-                if orphan { "create-orphan" } else { "create" }
-            ),
+            path: format!("auth/token/{path}{suffix}"),
             meta: data.text_map("meta")?,
             display_name: display_name(data.text("display_name")?.as_deref()),
             ttl,
             explicit_max_ttl,
             period,
             num_uses,
-            renewable: ttl > 0 && data.flag("renewable")?.unwrap_or(true),
-            parent: (!orphan && !no_parent).then(|| parent_id.clone()),
+            renewable: ttl > 0 && renewable && data.flag("renewable")?.unwrap_or(true),
+            parent: (!orphan).then(|| parent_id.clone()),
+            role: path.strip_prefix("create/").unwrap_or_default().into(),
+            bound_cidrs: params.map_or_else(Vec::new, |params| params.bound_cidrs.clone()),
+            kind,
+            id,
+            ..NewToken::default()
         };
         let (secret, token) = self.tokens.create(by, new).await?;
         let mut answer = Answer::auth(auth_info(secret.expose(), &token, token.creation_ttl));
@@ -253,11 +306,17 @@ impl Api {
     fn describe(&self, secret: &str, token: &Token) -> Value {
         let mut out = json!({
             "id": secret, "accessor": token.accessor, "policies": token.policies, "path": token.path, "meta": token.meta,
-            "display_name": token.display_name, "num_uses": token.num_uses.max(0), "orphan": token.orphan,
+            "display_name": token.display_name, "num_uses": token.num_uses, "orphan": token.orphan,
             "creation_time": token.created, "creation_ttl": token.creation_ttl, "issue_time": rfc3339_unix(token.created),
             "expire_time": token.expires.map(rfc3339_unix), "ttl": token.ttl(self.clock.unix()),
-            "explicit_max_ttl": token.explicit_max_ttl, "entity_id": "", "type": "service", "renewable": token.renewable,
+            "explicit_max_ttl": token.explicit_max_ttl, "entity_id": "", "type": token.kind.as_str(), "renewable": token.renewable,
         });
+        if !token.role.is_empty() {
+            out["role"] = token.role.as_str().into();
+        }
+        if !token.bound_cidrs.is_empty() {
+            out["bound_cidrs"] = json!(token.bound_cidrs);
+        }
         if token.period > 0 {
             out["period"] = token.period.into();
         }
@@ -269,39 +328,132 @@ impl Api {
     }
 }
 
-/// The child's policies: the parent's unless named, never more than the parent's without sudo.
+/// The child's policies: the parent's unless named, never more than the parent's without sudo. A role that says what
+/// its tokens may have stands in for the parent.
 fn child_policies(
     caller: &Authenticated,
     parent: &Token,
     data: &Data,
     sudo: bool,
+    role: Option<&TokenRole>,
 ) -> Result<Vec<String>, ApiError> {
-    let mut names: Vec<String> = match data.list("policies")? {
-        Some(wished) if !wished.is_empty() => wished
+    let restricts = role.filter(|role| role.restricts());
+    let mut names: Vec<String> = match (data.list("policies")?, restricts) {
+        (Some(wished), _) if !wished.is_empty() => wished
             .iter()
             .map(|p| Ok(PolicyName::parse(p)?.as_str().to_string()))
             .collect::<Result<_, ApiError>>()?,
+        (_, Some(role)) if !role.allowed_policies.is_empty() => role.allowed_policies.clone(),
         _ => parent.policies.clone(),
     };
+    if names.iter().any(|name| name == WRAPPING_NAME) {
+        return Err(ApiError::bad(format!(
+            "cannot assign policy {WRAPPING_NAME:?}"
+        )));
+    }
     let root = names.iter().any(|p| p == "root");
     if root && !caller.acl.is_root() {
         return Err(ApiError::bad(
             "root tokens may not be created without parent token being root",
         ));
     }
-    if !sudo && !names.iter().all(|p| parent.policies.contains(p)) {
+    if !sudo && restricts.is_none() && !names.iter().all(|p| parent.policies.contains(p)) {
         return Err(ApiError::bad("child policies must be subset of parent"));
     }
-    let has_default = sudo || parent.policies.iter().any(|p| p == "default");
-    if !root && has_default && !data.flag("no_default_policy")?.unwrap_or(false) {
+    let has_default = sudo || restricts.is_some() || parent.policies.iter().any(|p| p == "default");
+    let unwanted = data.flag("no_default_policy")?.unwrap_or(false)
+        || role.is_some_and(|role| role.params.no_default_policy);
+    if !root && has_default && !unwanted {
         names.push("default".into());
     }
     names.sort();
     names.dedup();
+    if let Some(role) = restricts {
+        role.permits(&names)?;
+    }
     Ok(names)
 }
 
-fn auth_info(secret: &str, token: &Token, lease_duration: u64) -> AuthInfo {
+/// The kind asked for, as far as the role leaves the choice.
+fn kind_of(data: &Data, params: Option<&TokenParams>) -> Result<TokenKind, ApiError> {
+    let roles = params.map_or("", |params| params.kind.as_str());
+    let asked = data.text("type")?.unwrap_or_default();
+    let kind = match (roles, asked.as_str()) {
+        ("service" | "batch", _) => roles,
+        (_, "" | "default") => roles,
+        (_, asked) => asked,
+    };
+    match kind {
+        "" | "service" | "default-service" => Ok(TokenKind::Service),
+        "batch" | "default-batch" => Ok(TokenKind::Batch),
+        _ => Err(ApiError::bad(
+            "invalid 'type' value: it is service or batch",
+        )),
+    }
+}
+
+/// # Errors
+/// 400: what a token that is kept nowhere cannot have.
+fn batch_fits(
+    policies: &[String],
+    period: u64,
+    explicit_max_ttl: u64,
+    num_uses: i64,
+    own_id: bool,
+) -> Result<(), ApiError> {
+    let cannot = if policies.iter().any(|policy| policy == "root") {
+        "be root tokens"
+    } else if period > 0 {
+        "be periodic"
+    } else if explicit_max_ttl > 0 {
+        "have an explicit max TTL"
+    } else if num_uses > 0 {
+        "have a limited use count"
+    } else if own_id {
+        "have an id of one's own choice"
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::bad(format!("batch tokens cannot {cannot}")))
+}
+
+/// # Errors
+/// 400 for a batch token.
+fn not_batch(token: &Token, what: &str) -> Result<(), ApiError> {
+    match token.kind {
+        TokenKind::Service => Ok(()),
+        TokenKind::Batch => Err(ApiError::bad(format!("batch tokens cannot be {what}"))),
+    }
+}
+
+/// The text that the new token is to be, which takes sudo.
+fn own_id(
+    data: &Data,
+    sudo: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Option<ClientToken>, ApiError> {
+    let Some(id) = data.text("id")?.filter(|id| !id.is_empty()) else {
+        return Ok(None);
+    };
+    if !sudo {
+        return Err(ApiError::bad(
+            "root or sudo privileges required to specify token id",
+        ));
+    }
+    for prefix in ["s.", "b.", "r.", "hvs.", "hvb.", "hvr."] {
+        if id.starts_with(prefix) {
+            return Err(ApiError::bad(format!(
+                "custom token ID cannot have the '{prefix}' prefix"
+            )));
+        }
+    }
+    warnings.push(
+        "A token of your own choice is only as hard to guess as you made it; better let the server choose it.".into(),
+    );
+    Ok(Some(ClientToken::new(id)))
+}
+
+pub(super) fn auth_info(secret: &str, token: &Token, lease_duration: u64) -> AuthInfo {
     AuthInfo {
         client_token: secret.into(),
         accessor: token.accessor.clone(),
@@ -311,7 +463,7 @@ fn auth_info(secret: &str, token: &Token, lease_duration: u64) -> AuthInfo {
         lease_duration,
         renewable: token.renewable,
         entity_id: String::new(),
-        token_type: "service",
+        token_type: token.kind.as_str(),
         orphan: token.orphan,
         mfa_requirement: None,
         num_uses: token.num_uses,

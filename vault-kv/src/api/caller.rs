@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::Api;
 use crate::audit::AuthRecord;
+use crate::auth::params::is_within;
 use crate::db::By;
 use crate::http::ApiError;
 use crate::policy::{Acl, Identity, PolicyName};
-use crate::request::ClientToken;
+use crate::request::{ClientToken, Remote};
 use crate::token::{Token, TokenId, Tokens};
 
 /// A caller with its rights.
@@ -25,15 +26,24 @@ pub(crate) enum Who {
 impl Api {
     /// # Errors
     /// 403 when there is neither a live token nor a SPIFFE ID that a role matches. A token that is no good is not
-    /// made up for by a certificate: whoever sends one means it.
+    /// made up for by a certificate: whoever sends one means it. Nor is one that is bound to networks good from
+    /// elsewhere, or where `remote` is not known.
     pub(super) fn authenticate(
         &self,
         token: Option<&ClientToken>,
         spiffe: Option<&str>,
+        remote: Option<&Remote>,
     ) -> Result<Authenticated, ApiError> {
         let (who, names, identity) = match (token, spiffe) {
             (Some(secret), _) => {
                 let (id, token) = self.tokens.find(secret)?.ok_or(ApiError::Unauthenticated)?;
+                let here = match remote {
+                    Some(remote) => is_within(remote, &token.bound_cidrs),
+                    None => token.bound_cidrs.is_empty(),
+                };
+                if !here {
+                    return Err(ApiError::Unauthenticated);
+                }
                 let names = token.policies.clone();
                 let token = Box::new(token);
                 (Who::Token { id, token }, names, Identity::default())
@@ -51,12 +61,22 @@ impl Api {
             }
             (None, None) => return Err(ApiError::Unauthenticated),
         };
+        let (policies, acl) = self.rights(&names, &identity)?;
+        Ok(Authenticated { who, policies, acl })
+    }
+
+    /// What these policies grant.
+    pub(super) fn rights(
+        &self,
+        names: &[String],
+        identity: &Identity,
+    ) -> Result<(Vec<PolicyName>, Arc<Acl>), ApiError> {
         let policies: Vec<_> = names
             .iter()
             .map(|n| PolicyName::parse(n))
             .collect::<Result<_, _>>()?;
-        let acl = self.policies.acl(&policies, &identity);
-        Ok(Authenticated { who, policies, acl })
+        let acl = self.policies.acl(&policies, identity);
+        Ok((policies, acl))
     }
 }
 
@@ -78,7 +98,7 @@ impl Authenticated {
                 display_name: token.display_name.clone(),
                 accessor: token.accessor.clone(),
                 policies,
-                token_type: "service",
+                token_type: token.kind.as_str(),
                 spiffe: None,
                 issued: Some(token.created),
                 ttl: token.creation_ttl,

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::Api;
 use crate::db::{Batch, By, Db};
+use crate::glob;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
 use crate::policy::{Identity, PolicyName};
@@ -133,29 +134,11 @@ fn matches(pattern: &str, spiffe: &str) -> bool {
     loop {
         match (patterns.next(), segments.next()) {
             (None, None) => return true,
-            (Some(p), Some(s)) if segment(p, s) => {}
+            // A segment is never empty, so `*` alone does not match nothing.
+            (Some(p), Some(s)) if glob::matches(p, s) && p.is_empty() == s.is_empty() => {}
             _ => return false,
         }
     }
-}
-
-fn segment(pattern: &str, text: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else {
-        return pattern == text;
-    };
-    // A segment is never empty, so `*` alone does not match nothing.
-    let Some(mut rest) = text.strip_prefix(head).filter(|_| !text.is_empty()) else {
-        return false;
-    };
-    let mut parts: Vec<_> = tail.split('*').collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 /// What policy templates may say about a SPIFFE ID of the mesh.

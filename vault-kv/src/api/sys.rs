@@ -4,13 +4,14 @@ use serde_json::{Map, Value, json};
 
 use super::Api;
 use super::caller::Authenticated;
+use super::tools::tools;
 use crate::audit::describe;
 use crate::db::By;
 use crate::http::ApiError;
+use crate::http::error::multi;
 use crate::http::reply::Answer;
-use crate::mount::Kind;
-use crate::policy::{Capability, PolicyName};
-use crate::request::{Data, Operation, Request};
+use crate::policy::{Capability, Identity, PolicyName};
+use crate::request::{ClientToken, Data, Operation, Request};
 
 /// Ledger entries shown when the request does not say how many.
 const HISTORY: i64 = 100;
@@ -34,7 +35,22 @@ impl Api {
             return self.policy(by, operation, name, data, true).await;
         }
         if let Some(path) = path.strip_prefix("mounts/") {
-            return self.mount(by, operation, path, data).await;
+            return self.mount(by, operation, path, data, false).await;
+        }
+        if let Some(path) = path.strip_prefix("auth/") {
+            return self.mount(by, operation, path, data, true).await;
+        }
+        if let Some(what) = path.strip_prefix("tools/") {
+            return tools(operation, what, data);
+        }
+        if let Some(what) = path.strip_prefix("wrapping/") {
+            return self.wrapping(caller, by, request, what).await;
+        }
+        if let Some(id) = path.strip_prefix("remount/status/") {
+            return match operation {
+                Read => self.moved(id),
+                _ => Err(ApiError::UnsupportedOperation),
+            };
         }
         if let Some(rest) = path.strip_prefix("internal/ui/mounts") {
             return match operation {
@@ -50,6 +66,27 @@ impl Api {
             ("capabilities-self", Write) => {
                 let ask = |path: &str| caller.acl.capabilities(path);
                 Ok(capabilities(data, ask)?.top_level())
+            }
+            ("capabilities" | "capabilities-accessor", Write) => {
+                let token = match path {
+                    "capabilities" => {
+                        let secret = data.text("token")?.unwrap_or_default();
+                        let found = self.tokens.find(&ClientToken::new(secret))?;
+                        found.ok_or_else(|| ApiError::bad(multi("invalid token")))?
+                    }
+                    _ => {
+                        let accessor = data.text("accessor")?.unwrap_or_default();
+                        let found = self.tokens.by_accessor(&accessor)?;
+                        found.ok_or_else(|| ApiError::bad(multi("invalid accessor")))?
+                    }
+                };
+                let (_, acl) = self.rights(&token.1.policies, &Identity::default())?;
+                Ok(capabilities(data, |path| acl.capabilities(path))?.top_level())
+            }
+            ("remount", Write) => self.remount(by, data).await,
+            ("config/cors", Read) => Ok(Answer::data(json!({"enabled": false})).top_level()),
+            ("config/auditing/request-headers", Read) => {
+                Ok(Answer::data(json!({"headers": {}})).top_level())
             }
             // Permission is all there is to it here; whoever owns the keys drops them when this succeeds.
             ("seal", Write) => Ok(Answer::none()),
@@ -71,6 +108,11 @@ impl Api {
                 "policy"
                 | "policies/acl"
                 | "capabilities-self"
+                | "capabilities"
+                | "capabilities-accessor"
+                | "remount"
+                | "config/cors"
+                | "config/auditing/request-headers"
                 | "explain"
                 | "mounts"
                 | "auth"
@@ -189,103 +231,4 @@ fn explain(caller: &Authenticated, data: &Data) -> Result<Answer, ApiError> {
     Ok(Answer::data(json!({
         "allowed": decision.allowed, "reason": decision.explain(capability, &path), "policies": caller.policy_names(),
     })))
-}
-
-impl Api {
-    async fn mount(
-        &self,
-        by: &By,
-        operation: Operation,
-        path: &str,
-        data: &Data,
-    ) -> Result<Answer, ApiError> {
-        if let Some(point) = path.strip_suffix("/tune") {
-            if operation != Operation::Read {
-                return Err(ApiError::UnsupportedOperation);
-            }
-            return self
-                .mount_at(point)
-                .map(|m| Answer::data(m.tune()).top_level());
-        }
-        match operation {
-            Operation::Read => self
-                .mount_at(path)
-                .map(|m| Answer::data(m.describe()).top_level()),
-            Operation::Write => {
-                let kind = kind_of(data)?;
-                let description = data.text("description")?.unwrap_or_default();
-                self.mounts.add(by, path, kind, &description).await?;
-                Ok(Answer::none())
-            }
-            Operation::Delete => {
-                self.mounts.remove(by, path).await?;
-                Ok(Answer::none())
-            }
-            Operation::List | Operation::Patch => Err(ApiError::UnsupportedOperation),
-        }
-    }
-
-    fn mount_at(&self, path: &str) -> Result<crate::mount::Mount, ApiError> {
-        let point = format!("{}/", path.trim_end_matches('/'));
-        self.mounts
-            .find(&point)
-            .filter(|s| s.mount.path == point)
-            .map(|s| s.mount.clone())
-            .ok_or_else(|| ApiError::bad("No secret engine mount at this path"))
-    }
-
-    /// What the CLI asks before it builds a KV path: which mount is this, and which version?
-    fn ui_mounts(&self, caller: &Authenticated, path: &str) -> Result<Answer, ApiError> {
-        if path.is_empty() {
-            let seen = |p: &str| caller.acl.touches(p);
-            return Ok(Answer::data(json!({
-                "secret": self.mounts.describe(false, seen), "auth": self.mounts.describe(true, seen),
-            })));
-        }
-        // One text for "no such mount" and "no rights there": it tells nothing about what exists.
-        let served = self
-            .mounts
-            .find(&format!("{path}/"))
-            .filter(|s| caller.acl.touches(&s.mount.path))
-            .ok_or_else(|| {
-                ApiError::Forbidden(format!(
-                    "preflight capability check returned 403, please ensure client's policies grant access to path \"{path}/\""
-                ))
-            })?;
-        let mut info = served.mount.describe();
-        info["path"] = served.mount.path.clone().into();
-        Ok(Answer::data(info))
-    }
-}
-
-/// What to mount; kv without a version is version 1, as in Vault.
-fn kind_of(data: &Data) -> Result<Kind, ApiError> {
-    let mut kind = data.text("type")?.unwrap_or_default();
-    if kind == "plugin" {
-        kind = data.text("plugin_name")?.unwrap_or_default();
-    }
-    let version = match data.raw("options") {
-        Some(Value::Object(options)) => match options.get("version") {
-            Some(Value::String(text)) => Some(text.clone()),
-            Some(Value::Number(number)) => Some(number.to_string()),
-            _ => None,
-        },
-        _ => None,
-    };
-    match (kind.as_str(), version.as_deref()) {
-        ("kv-v2", None | Some("2")) | ("kv", Some("2")) => Ok(Kind::Kv),
-        ("kv-v1" | "generic", None | Some("1")) | ("kv", None | Some("1")) => Ok(Kind::Kv1),
-        ("kv" | "kv-v1" | "kv-v2" | "generic", _) => Err(ApiError::bad(
-            "the version of kv is \"1\" or \"2\", and kv-v1 and kv-v2 have their own",
-        )),
-        ("", _) => Err(ApiError::bad("backend type must be specified as a string")),
-        ("cubbyhole" | "system" | "identity" | "token" | "ns_system" | "ns_identity", _) => {
-            Err(ApiError::Forbidden(
-                "this kind of mount exists once and cannot be mounted again".into(),
-            ))
-        }
-        _ => Err(ApiError::bad(
-            "plugin not found in the catalog: only kv can be mounted",
-        )),
-    }
 }

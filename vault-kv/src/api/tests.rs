@@ -12,6 +12,11 @@ use crate::http::reply::render as rendered;
 use crate::request::{Caller, Refusal, Remote, Via};
 use crate::store::memory::MemoryStore;
 
+mod logins;
+mod mounts;
+mod tokens;
+mod wrapping;
+
 const WEB: &str = "spiffe://mesh.test/ns/default/dc/dc1/svc/web";
 
 struct Server {
@@ -72,6 +77,40 @@ impl Server {
         spiffe: Option<&str>,
         body: Value,
     ) -> (u16, Value) {
+        let caller = Caller {
+            remote: Remote::Unix,
+            spiffe: spiffe.map(Into::into),
+            via: Via::Http,
+        };
+        self.send_as(caller, method, path, &[("x-vault-token", token)], body)
+            .await
+    }
+
+    /// From an address, with headers of one's own.
+    async fn send_from(
+        &self,
+        address: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Value,
+    ) -> (u16, Value) {
+        let caller = Caller {
+            remote: Remote::Ip(address.parse().unwrap()),
+            spiffe: None,
+            via: Via::Http,
+        };
+        self.send_as(caller, method, path, headers, body).await
+    }
+
+    async fn send_as(
+        &self,
+        caller: Caller,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Value,
+    ) -> (u16, Value) {
         let body = if body.is_null() {
             Bytes::new()
         } else {
@@ -80,17 +119,12 @@ impl Server {
         let mut builder = http::Request::builder()
             .method(method)
             .uri(format!("/v1/{path}"));
-        if !token.is_empty() {
-            builder = builder.header("x-vault-token", token);
+        for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {
+            builder = builder.header(*name, *value);
         }
         if method == "PATCH" {
             builder = builder.header("content-type", "application/merge-patch+json");
         }
-        let caller = Caller {
-            remote: Remote::Unix,
-            spiffe: spiffe.map(Into::into),
-            via: Via::Http,
-        };
         let response = match Request::parse(&builder.body(body).unwrap(), caller) {
             Ok(request) => self.api.handle(request).await,
             Err(Refusal::Error(error)) => rendered(&Err(error), "", false),

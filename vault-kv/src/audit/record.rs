@@ -10,7 +10,7 @@ use super::Hasher;
 use crate::clock::rfc3339_unix;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
-use crate::mount::Mount;
+use crate::mount::{Mount, MountConfig};
 use crate::policy::Decision;
 use crate::request::Request;
 
@@ -63,7 +63,16 @@ impl Exchange<'_> {
         match result {
             Ok(answer) => {
                 if let Some(data) = &answer.data {
-                    response.insert("data".into(), self.hasher.value(data));
+                    let plain = self.plain(|config| &config.audit_non_hmac_response_keys);
+                    response.insert("data".into(), self.hasher.value_but(data, plain));
+                }
+                if let Some(wrap) = &answer.wrap {
+                    let body = json!({
+                        "token": self.secret(&wrap.token), "accessor": self.secret(&wrap.accessor), "ttl": wrap.ttl,
+                        "creation_time": wrap.creation_time, "creation_path": wrap.creation_path,
+                        "wrapped_accessor": self.secret(&wrap.wrapped_accessor),
+                    });
+                    response.insert("wrap_info".into(), body);
                 }
                 if let Some(auth) = &answer.auth {
                     let body = json!({
@@ -154,9 +163,15 @@ impl Exchange<'_> {
             body["wrap_ttl"] = ttl.as_secs().into();
         }
         if !request.data.is_empty() {
-            body["data"] = Value::Object(self.hasher.map(request.data.map()));
+            let plain = self.plain(|config| &config.audit_non_hmac_request_keys);
+            body["data"] = Value::Object(self.hasher.map_but(request.data.map(), plain));
         }
         body
+    }
+
+    /// Fields that the mount's settings leave as they are.
+    fn plain(&self, of: impl Fn(&MountConfig) -> &[String]) -> &[String] {
+        self.mount.map_or(&[], |mount| of(&mount.config))
     }
 
     fn secret(&self, text: &str) -> String {

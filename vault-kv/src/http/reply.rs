@@ -15,6 +15,8 @@ pub(crate) struct Answer {
     pub data: Option<Value>,
     /// `auth` of the envelope.
     pub auth: Option<AuthInfo>,
+    /// `wrap_info` of the envelope: the answer lies elsewhere.
+    pub wrap: Option<WrapInfo>,
     pub warnings: Vec<String>,
     pub lease_duration: u64,
     /// A status other than 200/204.
@@ -73,6 +75,21 @@ impl Answer {
         answer
     }
 
+    /// Where the answer lies, instead of the answer.
+    pub fn wrapped(wrap: WrapInfo) -> Self {
+        let mut answer = Self::default();
+        answer.wrap = Some(wrap);
+        answer
+    }
+
+    /// Whether there is nothing to say but a status.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_none()
+            && self.auth.is_none()
+            && self.wrap.is_none()
+            && self.warnings.is_empty()
+    }
+
     pub fn top_level(mut self) -> Self {
         self.shape = Shape::TopLevel;
         self
@@ -120,6 +137,26 @@ impl Drop for AuthInfo {
     }
 }
 
+/// The `wrap_info` block: a token that shows the answer once.
+#[derive(Serialize, Clone)]
+pub(crate) struct WrapInfo {
+    pub token: String,
+    pub accessor: String,
+    /// Seconds.
+    pub ttl: u64,
+    pub creation_time: String,
+    pub creation_path: String,
+    /// Of the token or secret id that is in there.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub wrapped_accessor: String,
+}
+
+impl Drop for WrapInfo {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.token);
+    }
+}
+
 #[derive(Serialize)]
 struct Envelope<'a> {
     request_id: &'a str,
@@ -127,7 +164,7 @@ struct Envelope<'a> {
     renewable: bool,
     lease_duration: u64,
     data: Option<&'a Value>,
-    wrap_info: Option<()>,
+    wrap_info: Option<&'a WrapInfo>,
     warnings: Option<&'a [String]>,
     auth: Option<&'a AuthInfo>,
 }
@@ -158,30 +195,40 @@ fn render_answer(answer: &Answer, request_id: &str, head: bool) -> http::Respons
             if head { Bytes::new() } else { body },
         );
     }
-    if answer.data.is_none() && answer.auth.is_none() && answer.warnings.is_empty() {
+    if answer.is_empty() {
         return respond(
             answer.status.unwrap_or(StatusCode::NO_CONTENT),
             Bytes::new(),
         );
     }
-    let envelope = Envelope {
-        request_id,
-        lease_id: "",
-        renewable: false,
-        lease_duration: answer.lease_duration,
-        data: answer.data.as_ref(),
-        wrap_info: None,
-        warnings: (!answer.warnings.is_empty()).then_some(&answer.warnings[..]),
-        auth: answer.auth.as_ref(),
-    };
-    let body = match (&answer.data, answer.shape) {
-        (Some(Value::Object(data)), Shape::TopLevel) => to_bytes(&Injected { data, envelope }),
-        _ => to_bytes(&envelope),
-    };
+    let body = body(answer, request_id);
     respond(
         answer.status.unwrap_or(StatusCode::OK),
         if head { Bytes::new() } else { body },
     )
+}
+
+/// The envelope with an answer in it.
+pub(crate) fn body(answer: &Answer, request_id: &str) -> Bytes {
+    let envelope = Envelope {
+        // What is wrapped has the request's id.
+        request_id: if answer.wrap.is_some() {
+            ""
+        } else {
+            request_id
+        },
+        lease_id: "",
+        renewable: false,
+        lease_duration: answer.lease_duration,
+        data: answer.data.as_ref(),
+        wrap_info: answer.wrap.as_ref(),
+        warnings: (!answer.warnings.is_empty()).then_some(&answer.warnings[..]),
+        auth: answer.auth.as_ref(),
+    };
+    match (&answer.data, answer.shape) {
+        (Some(Value::Object(data)), Shape::TopLevel) => to_bytes(&Injected { data, envelope }),
+        _ => to_bytes(&envelope),
+    }
 }
 
 /// The envelope with the data's keys beside its own; the envelope's keys win.

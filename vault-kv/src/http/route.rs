@@ -265,7 +265,7 @@ pub(crate) fn share(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     decoded.map(Zeroizing::new)
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes
         .iter()

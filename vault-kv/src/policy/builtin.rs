@@ -1,4 +1,4 @@
-//! The two policies that every server has.
+//! The policies that every server has, besides `root`.
 
 /// What `default` grants at first: a caller's dealings with itself. It can be edited, not deleted.
 pub(crate) const DEFAULT: &str = r#"# Look at, renew and revoke one's own token.
@@ -20,8 +20,46 @@ path "sys/explain" {
     capabilities = ["update"]
 }
 
+# What one's own leases and wrapped answers are about.
+path "sys/leases/renew" {
+    capabilities = ["update"]
+}
+path "sys/leases/lookup" {
+    capabilities = ["update"]
+}
+path "sys/wrapping/wrap" {
+    capabilities = ["update"]
+}
+path "sys/wrapping/lookup" {
+    capabilities = ["update"]
+}
+path "sys/wrapping/unwrap" {
+    capabilities = ["update"]
+}
+
+# Arithmetic that needs no secret.
+path "sys/tools/hash" {
+    capabilities = ["update"]
+}
+path "sys/tools/hash/*" {
+    capabilities = ["update"]
+}
+
 # The store that belongs to the token itself.
 path "cubbyhole/*" {
     capabilities = ["create", "read", "update", "delete", "list"]
+}
+"#;
+
+/// The name of [`WRAPPING`], which nobody can give or change.
+pub(crate) const WRAPPING_NAME: &str = "response-wrapping";
+
+/// What the token of a wrapped answer may do.
+pub(super) const WRAPPING: &str = r#"
+path "cubbyhole/response" {
+    capabilities = ["create", "read"]
+}
+path "sys/wrapping/unwrap" {
+    capabilities = ["update"]
 }
 "#;

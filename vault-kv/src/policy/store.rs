@@ -53,6 +53,9 @@ impl Policies {
                 rules: Vec::new(),
             }),
         )]);
+        let wrapping = PolicyName::parse(builtin::WRAPPING_NAME)?;
+        let policy = Policy::parse(wrapping.clone(), builtin::WRAPPING)?;
+        all.insert(wrapping, Arc::new(policy));
         for path in db.names(PREFIX)? {
             let name = PolicyName::parse(path.trim_start_matches(PREFIX))?;
             let Some((stored, _)) = db.get::<Stored>(&path)? else {
@@ -75,12 +78,13 @@ impl Policies {
         })
     }
 
-    /// Names, sorted, `root` included.
+    /// Names, sorted, `root` included; without the one that nobody can give.
     pub fn names(&self) -> Vec<String> {
         self.state
             .read()
             .all
             .keys()
+            .filter(|name| name.as_str() != builtin::WRAPPING_NAME)
             .map(|n| n.as_str().to_string())
             .collect()
     }
@@ -91,8 +95,9 @@ impl Policies {
 
     /// Store a policy; it holds for the very next request.
     pub async fn put(&self, by: &By, name: PolicyName, source: &str) -> Result<(), ApiError> {
-        if name.is_root() {
-            return Err(ApiError::bad("cannot update \"root\" policy"));
+        if name.is_root() || name.as_str() == builtin::WRAPPING_NAME {
+            let text = format!("cannot update \"{}\" policy", name.as_str());
+            return Err(ApiError::bad(text));
         }
         let policy = Policy::parse(name.clone(), source)?;
         let path = format!("{PREFIX}{}", name.as_str());
@@ -115,7 +120,10 @@ impl Policies {
 
     pub async fn delete(&self, by: &By, name: &PolicyName) -> Result<(), ApiError> {
         match name.as_str() {
-            "root" => return Err(ApiError::bad("cannot delete \"root\" policy")),
+            "root" | builtin::WRAPPING_NAME => {
+                let text = format!("cannot delete \"{}\" policy", name.as_str());
+                return Err(ApiError::bad(text));
+            }
             "default" => return Err(ApiError::bad("cannot delete default policy")),
             _ => {}
         }

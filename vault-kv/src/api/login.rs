@@ -1,0 +1,147 @@
+//! Logins: a credential becomes a token.
+
+use super::auth::auth_info;
+use super::{Api, Begun};
+use crate::auth::Login;
+use crate::auth::approle::AppRole;
+use crate::auth::params::TokenParams;
+use crate::auth::userpass::Userpass;
+use crate::db::{Batch, By};
+use crate::http::ApiError;
+use crate::http::reply::Answer;
+use crate::mount::{Engine, Mount, MountConfig, Served};
+use crate::request::{Operation, Remote, Request};
+use crate::token::{NewToken, TokenKind};
+
+/// Whether `path` is asked for without a token.
+pub(super) fn is_login(served: &Served, path: &str) -> bool {
+    let below = &path[served.mount.path.len()..];
+    match &served.engine {
+        Engine::Userpass(_) => Userpass::is_login(below),
+        Engine::Approle(_) => AppRole::is_login(below),
+        _ => false,
+    }
+}
+
+impl Api {
+    pub(super) async fn login(&self, begun: &Begun, request: &Request) -> Result<Answer, ApiError> {
+        let Some(served) = &begun.served else {
+            return Err(ApiError::UnsupportedPath);
+        };
+        if request.operation != Operation::Write {
+            return Err(ApiError::UnsupportedOperation);
+        }
+        let below = &request.path.as_str()[served.mount.path.len()..];
+        let (data, remote) = (&request.data, &request.caller.remote);
+        let login = match &served.engine {
+            Engine::Userpass(method) => method.login(below, data, remote).await?,
+            Engine::Approle(method) => method.login(&begun.by, data, remote).await?,
+            _ => return Err(ApiError::UnsupportedPath),
+        };
+        self.token_of(login, &served.mount, request).await
+    }
+
+    async fn token_of(
+        &self,
+        login: Login<'_>,
+        mount: &Mount,
+        request: &Request,
+    ) -> Result<Answer, ApiError> {
+        let Login {
+            params,
+            metadata,
+            name,
+            batch,
+            order: _order,
+        } = login;
+        let display_name = format!("{}{name}", mount.shown().replace('/', "-"));
+        let display_name = display_name.trim_end_matches('-').to_string();
+        let by = By {
+            actor: display_name.clone(),
+            via: request.caller.via.as_str(),
+        };
+        let mut warnings = Vec::new();
+        let kind = kind(&params, &mount.config);
+        if kind == TokenKind::Batch && (params.num_uses > 0 || params.period > 0) {
+            return Err(ApiError::bad(
+                "batch tokens can be neither periodic nor limited in their uses",
+            ));
+        }
+        let mut policies = params.policies.clone();
+        if !params.no_default_policy {
+            policies.push("default".into());
+        }
+        policies.sort();
+        policies.dedup();
+        let new = NewToken {
+            policies,
+            path: request.path.as_str().into(),
+            meta: Some(metadata),
+            display_name,
+            ttl: ttl(&params, &mount.config, &mut warnings),
+            explicit_max_ttl: params.explicit_max_ttl,
+            period: params.period,
+            num_uses: params.num_uses,
+            renewable: true,
+            max_ttl: max_ttl(&params, &mount.config),
+            bound_cidrs: bound_cidrs(&params, &request.caller.remote),
+            kind,
+            ..NewToken::default()
+        };
+        let batch = batch.unwrap_or_else(|| Batch::new(&by, "login"));
+        let (secret, token) = self.tokens.create_with(batch, new).await?;
+        let mut answer = Answer::auth(auth_info(secret.expose(), &token, token.creation_ttl));
+        answer.warnings = warnings;
+        Ok(answer)
+    }
+}
+
+/// The role's wish, where the mount leaves the choice.
+fn kind(params: &TokenParams, config: &MountConfig) -> TokenKind {
+    let (role, mount) = (params.kind.as_str(), config.token_type.as_str());
+    let kind = match mount {
+        "service" | "batch" => mount,
+        _ if !role.is_empty() => role,
+        _ => mount,
+    };
+    match kind {
+        "batch" | "default-batch" => TokenKind::Batch,
+        _ => TokenKind::Service,
+    }
+}
+
+fn max_ttl(params: &TokenParams, config: &MountConfig) -> u64 {
+    match params.max_ttl {
+        0 => config.max_ttl(),
+        max => max.min(config.max_ttl()),
+    }
+}
+
+/// Seconds to live.
+fn ttl(params: &TokenParams, config: &MountConfig, warnings: &mut Vec<String>) -> u64 {
+    let (wished, limit) = match params.period {
+        0 if params.ttl > 0 => (params.ttl, max_ttl(params, config)),
+        0 => (
+            config.default_ttl().min(max_ttl(params, config)),
+            max_ttl(params, config),
+        ),
+        period => (period, u64::MAX),
+    };
+    let limit = match params.explicit_max_ttl {
+        0 => limit,
+        max => limit.min(max),
+    };
+    if wished > limit {
+        warnings.push(format!(
+            "TTL of \"{wished}s\" exceeded the effective max_ttl of \"{limit}s\"; TTL value is capped accordingly"
+        ));
+    }
+    wished.min(limit)
+}
+
+fn bound_cidrs(params: &TokenParams, remote: &Remote) -> Vec<String> {
+    match remote {
+        Remote::Ip(ip) if params.strictly_bind_ip => vec![ip.to_canonical().to_string()],
+        _ => params.bound_cidrs.clone(),
+    }
+}

@@ -1,0 +1,284 @@
+//! Login methods through the whole chain.
+
+use super::*;
+
+const LOCAL: &str = "127.0.0.1";
+
+impl Server {
+    /// With the method enabled at its usual path.
+    async fn with_auth(kind: &str) -> Self {
+        let server = Self::start().await;
+        let path = format!("sys/auth/{kind}");
+        server.root("POST", &path, json!({ "type": kind })).await;
+        server
+    }
+
+    async fn login(&self, path: &str, body: Value) -> (u16, Value) {
+        self.send_from(LOCAL, "POST", path, &[], body).await
+    }
+}
+
+fn token_in(answer: &Value) -> String {
+    answer["auth"]["client_token"].as_str().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn a_password_gives_the_policies_of_its_user() {
+    let server = Server::with_auth("userpass").await;
+    let user = json!({
+        "password": "correct horse", "token_policies": ["reader"], "token_ttl": "10m", "token_max_ttl": "1h",
+    });
+    server.root("POST", "auth/userpass/users/Ann", user).await;
+    let (status, answer) = server
+        .login(
+            "auth/userpass/login/ANN",
+            json!({"password": "correct horse"}),
+        )
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    let auth = &answer["auth"];
+    assert_eq!(auth["policies"], json!(["default", "reader"]));
+    assert_eq!(auth["metadata"], json!({"username": "ann"}));
+    assert_eq!(
+        (&auth["lease_duration"], &auth["orphan"]),
+        (&json!(600), &json!(true))
+    );
+    let token = token_in(&answer);
+    let (_, seen) = server
+        .send("GET", "auth/token/lookup-self", &token, None, Value::Null)
+        .await;
+    assert_eq!(seen["data"]["display_name"], "userpass-ann");
+    assert_eq!(seen["data"]["path"], "auth/userpass/login/ANN");
+
+    // Renewing never goes beyond what the user may have.
+    server.clock.advance(590);
+    let (_, renewed) = server
+        .send(
+            "POST",
+            "auth/token/renew-self",
+            &token,
+            None,
+            json!({"increment": "5h"}),
+        )
+        .await;
+    assert_eq!(renewed["auth"]["lease_duration"], 3600 - 590);
+
+    // Nothing of the password is in the log or comes back.
+    let log = server.log();
+    assert!(!log.contains("correct horse") && !log.contains(&token));
+    let read = server
+        .root("GET", "auth/userpass/users/ann", Value::Null)
+        .await;
+    assert!(!read.to_string().contains("hash"), "{read}");
+}
+
+/// CVE-2025-6011: whether a user exists cannot be told from the answer.
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_user_look_the_same() {
+    let server = Server::with_auth("userpass").await;
+    let user = json!({"password": "right"});
+    server.root("POST", "auth/userpass/users/ann", user).await;
+    let mut answers = Vec::new();
+    for (name, password) in [("ann", "wrong"), ("nobody", "wrong"), (" ann", "right")] {
+        let path = format!("auth/userpass/login/{}", name.replace(' ', "%20"));
+        answers.push(server.login(&path, json!({ "password": password })).await);
+    }
+    answers.dedup();
+    let only = json!({"errors": ["invalid username or password"]});
+    assert_eq!(answers, [(400, only)]);
+    let (status, _) = server.login("auth/userpass/login/ann", json!({})).await;
+    assert_eq!(status, 500);
+    // A changed password holds at once, and the old one no longer.
+    let new = json!({"password": "newer"});
+    server
+        .root("POST", "auth/userpass/users/ann/password", new)
+        .await;
+    for (password, expected) in [("right", 400), ("newer", 200)] {
+        let (status, _) = server
+            .login("auth/userpass/login/ann", json!({ "password": password }))
+            .await;
+        assert_eq!(status, expected, "{password}");
+    }
+}
+
+/// CVE-2025-5999 and its like: no login gives root, whatever way it is written.
+#[tokio::test]
+async fn no_login_method_gives_root() {
+    let server = Server::with_auth("userpass").await;
+    server
+        .root("POST", "sys/auth/approle", json!({"type": "approle"}))
+        .await;
+    for name in ["root", "Root", " root", "ROOT "] {
+        for path in ["auth/userpass/users/ann", "auth/approle/role/web"] {
+            let body = json!({"password": "x", "token_policies": [name]});
+            let (status, answer) = server.send("POST", path, &server.root, None, body).await;
+            assert_eq!(status, 400, "{name:?} at {path}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_id_works_as_often_and_as_long_as_it_says() {
+    let server = Server::with_auth("approle").await;
+    let role = json!({"secret_id_num_uses": 2, "secret_id_ttl": "2h", "token_policies": ["reader"], "token_ttl": "20m"});
+    server.root("POST", "auth/approle/role/web", role).await;
+    let id = server
+        .root("GET", "auth/approle/role/web/role-id", Value::Null)
+        .await["data"]["role_id"]
+        .clone();
+    let secret_path = "auth/approle/role/web/secret-id";
+    let made = server
+        .root("POST", secret_path, json!({"metadata": "{\"a\":\"b\"}"}))
+        .await;
+    let secret = made["data"]["secret_id"].clone();
+    let login = json!({"role_id": id, "secret_id": secret});
+    let (status, answer) = server.login("auth/approle/login", login.clone()).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(
+        answer["auth"]["metadata"],
+        json!({"a": "b", "role_name": "web"})
+    );
+    let lookup = json!({ "secret_id": secret });
+    let seen = server
+        .root("POST", &format!("{secret_path}/lookup"), lookup.clone())
+        .await;
+    assert_eq!(seen["data"]["secret_id_num_uses"], 1);
+    // The last use takes it away, and nobody gets two.
+    let both = tokio::join!(
+        server.login("auth/approle/login", login.clone()),
+        server.login("auth/approle/login", login.clone()),
+    );
+    let mut statuses = [both.0.0, both.1.0];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 400]);
+    let (status, _) = server
+        .send(
+            "POST",
+            &format!("{secret_path}/lookup"),
+            &server.root,
+            None,
+            lookup,
+        )
+        .await;
+    assert_eq!(status, 204);
+    let (status, _) = server
+        .send("LIST", secret_path, &server.root, None, Value::Null)
+        .await;
+    assert_eq!(status, 404, "its accessor is gone, too");
+
+    let made = server.root("POST", secret_path, json!({})).await;
+    let login = json!({"role_id": id, "secret_id": made["data"]["secret_id"]});
+    server.clock.advance(7201);
+    let (status, _) = server.login("auth/approle/login", login).await;
+    assert_eq!(status, 400, "it has expired");
+
+    let other = json!({"role_id": id, "secret_id": "guess"});
+    let (status, answer) = server.login("auth/approle/login", other).await;
+    assert_eq!(
+        (status, &answer["errors"][0]),
+        (400, &json!("invalid role or secret ID"))
+    );
+}
+
+#[tokio::test]
+async fn a_role_that_is_gone_takes_its_secret_ids_with_it() {
+    let server = Server::with_auth("approle").await;
+    let role = "auth/approle/role/web";
+    server.root("POST", role, json!({})).await;
+    let fixed = json!({"role_id": "fixed"});
+    server.root("POST", &format!("{role}/role-id"), fixed).await;
+    let custom = json!({"secret_id": "chosen"});
+    server
+        .root("POST", &format!("{role}/custom-secret-id"), custom)
+        .await;
+    let login = json!({"role_id": "fixed", "secret_id": "chosen"});
+    let (status, _) = server.login("auth/approle/login", login.clone()).await;
+    assert_eq!(status, 200);
+    server.root("DELETE", role, Value::Null).await;
+    server.root("POST", role, json!({"role_id": "fixed"})).await;
+    let (status, _) = server.login("auth/approle/login", login).await;
+    assert_eq!(status, 400, "a new role of that name does not know it");
+    // Nobody else can take a role id that is in use.
+    let body = json!({"role_id": "fixed"});
+    let (status, _) = server
+        .send("POST", "auth/approle/role/db", &server.root, None, body)
+        .await;
+    assert_eq!(status, 400);
+}
+
+#[tokio::test]
+async fn networks_bind_logins_and_their_tokens() {
+    let server = Server::with_auth("userpass").await;
+    let user = json!({"password": "x", "token_bound_cidrs": ["10.0.0.0/8", "192.0.2.7"]});
+    server.root("POST", "auth/userpass/users/ann", user).await;
+    let password = json!({"password": "x"});
+    let path = "auth/userpass/login/ann";
+    for (address, expected) in [
+        ("10.1.2.3", 200),
+        ("192.0.2.7", 200),
+        ("192.0.2.8", 403),
+        ("::ffff:10.1.2.3", 200),
+    ] {
+        let (status, _) = server
+            .send_from(address, "POST", path, &[], password.clone())
+            .await;
+        assert_eq!(status, expected, "{address}");
+    }
+    let (_, answer) = server
+        .send_from("10.1.2.3", "POST", path, &[], password)
+        .await;
+    let token = token_in(&answer);
+    let header = [("x-vault-token", token.as_str())];
+    for (address, expected) in [("10.9.9.9", 200), ("127.0.0.1", 403)] {
+        let (status, _) = server
+            .send_from(
+                address,
+                "GET",
+                "auth/token/lookup-self",
+                &header,
+                Value::Null,
+            )
+            .await;
+        assert_eq!(status, expected, "{address}");
+    }
+    let denied = server
+        .api
+        .authorize(Some(&token), None, Capability::Read, "consul/kv/a");
+    assert!(denied.is_err(), "nobody knows where that caller is");
+    let wrong = json!({"password": "x", "token_bound_cidrs": ["10.0.0.0/40"]});
+    let (status, answer) = server
+        .send("POST", "auth/userpass/users/bob", &server.root, None, wrong)
+        .await;
+    assert_eq!(status, 400);
+    assert!(answer.to_string().contains("token_bound_cidrs"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_method_that_is_disabled_takes_its_tokens_along() {
+    let server = Server::with_auth("userpass").await;
+    let user = json!({"password": "x"});
+    server.root("POST", "auth/userpass/users/ann", user).await;
+    let (_, answer) = server
+        .login("auth/userpass/login/ann", json!({"password": "x"}))
+        .await;
+    let token = token_in(&answer);
+    server
+        .root("DELETE", "sys/auth/userpass", Value::Null)
+        .await;
+    let (status, _) = server
+        .send("GET", "auth/token/lookup-self", &token, None, Value::Null)
+        .await;
+    assert_eq!(status, 403);
+    let (status, _) = server
+        .send("DELETE", "sys/auth/token", &server.root, None, Value::Null)
+        .await;
+    assert_eq!(status, 400);
+    // Enabled again it knows nobody.
+    server
+        .root("POST", "sys/auth/userpass", json!({"type": "userpass"}))
+        .await;
+    let (status, _) = server
+        .login("auth/userpass/login/ann", json!({"password": "x"}))
+        .await;
+    assert_eq!(status, 400);
+}
