@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::db::{Batch, By, Db};
 use crate::http::ApiError;
 use crate::http::reply::{Answer, render};
+use crate::identity::Identities;
 use crate::mount::{Engine, Mounts, Served};
 use crate::policy::{Capability, Decision, Policies};
 use crate::request::{ClientToken, Data, Operation, Request};
@@ -24,6 +25,7 @@ use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
 
 mod auth;
 mod caller;
+mod identity;
 mod keys;
 mod ledger;
 mod login;
@@ -48,6 +50,7 @@ pub(crate) struct Api {
     policies: Policies,
     mounts: Mounts,
     moves: Moves,
+    identities: Identities,
     roles: Roles,
     rotation: Arc<Rotation>,
     audit: Arc<Audit>,
@@ -96,6 +99,7 @@ impl Api {
             policies: Policies::load(db.clone())?,
             mounts: Mounts::load(db.clone(), clock.clone(), tokens.names())?,
             moves: Moves::default(),
+            identities: Identities::load(db.clone(), clock.clone())?,
             tokens,
             roles: Roles::load(db)?,
             hasher: Hasher::new(&key),
@@ -372,7 +376,7 @@ impl Api {
             Engine::System => self.sys(caller, by, request, &below).await,
             Engine::Token => self.auth_token(caller, by, request, &below).await,
             Engine::Spiffe => self.auth_spiffe(by, request, &below).await,
-            Engine::Identity => Err(ApiError::UnsupportedPath),
+            Engine::Identity => self.identity(by, operation, &below, &request.data).await,
             Engine::Kv(kv) => kv.handle(by, operation, &below, &mut request.data).await,
             Engine::Kv1(kv) => {
                 let lease = served.mount.config.default_ttl();

@@ -23,6 +23,8 @@ pub(crate) struct Login<'a> {
     pub metadata: BTreeMap<String, String>,
     /// What is added to the mount's name to make the token's display name; may be empty.
     pub name: String,
+    /// What stands for the caller in this method for ever.
+    pub alias: String,
     /// What becomes durable with the token.
     pub batch: Option<Batch>,
     /// Held until then.

@@ -16,6 +16,7 @@ mod engine;
 pub mod fuzz;
 mod glob;
 mod http;
+mod identity;
 mod kv;
 #[cfg(test)]
 mod leaks;

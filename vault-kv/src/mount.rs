@@ -193,13 +193,13 @@ pub(crate) enum Engine {
     Kv(Kv2),
     Kv1(Kv1),
     Cubbyhole(Cubbyhole),
-    /// Answered by the interface itself.
+    /// This and the next two are answered by the interface itself.
     System,
     Token,
     Spiffe,
     Userpass(Userpass),
     Approle(AppRole),
-    /// Listed only.
+    /// Answered by the interface itself.
     Identity,
 }
 
@@ -278,6 +278,13 @@ impl Mounts {
             .range::<str, _>((Bound::Unbounded, Bound::Included(path)))
             .next_back()?;
         path.starts_with(point.as_str()).then(|| served.clone())
+    }
+
+    pub fn by_accessor(&self, accessor: &str) -> Option<Arc<Served>> {
+        let table = self.table.read();
+        let mut all = table.values();
+        all.find(|served| served.mount.accessor == accessor)
+            .cloned()
     }
 
     /// Every mount, by path.

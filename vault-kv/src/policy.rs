@@ -132,6 +132,8 @@ pub(crate) struct Policy {
     /// The document as written.
     pub source: String,
     pub rules: Vec<Rule>,
+    /// Whether what it grants depends on who asks.
+    pub has_templates: bool,
 }
 
 impl Policy {
@@ -145,6 +147,7 @@ impl Policy {
         Ok(Self {
             name,
             source: source.to_string(),
+            has_templates: rules.iter().any(|rule| rule.path.contains("{{")),
             rules,
         })
     }

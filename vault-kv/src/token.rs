@@ -82,6 +82,9 @@ pub(crate) struct Token {
     pub bound_cidrs: Vec<String>,
     #[serde(default)]
     pub kind: TokenKind,
+    /// The entity that it belongs to; may be empty.
+    #[serde(default)]
+    pub entity: String,
 }
 
 /// Where a token is kept.
@@ -131,6 +134,7 @@ pub(crate) struct NewToken {
     pub role: String,
     pub bound_cidrs: Vec<String>,
     pub kind: TokenKind,
+    pub entity: String,
     /// The text that it is to be; `None` = a random one.
     pub id: Option<ClientToken>,
     /// What its cubbyhole holds from the start.
@@ -583,6 +587,7 @@ fn token(now: i64, new: NewToken) -> Token {
         role: new.role,
         bound_cidrs: new.bound_cidrs,
         kind: new.kind,
+        entity: new.entity,
     }
 }
 

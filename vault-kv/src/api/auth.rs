@@ -237,10 +237,11 @@ impl Api {
             bound_cidrs: params.map_or_else(Vec::new, |params| params.bound_cidrs.clone()),
             kind,
             id,
+            entity: parent.entity.clone(),
             ..NewToken::default()
         };
         let (secret, token) = self.tokens.create(by, new).await?;
-        let mut answer = Answer::auth(auth_info(secret.expose(), &token, token.creation_ttl));
+        let mut answer = self.auth_answer(secret.expose(), &token, token.creation_ttl);
         answer.warnings = warnings;
         Ok(answer)
     }
@@ -297,9 +298,40 @@ impl Api {
         let increment = data.duration("increment")?.map(|d| d.as_secs());
         let (token, warnings) = self.tokens.renew(by, id, increment).await?;
         let left = token.ttl(self.clock.unix());
-        let mut answer = Answer::auth(auth_info(secret, &token, left));
+        let mut answer = self.auth_answer(secret, &token, left);
         answer.warnings = warnings;
         Ok(answer)
+    }
+
+    /// The policies that a token has through its entity.
+    fn identity_policies(&self, token: &Token) -> Vec<String> {
+        match token.entity.is_empty() {
+            true => Vec::new(),
+            false => self.identities.policies(&token.entity).unwrap_or_default(),
+        }
+    }
+
+    /// The answer that hands out a token or its new life.
+    pub(super) fn auth_answer(&self, secret: &str, token: &Token, lease_duration: u64) -> Answer {
+        let identity_policies = self.identity_policies(token);
+        let mut policies = [&token.policies[..], &identity_policies].concat();
+        policies.sort();
+        policies.dedup();
+        Answer::auth(AuthInfo {
+            client_token: secret.into(),
+            accessor: token.accessor.clone(),
+            policies,
+            token_policies: token.policies.clone(),
+            identity_policies,
+            metadata: token.meta.clone(),
+            lease_duration,
+            renewable: token.renewable,
+            entity_id: token.entity.clone(),
+            token_type: token.kind.as_str(),
+            orphan: token.orphan,
+            mfa_requirement: None,
+            num_uses: token.num_uses,
+        })
     }
 
     /// What a look-up shows. `secret` is what the asker sent, or nothing.
@@ -309,8 +341,12 @@ impl Api {
             "display_name": token.display_name, "num_uses": token.num_uses, "orphan": token.orphan,
             "creation_time": token.created, "creation_ttl": token.creation_ttl, "issue_time": rfc3339_unix(token.created),
             "expire_time": token.expires.map(rfc3339_unix), "ttl": token.ttl(self.clock.unix()),
-            "explicit_max_ttl": token.explicit_max_ttl, "entity_id": "", "type": token.kind.as_str(), "renewable": token.renewable,
+            "explicit_max_ttl": token.explicit_max_ttl, "entity_id": token.entity, "type": token.kind.as_str(), "renewable": token.renewable,
         });
+        let identity_policies = self.identity_policies(token);
+        if !identity_policies.is_empty() {
+            out["identity_policies"] = json!(identity_policies);
+        }
         if !token.role.is_empty() {
             out["role"] = token.role.as_str().into();
         }
@@ -451,23 +487,6 @@ fn own_id(
         "A token of your own choice is only as hard to guess as you made it; better let the server choose it.".into(),
     );
     Ok(Some(ClientToken::new(id)))
-}
-
-pub(super) fn auth_info(secret: &str, token: &Token, lease_duration: u64) -> AuthInfo {
-    AuthInfo {
-        client_token: secret.into(),
-        accessor: token.accessor.clone(),
-        policies: token.policies.clone(),
-        token_policies: token.policies.clone(),
-        metadata: token.meta.clone(),
-        lease_duration,
-        renewable: token.renewable,
-        entity_id: String::new(),
-        token_type: token.kind.as_str(),
-        orphan: token.orphan,
-        mfa_requirement: None,
-        num_uses: token.num_uses,
-    }
 }
 
 fn seconds(data: &Data, name: &str) -> Result<u64, ApiError> {

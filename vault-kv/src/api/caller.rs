@@ -44,9 +44,9 @@ impl Api {
                 if !here {
                     return Err(ApiError::Unauthenticated);
                 }
-                let names = token.policies.clone();
+                let (names, identity) = self.of_token(&token)?;
                 let token = Box::new(token);
-                (Who::Token { id, token }, names, Identity::default())
+                (Who::Token { id, token }, names, identity)
             }
             (None, Some(spiffe)) => {
                 let names = self.roles.policies(spiffe);
@@ -65,8 +65,31 @@ impl Api {
         Ok(Authenticated { who, policies, acl })
     }
 
+    /// The policies of a token and its entity, and what templates may say about it.
+    fn of_token(&self, token: &Token) -> Result<(Vec<String>, Identity), ApiError> {
+        let mut names = token.policies.clone();
+        let mut identity = Identity::default();
+        if !token.entity.is_empty() {
+            let more = self.identities.policies(&token.entity);
+            names.extend(more.ok_or(ApiError::Unauthenticated)?);
+            names.sort();
+            names.dedup();
+            identity.entity = Some(token.entity.clone());
+        }
+        Ok((names, identity))
+    }
+
+    /// What a token may do.
+    ///
+    /// # Errors
+    /// 403 when its entity is gone or disabled.
+    pub(super) fn acl_of(&self, token: &Token) -> Result<Arc<Acl>, ApiError> {
+        let (names, identity) = self.of_token(token)?;
+        Ok(self.rights(&names, &identity)?.1)
+    }
+
     /// What these policies grant.
-    pub(super) fn rights(
+    fn rights(
         &self,
         names: &[String],
         identity: &Identity,
@@ -75,7 +98,8 @@ impl Api {
             .iter()
             .map(|n| PolicyName::parse(n))
             .collect::<Result<_, _>>()?;
-        let acl = self.policies.acl(&policies, identity);
+        let facts = |id: &str| self.identities.facts(id);
+        let acl = self.policies.acl(&policies, identity, &facts);
         Ok((policies, acl))
     }
 }
@@ -104,6 +128,7 @@ impl Authenticated {
                 ttl: token.creation_ttl,
                 remaining_uses: token.num_uses,
                 metadata: token.meta.clone(),
+                entity_id: token.entity.clone(),
             },
             Who::Spiffe(id) => AuthRecord {
                 display_name: id.clone(),

@@ -1,6 +1,5 @@
 //! Logins: a credential becomes a token.
 
-use super::auth::auth_info;
 use super::{Api, Begun};
 use crate::auth::Login;
 use crate::auth::approle::AppRole;
@@ -51,6 +50,7 @@ impl Api {
             params,
             metadata,
             name,
+            alias,
             batch,
             order: _order,
         } = login;
@@ -67,6 +67,11 @@ impl Api {
                 "batch tokens can be neither periodic nor limited in their uses",
             ));
         }
+        let accessor = &mount.accessor;
+        let entity = self
+            .identities
+            .of_login(&by, accessor, &alias, &metadata)
+            .await?;
         let mut policies = params.policies.clone();
         if !params.no_default_policy {
             policies.push("default".into());
@@ -86,11 +91,12 @@ impl Api {
             max_ttl: max_ttl(&params, &mount.config),
             bound_cidrs: bound_cidrs(&params, &request.caller.remote),
             kind,
+            entity: entity.id.clone(),
             ..NewToken::default()
         };
         let batch = batch.unwrap_or_else(|| Batch::new(&by, "login"));
         let (secret, token) = self.tokens.create_with(batch, new).await?;
-        let mut answer = Answer::auth(auth_info(secret.expose(), &token, token.creation_ttl));
+        let mut answer = self.auth_answer(secret.expose(), &token, token.creation_ttl);
         answer.warnings = warnings;
         Ok(answer)
     }

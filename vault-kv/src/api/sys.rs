@@ -10,7 +10,7 @@ use crate::db::By;
 use crate::http::ApiError;
 use crate::http::error::multi;
 use crate::http::reply::Answer;
-use crate::policy::{Capability, Identity, PolicyName};
+use crate::policy::{Capability, PolicyName};
 use crate::request::{ClientToken, Data, Operation, Request};
 
 /// Ledger entries shown when the request does not say how many.
@@ -80,7 +80,7 @@ impl Api {
                         found.ok_or_else(|| ApiError::bad(multi("invalid accessor")))?
                     }
                 };
-                let (_, acl) = self.rights(&token.1.policies, &Identity::default())?;
+                let acl = self.acl_of(&token.1)?;
                 Ok(capabilities(data, |path| acl.capabilities(path))?.top_level())
             }
             ("remount", Write) => self.remount(by, data).await,

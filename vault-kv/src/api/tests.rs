@@ -12,6 +12,7 @@ use crate::http::reply::render as rendered;
 use crate::request::{Caller, Refusal, Remote, Via};
 use crate::store::memory::MemoryStore;
 
+mod identity;
 mod logins;
 mod mounts;
 mod tokens;

@@ -29,6 +29,8 @@ pub(crate) struct AuthRecord {
     /// Uses left before this one; 0: unlimited.
     pub remaining_uses: i64,
     pub metadata: Option<BTreeMap<String, String>>,
+    /// Empty: the caller belongs to no entity.
+    pub entity_id: String,
 }
 
 /// One request and what became of it.
@@ -117,6 +119,9 @@ impl Exchange<'_> {
         });
         if let Some(token) = &self.request.token {
             body["client_token"] = self.secret(token.expose()).into();
+        }
+        if !auth.entity_id.is_empty() {
+            body["entity_id"] = auth.entity_id.as_str().into();
         }
         if let Some(spiffe) = &auth.spiffe {
             body["metadata"] = json!({ "spiffe_id": spiffe });

@@ -532,6 +532,7 @@ impl AppRole {
             params: role.params,
             metadata: BTreeMap::new(),
             name: String::new(),
+            alias: role.role_id,
             batch: None,
             order: None,
         };

@@ -223,6 +223,7 @@ impl Userpass {
         Ok(Login {
             params: user.params,
             metadata: BTreeMap::from([("username".to_string(), name.clone())]),
+            alias: name.clone(),
             name,
             batch: None,
             order: None,

@@ -121,6 +121,8 @@ pub(crate) struct AuthInfo {
     pub accessor: String,
     pub policies: Vec<String>,
     pub token_policies: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub identity_policies: Vec<String>,
     pub metadata: Option<std::collections::BTreeMap<String, String>>,
     pub lease_duration: u64,
     pub renewable: bool,

@@ -18,15 +18,39 @@ pub(crate) struct Identity {
     pub datacenter: Option<String>,
     /// `identity.node`: the node of the SPIFFE ID.
     pub node: Option<String>,
+    /// The id of the entity, whose facts are filled in where a policy asks for them.
+    pub entity: Option<String>,
+    /// `identity.entity.…` and `identity.groups.…`, without `identity.`.
+    pub facts: BTreeMap<String, String>,
 }
 
 impl Identity {
-    fn value(&self, name: &str) -> Option<Option<&str>> {
+    fn value(&self, name: &str) -> Option<&str> {
         match name {
-            "identity.service" => Some(self.service.as_deref()),
-            "identity.datacenter" => Some(self.datacenter.as_deref()),
-            "identity.node" => Some(self.node.as_deref()),
-            _ => None,
+            "identity.service" => self.service.as_deref(),
+            "identity.datacenter" => self.datacenter.as_deref(),
+            "identity.node" => self.node.as_deref(),
+            _ => {
+                let fact = self.facts.get(name.strip_prefix("identity.")?)?;
+                Some(fact)
+            }
+        }
+    }
+
+    /// Whether there is such a name, whatever it stands for.
+    fn has_name(name: &str) -> bool {
+        let Some(name) = name.strip_prefix("identity.") else {
+            return false;
+        };
+        let parts: Vec<_> = name.split('.').collect();
+        match parts[..] {
+            ["service" | "datacenter" | "node"] | ["entity", "id" | "name"] => true,
+            ["entity", "metadata", ..] => parts.len() > 2,
+            ["entity", "aliases", _, "id" | "name"] => true,
+            ["entity", "aliases", _, "metadata" | "custom_metadata", ..] => parts.len() > 4,
+            ["groups", "ids", _, "name"] | ["groups", "names", _, "id"] => true,
+            ["groups", "ids" | "names", _, "metadata", ..] => parts.len() > 4,
+            _ => false,
         }
     }
 }
@@ -348,11 +372,9 @@ fn value_matches(rule: &Value, sent: &Value) -> bool {
 
 /// A rule's pattern with its templates filled in for one identity.
 fn resolve(rule: &Rule, identity: &Identity) -> Option<Pattern> {
-    let text = fill(&rule.path, |name| {
-        identity.value(name).flatten().map(str::to_string)
-    })
-    .ok()
-    .flatten()?;
+    let text = fill(&rule.path, |name| identity.value(name).map(str::to_string))
+        .ok()
+        .flatten()?;
     Pattern::parse(&text).ok()
 }
 
@@ -370,9 +392,9 @@ pub(super) fn fill(
             .split_once("}}")
             .ok_or_else(|| format!("path {path:?}: '{{{{' without '}}}}'"))?;
         let name = name.trim();
-        if Identity::default().value(name).is_none() {
+        if !Identity::has_name(name) {
             return Err(format!(
-                "path {path:?}: unknown template {name:?} (identity.service, identity.datacenter, identity.node)"
+                "path {path:?}: unknown template {name:?} (identity.service, identity.datacenter, identity.node, identity.entity.…, identity.groups.…)"
             ));
         }
         out.push_str(before);

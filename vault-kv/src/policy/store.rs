@@ -51,6 +51,7 @@ impl Policies {
                 name: root,
                 source: String::new(),
                 rules: Vec::new(),
+                has_templates: false,
             }),
         )]);
         let wrapping = PolicyName::parse(builtin::WRAPPING_NAME)?;
@@ -140,9 +141,23 @@ impl Policies {
         Ok(())
     }
 
-    /// The rights of a caller with these policies. Names without a policy grant nothing.
-    pub fn acl(&self, names: &[PolicyName], identity: &Identity) -> Arc<Acl> {
-        let key = (names.to_vec(), identity.clone());
+    /// The rights of a caller with these policies. Names without a policy grant nothing. `facts` of an entity are
+    /// asked for when one of the policies has a template.
+    pub fn acl(
+        &self,
+        names: &[PolicyName],
+        identity: &Identity,
+        facts: &dyn Fn(&str) -> BTreeMap<String, String>,
+    ) -> Arc<Acl> {
+        let mut identity = match self.has_templates(names) {
+            true => identity.clone(),
+            // One entry serves all who have these policies.
+            false => Identity::default(),
+        };
+        if let Some(id) = &identity.entity {
+            identity.facts = facts(id);
+        }
+        let key = (names.to_vec(), identity);
         if let Some(acl) = self.state.read().acls.get(&key) {
             return acl.clone();
         }
@@ -151,11 +166,17 @@ impl Policies {
             .iter()
             .filter_map(|n| state.all.get(n).cloned())
             .collect();
-        let acl = Arc::new(Acl::new(&policies, identity));
+        let acl = Arc::new(Acl::new(&policies, &key.1));
         if state.acls.len() >= CACHE {
             state.acls.clear();
         }
         state.acls.insert(key, acl.clone());
         acl
+    }
+
+    fn has_templates(&self, names: &[PolicyName]) -> bool {
+        let state = self.state.read();
+        let mut policies = names.iter().filter_map(|name| state.all.get(name));
+        policies.any(|policy| policy.has_templates)
     }
 }
