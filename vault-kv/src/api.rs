@@ -25,6 +25,7 @@ use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
 
 mod auth;
 mod caller;
+mod host;
 mod identity;
 mod keys;
 mod ledger;
@@ -372,6 +373,13 @@ impl Api {
         };
         let below = path[served.mount.path.len()..].to_string();
         let operation = request.operation;
+        let holds_secrets = matches!(
+            served.engine,
+            Engine::Kv(_) | Engine::Kv1(_) | Engine::Cubbyhole(_)
+        );
+        if request.head && holds_secrets {
+            return Err(ApiError::UnsupportedOperation);
+        }
         match &served.engine {
             Engine::System => self.sys(caller, by, request, &below).await,
             Engine::Token => self.auth_token(caller, by, request, &below).await,
@@ -461,7 +469,13 @@ fn needs_sudo(path: &str) -> bool {
         "sys/leases/revoke-",
         "auth/token/accessors",
     ];
-    const EXACT: [&str; 3] = ["sys/seal", "sys/remount", "auth/token/revoke-orphan"];
+    const EXACT: [&str; 5] = [
+        "sys/seal",
+        "sys/step-down",
+        "sys/remount",
+        "sys/host-info",
+        "auth/token/revoke-orphan",
+    ];
     EXACT.contains(&path) || BELOW.iter().any(|p| path.starts_with(p))
 }
 

@@ -193,6 +193,11 @@ impl Request {
         if request.body().len() > MAX_BODY {
             return Err(ApiError::TooLarge.into());
         }
+        // What is meant for a namespace must not be done outside of it.
+        let namespace = header(request.headers(), "x-vault-namespace").unwrap_or_default();
+        if !matches!(namespace.trim_matches('/'), "" | "root") {
+            return Err(ApiError::NoNamespace.into());
+        }
         let mut path = ApiPath::parse(rest)?;
         let query = body::form(request.uri().query().unwrap_or_default())?;
 

@@ -85,6 +85,9 @@ pub(crate) struct Token {
     /// The entity that it belongs to; may be empty.
     #[serde(default)]
     pub entity: String,
+    /// Seconds that it was last renewed for; 0 = not yet.
+    #[serde(default)]
+    pub renewed_ttl: u64,
 }
 
 /// Where a token is kept.
@@ -349,7 +352,7 @@ impl Tokens {
         ))
     }
 
-    /// Extend a token's life. `increment`: seconds wished for; `None` = as at creation.
+    /// Extend a token's life. `increment`: seconds wished for; `None` = as the last time.
     pub async fn renew(
         &self,
         by: &By,
@@ -377,7 +380,11 @@ impl Tokens {
         let wished = if token.period > 0 {
             token.period
         } else {
-            increment.filter(|i| *i > 0).unwrap_or(token.creation_ttl)
+            let usual = match token.renewed_ttl {
+                0 => token.creation_ttl,
+                last => last,
+            };
+            increment.filter(|i| *i > 0).unwrap_or(usual)
         };
         let ttl = match limit {
             Some(limit) if age >= limit => {
@@ -391,6 +398,7 @@ impl Tokens {
         };
         token.expires = Some(now + i64::try_from(ttl).unwrap_or(i64::MAX / 2));
         token.last_renewal = Some(now);
+        token.renewed_ttl = ttl;
         let mut batch = Batch::new(by, "token/renew");
         batch
             .put(&id.path(), &token)?
@@ -588,6 +596,7 @@ fn token(now: i64, new: NewToken) -> Token {
         bound_cidrs: new.bound_cidrs,
         kind: new.kind,
         entity: new.entity,
+        renewed_ttl: 0,
     }
 }
 

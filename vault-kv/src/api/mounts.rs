@@ -144,6 +144,10 @@ impl Api {
         };
         let (from, to) = (from.trim_matches('/'), to.trim_matches('/'));
         self.mounts.rename(by, from, to).await?;
+        if from.starts_with("auth/") {
+            // As Vault does: what was given at the old path ends with it.
+            self.tokens.revoke_below(by, &format!("{from}/")).await?;
+        }
         let id = self.moves.note(from, to);
         Ok(Answer::data(json!({ "migration_id": id }))
             .top_level()

@@ -1,9 +1,11 @@
 //! `sys/*` of an unsealed store: policies, capabilities, mounts, the audit list and the ledger.
 
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use super::Api;
 use super::caller::Authenticated;
+use super::host::{catalog, host_info, listed, plugin};
 use super::tools::tools;
 use crate::audit::describe;
 use crate::db::By;
@@ -46,6 +48,19 @@ impl Api {
         if let Some(what) = path.strip_prefix("wrapping/") {
             return self.wrapping(caller, by, request, what).await;
         }
+        if let Some(name) = path.strip_prefix("audit-hash/") {
+            return match operation {
+                Write => self.audit_hash(name, data),
+                _ => Err(ApiError::UnsupportedOperation),
+            };
+        }
+        if let Some(what) = path.strip_prefix("plugins/catalog/") {
+            return match operation {
+                List => listed(what.trim_end_matches('/')),
+                Read => plugin(what),
+                _ => Err(ApiError::UnsupportedOperation),
+            };
+        }
         if let Some(id) = path.strip_prefix("remount/status/") {
             return match operation {
                 Read => self.moved(id),
@@ -84,6 +99,10 @@ impl Api {
                 Ok(capabilities(data, |path| acl.capabilities(path))?.top_level())
             }
             ("remount", Write) => self.remount(by, data).await,
+            // There is one server, which nobody could take over from.
+            ("step-down", Write) => Ok(Answer::none()),
+            ("host-info", Read) => Ok(Answer::data(host_info(&self.clock))),
+            ("plugins/catalog", Read) => Ok(Answer::data(catalog())),
             ("config/cors", Read) => Ok(Answer::data(json!({"enabled": false})).top_level()),
             ("config/auditing/request-headers", Read) => {
                 Ok(Answer::data(json!({"headers": {}})).top_level())
@@ -111,6 +130,9 @@ impl Api {
                 | "capabilities"
                 | "capabilities-accessor"
                 | "remount"
+                | "step-down"
+                | "host-info"
+                | "plugins/catalog"
                 | "config/cors"
                 | "config/auditing/request-headers"
                 | "explain"
@@ -123,6 +145,19 @@ impl Api {
             ) => Err(ApiError::UnsupportedOperation),
             _ => Err(ApiError::UnsupportedPath),
         }
+    }
+
+    /// How a text appears in the audit log.
+    fn audit_hash(&self, name: &str, data: &Data) -> Result<Answer, ApiError> {
+        let name = name.trim_end_matches('/');
+        if !self.audit.names().any(|sink| sink.name == name) {
+            return Err(ApiError::bad(format!("unknown audit backend \"{name}/\"")));
+        }
+        let input = Zeroizing::new(
+            data.text("input")?
+                .ok_or_else(|| ApiError::bad("the \"input\" parameter is empty"))?,
+        );
+        Ok(Answer::data(json!({"hash": self.hasher.text(&input)})).top_level())
     }
 
     fn policy_names(&self) -> Answer {

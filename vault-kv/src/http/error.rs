@@ -26,6 +26,9 @@ pub(crate) enum ApiError {
     /// No mount at this path.
     #[error("no handler for route \"{0}\". route entry not found.")]
     NoMount(String),
+    /// A namespace, of which there are none.
+    #[error("namespace not found")]
+    NoNamespace,
     /// The mount has no such path.
     #[error("unsupported path")]
     UnsupportedPath,
@@ -62,7 +65,9 @@ impl ApiError {
         match self {
             Self::BadRequest(_) | Self::BadRequestSilent => StatusCode::BAD_REQUEST,
             Self::Unauthenticated | Self::Denied | Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::NoMount(_) | Self::UnsupportedPath => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoMount(_) | Self::NoNamespace | Self::UnsupportedPath => {
+                StatusCode::NOT_FOUND
+            }
             Self::UnsupportedOperation | Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -282,7 +282,10 @@ fn render_error(error: &ApiError, head: bool) -> http::Response<Bytes> {
 pub(crate) fn redirect(location: &str) -> http::Response<Bytes> {
     let mut response = respond(StatusCode::TEMPORARY_REDIRECT, Bytes::new());
     if let Ok(value) = http::HeaderValue::from_str(location) {
-        response.headers_mut().insert(header::LOCATION, value);
+        let headers = response.headers_mut();
+        headers.insert(header::LOCATION, value);
+        let html = http::HeaderValue::from_static("text/html; charset=utf-8");
+        headers.insert(header::CONTENT_TYPE, html);
     }
     response
 }

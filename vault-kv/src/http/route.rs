@@ -89,6 +89,14 @@ impl Vault {
     async fn open_to_all(&self, request: &Request) -> Option<Result<Answer, ApiError>> {
         use Operation::{Read, Write};
         let data = &request.data;
+        if request.operation == Operation::List
+            && matches!(
+                request.path.as_str(),
+                "sys/health/" | "sys/seal-status/" | "sys/init/" | "sys/unseal/" | "sys/leader/"
+            )
+        {
+            return Some(Err(ApiError::Method));
+        }
         Some(match (request.path.as_str(), request.operation) {
             ("sys/health", Read) => self.health(data),
             ("sys/seal-status", Read) => self.status_answer(),

@@ -254,17 +254,25 @@ async fn networks_bind_logins_and_their_tokens() {
 }
 
 #[tokio::test]
-async fn a_method_that_is_disabled_takes_its_tokens_along() {
+async fn a_method_that_moves_or_is_disabled_takes_its_tokens_along() {
     let server = Server::with_auth("userpass").await;
     let user = json!({"password": "x"});
     server.root("POST", "auth/userpass/users/ann", user).await;
     let (_, answer) = server
         .login("auth/userpass/login/ann", json!({"password": "x"}))
         .await;
-    let token = token_in(&answer);
-    server
-        .root("DELETE", "sys/auth/userpass", Value::Null)
+    let before = token_in(&answer);
+    let moved = json!({"from": "auth/userpass", "to": "auth/people"});
+    server.root("POST", "sys/remount", moved).await;
+    let (status, _) = server
+        .send("GET", "auth/token/lookup-self", &before, None, Value::Null)
         .await;
+    assert_eq!(status, 403, "it was given at the old path");
+    let (_, answer) = server
+        .login("auth/people/login/ann", json!({"password": "x"}))
+        .await;
+    let token = token_in(&answer);
+    server.root("DELETE", "sys/auth/people", Value::Null).await;
     let (status, _) = server
         .send("GET", "auth/token/lookup-self", &token, None, Value::Null)
         .await;
