@@ -4,15 +4,18 @@
 //! either the holder of a token or a verified SPIFFE ID; the latter needs no token and has the policies of the roles
 //! that match it ([`spiffe`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::audit::{Audit, AuthRecord, Exchange, Hasher};
+use crate::auth::lockout::Lockout;
 use crate::clock::Clock;
 use crate::core::Core;
 use crate::db::{Batch, By, Db};
+use crate::engine::page;
 use crate::http::ApiError;
 use crate::http::reply::{Answer, render};
 use crate::identity::Identities;
@@ -52,6 +55,7 @@ pub(crate) struct Api {
     mounts: Mounts,
     moves: Moves,
     identities: Identities,
+    lockout: Lockout,
     roles: Roles,
     rotation: Arc<Rotation>,
     audit: Arc<Audit>,
@@ -101,6 +105,7 @@ impl Api {
             mounts: Mounts::load(db.clone(), clock.clone(), tokens.names())?,
             moves: Moves::default(),
             identities: Identities::load(db.clone(), clock.clone())?,
+            lockout: Lockout::new(clock.clone()),
             tokens,
             roles: Roles::load(db)?,
             hasher: Hasher::new(&key),
@@ -321,7 +326,10 @@ impl Api {
             Operation::Write => Capability::Create,
         };
         let decision = caller.acl.decide(path, capability, Some(&request.data));
-        let mut allowed = decision.allowed;
+        let mut allowed = decision.allowed
+            && caller
+                .acl
+                .permits_wrapping(path, capability, request.wrap_ttl);
         if allowed && (sudo || needs_sudo(path)) {
             allowed = caller.acl.decide(path, Capability::Sudo, None).allowed;
         }
@@ -380,6 +388,9 @@ impl Api {
         if request.head && holds_secrets {
             return Err(ApiError::UnsupportedOperation);
         }
+        if request.recursive {
+            return scan(caller, served, request);
+        }
         match &served.engine {
             Engine::System => self.sys(caller, by, request, &below).await,
             Engine::Token => self.auth_token(caller, by, request, &below).await,
@@ -436,6 +447,32 @@ impl Api {
             Err(ApiError::Denied)
         }
     }
+}
+
+/// The names below a folder and its folders, as far as the caller may list each of these.
+fn scan(caller: &Authenticated, served: &Served, request: &Request) -> Result<Answer, ApiError> {
+    let path = request.path.as_str();
+    let below = &path[served.mount.path.len()..];
+    let names = match &served.engine {
+        Engine::Kv(kv) => kv.names(below)?,
+        Engine::Kv1(kv) => kv.names(below)?,
+        _ => return Err(ApiError::UnsupportedOperation),
+    };
+    let mut known: HashMap<&str, bool> = HashMap::new();
+    let mut may_list = |folder| {
+        *known.entry(folder).or_insert_with(|| {
+            let folder = format!("{path}{folder}");
+            caller.acl.decide(&folder, Capability::List, None).allowed
+        })
+    };
+    let mut shown = Vec::new();
+    for name in &names {
+        let mut folders = name.match_indices('/').map(|(at, _)| &name[..=at]);
+        if folders.all(&mut may_list) {
+            shown.push(name.clone());
+        }
+    }
+    page(shown, &request.data)
 }
 
 /// A request on record, whose outcome must follow.

@@ -12,6 +12,7 @@ use crate::db::Batch;
 use crate::http::ApiError;
 
 pub(crate) mod approle;
+pub(crate) mod lockout;
 pub(crate) mod params;
 pub(crate) mod userpass;
 

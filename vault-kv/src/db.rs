@@ -163,6 +163,15 @@ impl Db {
             .collect())
     }
 
+    /// The same without the prefix.
+    pub fn names_from(&self, prefix: &str) -> Result<Vec<String>, ApiError> {
+        let mut names = self.names(prefix)?;
+        for name in &mut names {
+            name.drain(..prefix.len());
+        }
+        Ok(names)
+    }
+
     /// Make a change durable.
     ///
     /// # Errors

@@ -39,8 +39,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Data, ApiError> {
         .map_err(|_| ApiError::Internal("a stored secret is not readable by this version".into()))
 }
 
-/// The answer to LIST, with OpenBao's `after` and `limit`.
-fn page(mut keys: Vec<String>, query: &Data) -> Result<Answer, ApiError> {
+/// The answer to LIST and SCAN, with OpenBao's `after` and `limit`.
+pub(crate) fn page(mut keys: Vec<String>, query: &Data) -> Result<Answer, ApiError> {
     if let Some(after) = query.text("after")?.filter(|after| !after.is_empty()) {
         keys.retain(|key| *key > after);
     }

@@ -139,12 +139,15 @@ mod tests {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/vault_store");
         let read = |name: &str| fs::read(corpus.join(name)).unwrap();
         assert!(super::snapshot(&read("snapshot")));
-        assert!(super::segment(&read("segment")));
-        for seed in [read("snapshot"), read("segment")] {
+        let names = ["segment", "segment-group"];
+        assert!(names.iter().all(|name| super::segment(&read(name))));
+        for name in ["snapshot", "segment", "segment-group"] {
+            let seed = read(name);
             for at in 0..seed.len() {
                 let mut bad = seed.clone();
                 bad[at] ^= 0xff;
-                assert!(!super::snapshot(&bad) && !super::segment(&bad), "byte {at}");
+                let whole = super::snapshot(&bad) || super::segment(&bad);
+                assert!(!whole, "byte {at} of {name}");
             }
         }
     }

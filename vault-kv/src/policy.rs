@@ -14,6 +14,7 @@ mod pattern;
 mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) use acl::{Acl, Decision, Identity};
 pub(crate) use store::Policies;
@@ -163,6 +164,26 @@ pub(crate) struct Rule {
     pub allowed: Parameters,
     pub denied: Parameters,
     pub required: Vec<String>,
+    pub wrapping: Wrapping,
+}
+
+/// How an answer must be wrapped; either bound makes wrapping a must.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wrapping {
+    pub min: Option<Duration>,
+    pub max: Option<Duration>,
+}
+
+impl Wrapping {
+    fn permits(self, ttl: Option<Duration>) -> bool {
+        match (self.min, self.max, ttl) {
+            (None, None, _) => true,
+            (_, _, None) => false,
+            (min, max, Some(ttl)) => {
+                min.is_none_or(|min| ttl >= min) && max.is_none_or(|max| ttl <= max)
+            }
+        }
+    }
 }
 
 pub(crate) type Parameters = std::collections::BTreeMap<String, Vec<serde_json::Value>>;

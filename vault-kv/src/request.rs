@@ -105,7 +105,7 @@ pub enum Operation {
     Patch,
     /// `DELETE`.
     Delete,
-    /// `LIST`, or `GET` with `?list=true`.
+    /// `LIST` or `SCAN`, or `GET` with `?list=true` or `?scan=true`.
     List,
 }
 
@@ -135,6 +135,8 @@ pub(crate) struct Request {
     pub caller: Caller,
     /// True for `HEAD`: only the status is wanted.
     pub head: bool,
+    /// True for `SCAN`: a list of what is in the folders, too (OpenBao's).
+    pub recursive: bool,
 }
 
 /// A token as the client sent it. Never printed, wiped when dropped.
@@ -201,10 +203,13 @@ impl Request {
         let mut path = ApiPath::parse(rest)?;
         let query = body::form(request.uri().query().unwrap_or_default())?;
 
-        let listing = match query.raw("list").and_then(|v| v.as_str()) {
-            None => false,
-            Some(text) => body::weak_bool(text).ok_or(ApiError::BadRequestSilent)?,
+        let asked = |name| match query.raw(name).and_then(|v| v.as_str()) {
+            None => Ok(false),
+            Some(text) => body::weak_bool(text).ok_or(ApiError::BadRequestSilent),
         };
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let recursive = request.method() == "SCAN" || (reads && asked("scan")?);
+        let listing = recursive || asked("list")?;
         let head = request.method() == Method::HEAD;
         let operation = match request.method().as_str() {
             "GET" | "HEAD" if listing => Operation::List,
@@ -212,7 +217,7 @@ impl Request {
             "POST" | "PUT" => Operation::Write,
             "PATCH" => Operation::Patch,
             "DELETE" => Operation::Delete,
-            "LIST" => Operation::List,
+            "LIST" | "SCAN" => Operation::List,
             "OPTIONS" => return Err(ApiError::BadRequestSilent.into()),
             _ => return Err(ApiError::Method.into()),
         };
@@ -250,6 +255,7 @@ impl Request {
             wrap_ttl: wrap_ttl(headers)?,
             caller,
             head,
+            recursive,
         })
     }
 }

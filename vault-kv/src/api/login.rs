@@ -1,5 +1,7 @@
 //! Logins: a credential becomes a token.
 
+use serde_json::json;
+
 use super::{Api, Begun};
 use crate::auth::Login;
 use crate::auth::approle::AppRole;
@@ -32,12 +34,59 @@ impl Api {
         }
         let below = &request.path.as_str()[served.mount.path.len()..];
         let (data, remote) = (&request.data, &request.caller.remote);
+        let alias = match &served.engine {
+            Engine::Userpass(_) => Userpass::alias(below),
+            Engine::Approle(_) => AppRole::alias(data),
+            _ => None,
+        };
+        let (accessor, config) = (&served.mount.accessor, &served.mount.config.lockout());
+        if let Some(alias) = &alias
+            && self.lockout.is_locked(accessor, alias, config)
+        {
+            return Err(ApiError::Unauthenticated);
+        }
         let login = match &served.engine {
-            Engine::Userpass(method) => method.login(below, data, remote).await?,
-            Engine::Approle(method) => method.login(&begun.by, data, remote).await?,
+            Engine::Userpass(method) => method.login(below, data, remote).await,
+            Engine::Approle(method) => method.login(&begun.by, data, remote).await,
             _ => return Err(ApiError::UnsupportedPath),
         };
-        self.token_of(login, &served.mount, request).await
+        match (&login, &alias) {
+            (Err(ApiError::BadCredentials(_)), Some(alias)) => {
+                self.lockout.failed(accessor, alias, config);
+            }
+            (Ok(_), Some(alias)) => self.lockout.forget(accessor, alias),
+            _ => {}
+        }
+        self.token_of(login?, &served.mount, request).await
+    }
+
+    /// `sys/locked-users`
+    pub(super) fn locked_users(&self) -> Answer {
+        let locked = self.lockout.locked();
+        let mounts: Vec<_> = locked
+            .iter()
+            .map(|(accessor, names)| {
+                json!({"mount_accessor": accessor, "counts": names.len(), "alias_identifiers": names})
+            })
+            .collect();
+        let total: usize = locked.values().map(Vec::len).sum();
+        let root = json!({"namespace_id": "root", "namespace_path": "", "counts": total, "mount_accessors": mounts});
+        let namespaces = if total == 0 { vec![] } else { vec![root] };
+        Answer::data(json!({"by_namespace": namespaces, "total": total}))
+    }
+
+    /// `sys/locked-users/:accessor/unlock/:name`, behind `locked-users/`.
+    pub(super) fn unlock_user(&self, path: &str) -> Result<Answer, ApiError> {
+        let (accessor, name) = path
+            .split_once("/unlock/")
+            .ok_or(ApiError::UnsupportedPath)?;
+        if self.mounts.by_accessor(accessor).is_none() {
+            return Err(ApiError::bad(format!(
+                "invalid mount accessor {accessor:?}"
+            )));
+        }
+        self.lockout.forget(accessor, name);
+        Ok(Answer::none())
     }
 
     async fn token_of(

@@ -54,6 +54,12 @@ impl Api {
                 _ => Err(ApiError::UnsupportedOperation),
             };
         }
+        if let Some(path) = path.strip_prefix("locked-users/") {
+            return match operation {
+                Write => self.unlock_user(path),
+                _ => Err(ApiError::UnsupportedOperation),
+            };
+        }
         if let Some(what) = path.strip_prefix("plugins/catalog/") {
             return match operation {
                 List => listed(what.trim_end_matches('/')),
@@ -102,6 +108,7 @@ impl Api {
             // There is one server, which nobody could take over from.
             ("step-down", Write) => Ok(Answer::none()),
             ("host-info", Read) => Ok(Answer::data(host_info(&self.clock))),
+            ("locked-users", Read) => Ok(self.locked_users()),
             ("plugins/catalog", Read) => Ok(Answer::data(catalog())),
             ("config/cors", Read) => Ok(Answer::data(json!({"enabled": false})).top_level()),
             ("config/auditing/request-headers", Read) => {
@@ -132,6 +139,7 @@ impl Api {
                 | "remount"
                 | "step-down"
                 | "host-info"
+                | "locked-users"
                 | "plugins/catalog"
                 | "config/cors"
                 | "config/auditing/request-headers"

@@ -191,6 +191,11 @@ impl AppRole {
         path == "login"
     }
 
+    /// Whom a login is about; the form that attempts are counted under.
+    pub fn alias(data: &Data) -> Option<String> {
+        data.text("role_id").ok().flatten()
+    }
+
     /// Whether a write would be an *update*.
     pub fn exists(&self, path: &str) -> Result<bool, ApiError> {
         match path.strip_prefix("role/") {
@@ -518,7 +523,7 @@ impl AppRole {
         data: &Data,
         remote: &Remote,
     ) -> Result<Login<'_>, ApiError> {
-        let wrong = || ApiError::bad("invalid role or secret ID");
+        let wrong = || ApiError::BadCredentials("invalid role or secret ID");
         let id = data
             .text("role_id")?
             .filter(|id| !id.is_empty())

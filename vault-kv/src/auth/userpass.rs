@@ -68,6 +68,11 @@ impl Userpass {
         path.starts_with("login/")
     }
 
+    /// Whom a login is about; the form that attempts are counted under.
+    pub fn alias(path: &str) -> Option<String> {
+        item_name(path.trim_start_matches("login/")).ok()
+    }
+
     /// Whether a write would be an *update*.
     pub fn exists(&self, path: &str) -> Result<bool, ApiError> {
         match path.strip_prefix("users/") {
@@ -205,7 +210,7 @@ impl Userpass {
         data: &Data,
         remote: &Remote,
     ) -> Result<Login<'_>, ApiError> {
-        let wrong = || ApiError::bad("invalid username or password");
+        let wrong = || ApiError::BadCredentials("invalid username or password");
         let name = item_name(path.trim_start_matches("login/")).map_err(|_| wrong())?;
         let password =
             password(data)?.ok_or_else(|| ApiError::Internal("missing password".to_string()))?;

@@ -66,6 +66,11 @@ impl Kv1 {
         }
     }
 
+    /// Every key below a folder, by its path from there.
+    pub fn names(&self, folder: &str) -> Result<Vec<String>, ApiError> {
+        self.db.names_from(&format!("{}{folder}", self.prefix))
+    }
+
     /// Whether a write would be an *update*; if not, it needs the right to *create*.
     pub fn exists(&self, path: &str) -> Result<bool, ApiError> {
         Ok(self.db.index(&self.name(path))?.is_some())

@@ -89,6 +89,14 @@ impl Kv2 {
         }
     }
 
+    /// Every key below a folder of `metadata/`, by its path from there.
+    pub fn names(&self, path: &str) -> Result<Vec<String>, ApiError> {
+        match path.strip_prefix("metadata/") {
+            Some(folder) => self.db.names_from(&self.record_path(folder)),
+            None => Err(ApiError::UnsupportedOperation),
+        }
+    }
+
     /// Whether a write to this path would be an *update*; if not, it needs the right to *create*.
     pub fn exists(&self, path: &str) -> Result<bool, ApiError> {
         match path.split_once('/') {

@@ -89,6 +89,7 @@ fn request(access: Access<'_>) -> Request {
         wrap_ttl: None,
         caller: access.caller,
         head: false,
+        recursive: false,
     }
 }
 

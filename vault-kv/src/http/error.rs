@@ -8,6 +8,9 @@ pub(crate) enum ApiError {
     /// The request is wrong; the text says how.
     #[error("{0}")]
     BadRequest(String),
+    /// A login whose credentials are wrong.
+    #[error("{0}")]
+    BadCredentials(&'static str),
     /// 400 with an empty error list (an unreadable `list=` parameter).
     #[error("bad request")]
     BadRequestSilent,
@@ -63,7 +66,9 @@ impl ApiError {
 
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) | Self::BadRequestSilent => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::BadCredentials(_) | Self::BadRequestSilent => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Unauthenticated | Self::Denied | Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoMount(_) | Self::NoNamespace | Self::UnsupportedPath => {
                 StatusCode::NOT_FOUND

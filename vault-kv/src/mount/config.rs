@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::auth::lockout::LockoutConfig;
 use crate::http::ApiError;
 use crate::request::Data;
 use crate::token::MAX_TTL;
@@ -25,6 +26,8 @@ pub(crate) struct MountConfig {
     pub allowed_response_headers: Vec<String>,
     /// Of a login method; empty = `default-service`.
     pub token_type: String,
+    /// Of a login method: what was set about names that fail too often.
+    pub lockout: Option<LockoutConfig>,
 }
 
 impl MountConfig {
@@ -96,8 +99,23 @@ impl MountConfig {
             }
             new.token_type = kind;
         }
+        if let Some(Value::Object(given)) = data.raw("user_lockout_config") {
+            if !auth {
+                return Err(ApiError::bad(
+                    "'user_lockout_config' can only be set on auth mounts",
+                ));
+            }
+            let mut lockout = new.lockout();
+            lockout.update(&Data::from(given.clone()))?;
+            new.lockout = Some(lockout);
+        }
         *self = new;
         Ok(())
+    }
+
+    /// What holds for names that fail too often.
+    pub fn lockout(&self) -> LockoutConfig {
+        self.lockout.unwrap_or_default()
     }
 
     /// Seconds that a lease has which asks for nothing.
@@ -169,6 +187,9 @@ impl MountConfig {
                 some => some,
             };
             out.insert("token_type".into(), kind.into());
+            if let Some(lockout) = &self.lockout {
+                out.insert("user_lockout_config".into(), lockout.describe());
+            }
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::pattern::Pattern;
-use super::{Capabilities, Capability, Parameters, Policy, PolicyName, Rule};
+use super::{Capabilities, Capability, Parameters, Policy, PolicyName, Rule, Wrapping};
 use crate::request::Data;
 
 /// What templates may refer to: facts of a verified identity.
@@ -72,6 +73,7 @@ struct Limits {
     allowed: Parameters,
     denied: Parameters,
     required: Vec<String>,
+    wrapping: Wrapping,
 }
 
 /// A caller's rights. Cheap to share; built once per set of policies and identity.
@@ -187,6 +189,7 @@ impl Acl {
                     allowed: rule.allowed.clone(),
                     denied: rule.denied.clone(),
                     required: rule.required.clone(),
+                    wrapping: rule.wrapping,
                 });
                 if !entry.policies.contains(&policy.name) {
                     entry.policies.push(policy.name.clone());
@@ -262,6 +265,26 @@ impl Acl {
                 capabilities: rule.capabilities,
             },
         }
+    }
+
+    /// Whether what a rule says about wrapping the answer is met. As with parameters, one rule that grants the capability
+    /// and is met is enough.
+    pub fn permits_wrapping(
+        &self,
+        path: &str,
+        capability: Capability,
+        ttl: Option<Duration>,
+    ) -> bool {
+        if self.root {
+            return true;
+        }
+        let rule = self.rule(path, capability == Capability::List);
+        rule.is_some_and(|rule| {
+            let mut limits = rule.limits.iter();
+            limits.any(|limits| {
+                limits.capabilities.allows(capability) && limits.wrapping.permits(ttl)
+            })
+        })
     }
 
     /// May the caller see that something exists at or below this path? (Used for mount listings.)

@@ -1,11 +1,14 @@
 //! Policy documents: HCL or JSON into rules.
 
+use std::time::Duration;
+
 use hcl::expr::{Expression, ObjectKey};
 use hcl::structure::{Block, Structure};
 use serde_json::{Map, Value};
 
 use super::pattern::Pattern;
-use super::{Capabilities, Capability, Parameters, Rule};
+use super::{Capabilities, Capability, Parameters, Rule, Wrapping};
+use crate::request::duration;
 
 /// Longest document, in bytes.
 const MAX_SOURCE: usize = 512 * 1024;
@@ -14,13 +17,7 @@ const MAX_SOURCE: usize = 512 * 1024;
 const MAX_DEPTH: usize = 8;
 
 /// Keys of a path stanza that are accepted for compatibility and have no effect here.
-const IGNORED: [&str; 5] = [
-    "comment",
-    "min_wrapping_ttl",
-    "max_wrapping_ttl",
-    "pagination_limit",
-    "list_scan_response_keys_filter_path",
-];
+const IGNORED: [&str; 2] = ["comment", "pagination_limit"];
 
 /// Parse a document into its rules, in order.
 pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
@@ -191,6 +188,7 @@ fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
         allowed: Parameters::new(),
         denied: Parameters::new(),
         required: Vec::new(),
+        wrapping: Wrapping::default(),
     };
     for (key, value) in fields {
         match key.as_str() {
@@ -216,15 +214,40 @@ fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
                     .map(str::to_ascii_lowercase)
                     .collect();
             }
+            "min_wrapping_ttl" => rule.wrapping.min = Some(ttl(&rule.path, key, value)?),
+            "max_wrapping_ttl" => rule.wrapping.max = Some(ttl(&rule.path, key, value)?),
             // A restriction that is silently not applied would grant more than was written.
-            "mfa_methods" | "control_group" | "expiration" => {
+            "mfa_methods"
+            | "control_group"
+            | "expiration"
+            | "list_scan_response_keys_filter_path" => {
                 return Err(format!("path {:?}: {key} is not supported", rule.path));
             }
             key if IGNORED.contains(&key) => {}
             _ => return Err(format!("path {:?}: invalid key {key:?}", rule.path)),
         }
     }
+    if let Wrapping {
+        min: Some(min),
+        max: Some(max),
+    } = rule.wrapping
+        && min > max
+    {
+        return Err(format!(
+            "path {:?}: max_wrapping_ttl is less than min_wrapping_ttl",
+            rule.path
+        ));
+    }
     Ok(rule)
+}
+
+fn ttl(path: &str, key: &str, value: &Value) -> Result<Duration, String> {
+    let parsed = match value {
+        Value::Number(seconds) => seconds.as_u64().map(Duration::from_secs),
+        Value::String(text) => duration::parse(text),
+        _ => None,
+    };
+    parsed.ok_or_else(|| format!("path {path:?}: {key} must be a duration"))
 }
 
 fn texts(value: &Value) -> Option<Vec<&str>> {

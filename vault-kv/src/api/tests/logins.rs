@@ -290,3 +290,50 @@ async fn a_method_that_moves_or_is_disabled_takes_its_tokens_along() {
         .await;
     assert_eq!(status, 400);
 }
+
+/// CVE-2025-6004: no spelling of a name gets tries of its own.
+#[tokio::test]
+async fn who_guesses_is_shut_out_for_a_while() {
+    let server = Server::with_auth("userpass").await;
+    let user = json!({"password": "right"});
+    server.root("POST", "auth/userpass/users/ann", user).await;
+    let right = || json!({"password": "right"});
+    for name in ["ann", "Ann", "ANN", "aNN"] {
+        let path = format!("auth/userpass/login/{name}");
+        let (status, _) = server.login(&path, json!({"password": "guess"})).await;
+        assert_eq!(status, 400);
+    }
+    // One that is right starts anew.
+    let path = "auth/userpass/login/ann";
+    assert_eq!(server.login(path, right()).await.0, 200);
+    for _ in 0..5 {
+        let (status, _) = server.login(path, json!({"password": "guess"})).await;
+        assert_eq!(status, 400);
+    }
+    let (status, answer) = server.login("auth/userpass/login/Ann", right()).await;
+    assert_eq!(
+        (status, &answer["errors"][0]),
+        (403, &json!("permission denied"))
+    );
+    let locked = server.root("GET", "sys/locked-users", Value::Null).await;
+    let mount = &locked["data"]["by_namespace"][0]["mount_accessors"][0];
+    assert_eq!(mount["alias_identifiers"], json!(["ann"]));
+    let accessor = mount["mount_accessor"].as_str().unwrap();
+    let unlock = format!("sys/locked-users/{accessor}/unlock/ann");
+    server.root("POST", &unlock, Value::Null).await;
+    assert_eq!(server.login(path, right()).await.0, 200);
+
+    let tune = json!({"user_lockout_config": {"lockout_threshold": 1, "lockout_duration": "1m"}});
+    server.root("POST", "sys/auth/userpass/tune", tune).await;
+    let (status, _) = server.login(path, json!({"password": "guess"})).await;
+    assert_eq!((status, server.login(path, right()).await.0), (400, 403));
+    server.clock.advance(60);
+    assert_eq!(server.login(path, right()).await.0, 200, "its time is over");
+    let tune = json!({"user_lockout_config": {"lockout_disable": "true"}});
+    server.root("POST", "sys/auth/userpass/tune", tune).await;
+    for _ in 0..3 {
+        let (status, _) = server.login(path, json!({"password": "guess"})).await;
+        assert_eq!(status, 400);
+    }
+    assert_eq!(server.login(path, right()).await.0, 200);
+}

@@ -100,3 +100,43 @@ async fn a_mount_that_moves_keeps_what_is_in_it() {
         assert_eq!(status, 400, "{from} to {to}");
     }
 }
+
+/// A deny deeper down cannot be walked around by listing from above (GHSA-xp3c).
+#[tokio::test]
+async fn a_scan_shows_what_may_be_listed_and_no_more() {
+    let server = Server::start().await;
+    for key in ["a", "b/c", "b/d/e", "private/f", "private/g/h"] {
+        let path = format!("secret/data/{key}");
+        server
+            .root("POST", &path, json!({"data": {"k": "v"}}))
+            .await;
+    }
+    let all = server.root("SCAN", "secret/metadata", Value::Null).await;
+    let every = json!(["a", "b/c", "b/d/e", "private/f", "private/g/h"]);
+    assert_eq!(all["data"]["keys"], every);
+    let policy = r#"path "secret/metadata/*" { capabilities = ["list"] }
+        path "secret/metadata/private/*" { capabilities = ["deny"] }"#;
+    let policy = json!({ "policy": policy });
+    server.root("PUT", "sys/policies/acl/some", policy).await;
+    let token = server.token(json!({"policies": ["some"]})).await;
+    for (path, expected) in [
+        ("secret/metadata?scan=true", json!(["a", "b/c", "b/d/e"])),
+        ("secret/metadata/b/?scan=true", json!(["c", "d/e"])),
+        ("secret/metadata?scan=true&after=a&limit=1", json!(["b/c"])),
+    ] {
+        let (status, answer) = server.send("GET", path, &token, None, Value::Null).await;
+        assert_eq!(
+            (status, &answer["data"]["keys"]),
+            (200, &expected),
+            "{path}"
+        );
+    }
+    let (status, _) = server
+        .send("SCAN", "secret/metadata/private", &token, None, Value::Null)
+        .await;
+    assert_eq!(status, 403);
+    let (status, _) = server
+        .send("SCAN", "sys/mounts", &server.root, None, Value::Null)
+        .await;
+    assert_eq!(status, 405);
+}

@@ -179,3 +179,43 @@ async fn it_goes_with_its_time_and_cannot_be_given_by_hand() {
         .await;
     assert_eq!(status, 404);
 }
+
+#[tokio::test]
+async fn a_policy_may_ask_for_wrapping() {
+    let server = Server::start().await;
+    server
+        .root("POST", "secret/data/a", json!({"data": {"k": "v"}}))
+        .await;
+    let policy = r#"path "secret/data/*" {
+        capabilities = ["read"]
+        min_wrapping_ttl = "30s"
+        max_wrapping_ttl = 90
+    }"#;
+    let policy = json!({ "policy": policy });
+    server.root("PUT", "sys/policies/acl/wrapped", policy).await;
+    let token = server.token(json!({"policies": ["wrapped"]})).await;
+    for (ttl, expected) in [
+        ("", 403),
+        ("29", 403),
+        ("30", 200),
+        ("90s", 200),
+        ("91", 403),
+    ] {
+        let headers = [("x-vault-token", token.as_str()), ("x-vault-wrap-ttl", ttl)];
+        let (status, answer) = server
+            .send_from("127.0.0.1", "GET", "secret/data/a", &headers, Value::Null)
+            .await;
+        assert_eq!(status, expected, "{ttl}: {answer}");
+    }
+    let upside_down = r#"path "a" { min_wrapping_ttl = "2m" max_wrapping_ttl = "1m" }"#;
+    let (status, _) = server
+        .send(
+            "PUT",
+            "sys/policies/acl/wrong",
+            &server.root,
+            None,
+            json!({ "policy": upside_down }),
+        )
+        .await;
+    assert_eq!(status, 400);
+}
