@@ -49,8 +49,8 @@ impl MountConfig {
                 *ttl = given.as_secs();
             }
         }
-        let (default, max) = (new.default_ttl(), new.max_ttl());
-        if default > max {
+        let (default, max) = (new.default_lease_ttl, new.max_lease_ttl);
+        if max > 0 && default > max {
             return Err(ApiError::bad(format!(
                 "backend max lease TTL of {max} would be less than backend default lease TTL of {default}"
             )));
@@ -121,7 +121,7 @@ impl MountConfig {
     /// Seconds that a lease has which asks for nothing.
     pub fn default_ttl(&self) -> u64 {
         match self.default_lease_ttl {
-            0 => MAX_TTL,
+            0 => self.max_ttl().min(MAX_TTL),
             some => some,
         }
     }

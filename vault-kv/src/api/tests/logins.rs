@@ -337,3 +337,70 @@ async fn who_guesses_is_shut_out_for_a_while() {
     }
     assert_eq!(server.login(path, right()).await.0, 200);
 }
+
+async fn seen(server: &Server, paths: &[(&str, String)]) -> Vec<Value> {
+    let mut all = Vec::new();
+    for (path, token) in paths {
+        let (status, mut answer) = server.send("GET", path, token, None, Value::Null).await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        // It runs down.
+        answer["data"]["ttl"].take();
+        all.push(answer["data"].take());
+    }
+    all
+}
+
+/// What was there before a seal is there after it: mounts and their settings, users, roles, tokens of all kinds,
+/// wrapped answers, entities and groups.
+#[tokio::test]
+async fn unsealed_again_everything_is_as_it_was() {
+    let mut server = Server::with_auth("userpass").await;
+    let tune = json!({"max_lease_ttl": "2h", "user_lockout_config": {"lockout_threshold": 9}});
+    server.root("POST", "sys/auth/userpass/tune", tune).await;
+    let user = json!({"password": "x"});
+    server.root("POST", "auth/userpass/users/ann", user).await;
+    let (_, answer) = server
+        .login("auth/userpass/login/ann", json!({"password": "x"}))
+        .await;
+    let (entity, ann) = (answer["auth"]["entity_id"].clone(), token_in(&answer));
+    let group = json!({"name": "team", "policies": ["of-team"], "member_entity_ids": [entity]});
+    server.root("POST", "identity/group", group).await;
+    server
+        .root("POST", "auth/token/roles/job", json!({"orphan": true}))
+        .await;
+    let batch = server
+        .token(json!({"type": "batch", "policies": ["default"], "ttl": "1h"}))
+        .await;
+    let headers = [
+        ("x-vault-token", server.root.as_str()),
+        ("x-vault-wrap-ttl", "60"),
+    ];
+    let (_, wrapped) = server
+        .send_from(
+            LOCAL,
+            "POST",
+            "sys/wrapping/wrap",
+            &headers,
+            json!({"zip": "zap"}),
+        )
+        .await;
+    let paths = [
+        ("sys/auth", server.root.clone()),
+        ("sys/auth/userpass/tune", server.root.clone()),
+        ("auth/token/roles/job", server.root.clone()),
+        ("identity/group/name/team", server.root.clone()),
+        ("auth/token/lookup-self", ann),
+        ("auth/token/lookup-self", batch),
+    ];
+    let before = seen(&server, &paths).await;
+    server.reload();
+    assert_eq!(seen(&server, &paths).await, before);
+    let unwrap = json!({"token": wrapped["wrap_info"]["token"]});
+    let answer = server.root("POST", "sys/wrapping/unwrap", unwrap).await;
+    assert_eq!(answer["data"], json!({"zip": "zap"}));
+    let (status, answer) = server
+        .login("auth/userpass/login/ann", json!({"password": "x"}))
+        .await;
+    assert_eq!((status, &answer["auth"]["entity_id"]), (200, &entity));
+    assert_eq!(answer["auth"]["identity_policies"], json!(["of-team"]));
+}
