@@ -152,6 +152,8 @@ impl Api {
         match path {
             "sys/wrapping/lookup" => true,
             "sys/internal/ui/mounts" => nobody,
+            // Login methods are below this, and nothing else is.
+            _ if !path.starts_with("auth/") => false,
             _ => self
                 .mounts
                 .find(path)

@@ -36,7 +36,7 @@ impl Api {
         let (data, remote) = (&request.data, &request.caller.remote);
         let alias = match &served.engine {
             Engine::Userpass(_) => Userpass::alias(below),
-            Engine::Approle(_) => AppRole::alias(data),
+            Engine::Approle(method) => method.alias(data)?,
             _ => None,
         };
         let (accessor, config) = (&served.mount.accessor, &served.mount.config.lockout());

@@ -191,9 +191,11 @@ impl AppRole {
         path == "login"
     }
 
-    /// Whom a login is about; the form that attempts are counted under.
-    pub fn alias(data: &Data) -> Option<String> {
-        data.text("role_id").ok().flatten()
+    /// Whom a login is about; the form that attempts are counted under. `None`: nobody, for there is no such role.
+    pub fn alias(&self, data: &Data) -> Result<Option<String>, ApiError> {
+        let id = data.text("role_id")?.unwrap_or_default();
+        let known = self.db.index(&self.id_path(&id))?.is_some();
+        Ok(known.then_some(id))
     }
 
     /// Whether a write would be an *update*.

@@ -1,7 +1,8 @@
 //! Who guesses is shut out for a while: a name of a login method that failed too often is refused whatever it shows.
 //!
-//! In memory only, and bounded: a restart forgets, and so does a flood of names that nobody has. Names are counted in the one
-//! form that the method knows them by, so that no spelling gets tries of its own (CVE-2025-6004).
+//! In memory only, and bounded: a restart forgets, and so does a flood of names, oldest first; each of them costs who sends it a
+//! login. Names are counted in the one form that the method knows them by, so that no spelling gets tries of its own
+//! (CVE-2025-6004).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -114,7 +115,9 @@ impl Lockout {
         if names.len() >= NAMES && !names.contains_key(&key) {
             names.retain(|_, failures| failures.over > now);
             if names.len() >= NAMES {
-                return;
+                let oldest = names.iter().min_by_key(|(_, failures)| failures.over);
+                let oldest = oldest.map(|(key, _)| key.clone());
+                oldest.map(|key| names.remove(&key));
             }
         }
         let failures = names.entry(key).or_insert(Failures {
@@ -153,5 +156,26 @@ impl Lockout {
         }
         out.values_mut().for_each(|names| names.sort());
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_names_costs_bounded_memory_and_the_newest_count() {
+        let (lockout, config) = (Lockout::new(Clock::default()), LockoutConfig::default());
+        for number in 0..NAMES + 10 {
+            lockout.failed("a", &number.to_string(), &config);
+        }
+        assert_eq!(lockout.names.lock().len(), NAMES);
+        for _ in 0..config.threshold {
+            lockout.failed("a", "late", &config);
+        }
+        assert!(lockout.is_locked("a", "late", &config));
+        assert!(!lockout.is_locked("b", "late", &config));
+        lockout.clock.advance(15 * 60);
+        assert!(lockout.locked().is_empty());
     }
 }
