@@ -10,6 +10,7 @@ pub mod input;
 pub mod output;
 
 pub mod agent;
+mod auth;
 mod completions;
 mod config;
 mod demo;
@@ -20,10 +21,12 @@ mod kv;
 mod maintenance;
 mod members;
 mod operator;
+mod policy;
 mod secret;
 mod server;
 mod services;
 mod sidecar;
+mod token;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -78,6 +81,12 @@ enum Command {
     #[command(subcommand)]
     Secret(secret::Command),
     #[command(subcommand)]
+    Token(token::Command),
+    #[command(subcommand)]
+    Policy(policy::Command),
+    #[command(subcommand)]
+    Auth(auth::Command),
+    #[command(subcommand)]
     Operator(operator::Command),
     #[command(subcommand)]
     JoinToken(join_token::Command),
@@ -122,6 +131,9 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Intention(command) => once(command.run(&global)),
         Command::Kv(command) => once(command.run(&global)),
         Command::Secret(command) => once(command.run(&global)),
+        Command::Token(command) => once(command.run(&global)),
+        Command::Policy(command) => once(command.run(&global)),
+        Command::Auth(command) => once(command.run(&global)),
         Command::Operator(command) => once(command.run(&global)),
         Command::JoinToken(command) => once(command.run(&global)),
     }

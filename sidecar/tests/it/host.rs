@@ -122,9 +122,13 @@ impl Server {
 
     /// `mesh operator ...` against it, with `input` on stdin.
     pub fn operator(&self, args: &[&str], token: &str, input: &str) -> Ran {
+        self.mesh(&[&["operator"], args].concat(), token, input)
+    }
+
+    /// `mesh ...` against its Vault port, with `input` on stdin.
+    pub fn mesh(&self, args: &[&str], token: &str, input: &str) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
         command
-            .arg("operator")
             .args(args)
             .env_clear()
             .env("MESH_VAULT_ADDR", &self.vault)

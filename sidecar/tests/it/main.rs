@@ -1,5 +1,6 @@
 //! What the binary and the parts behind it do, seen from outside.
 
+mod accounts;
 mod agent;
 mod cli;
 mod crash;
