@@ -75,7 +75,10 @@ impl Worker {
 
     pub(super) async fn work(&mut self) {
         let mut own = self.plane.inner.catalog.local().watch();
-        self.changed(*own.borrow_and_update());
+        // In a statement of its own: whoever changes the own log holds its lock while it announces that, and waits
+        // for those who look at the announcement.
+        let head = *own.borrow_and_update();
+        self.changed(head);
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refresh = interval(jittered(REFRESH));
