@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
@@ -79,6 +80,9 @@ pub(crate) struct Identities {
     db: Db,
     clock: Clock,
     table: RwLock<Table>,
+    /// Locks of their own, and not among those of [`Db::lock`]: a login holds one of these, and two names may share one.
+    entity_order: Mutex<()>,
+    group_order: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -178,6 +182,8 @@ impl Identities {
             db,
             clock,
             table: RwLock::new(table),
+            entity_order: Mutex::default(),
+            group_order: Mutex::default(),
         })
     }
 
@@ -296,7 +302,7 @@ impl Identities {
         let found = match known(self) {
             Some(entity) if is_told(&entity) => entity,
             _ => {
-                let _order = self.db.lock(ENTITIES).await;
+                let _order = self.order().await;
                 let now = self.clock.unix();
                 let mut entity = match known(self) {
                     Some(entity) => (*entity).clone(),
@@ -324,13 +330,13 @@ impl Identities {
     }
 
     /// Hold while entities and aliases are read and changed.
-    pub async fn order(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.db.lock(ENTITIES).await
+    pub async fn order(&self) -> MutexGuard<'_, ()> {
+        self.entity_order.lock().await
     }
 
     /// The same for groups.
-    pub async fn group_order(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.db.lock(GROUPS).await
+    pub async fn group_order(&self) -> MutexGuard<'_, ()> {
+        self.group_order.lock().await
     }
 
     pub fn new_entity(&self, name: Option<String>) -> Entity {

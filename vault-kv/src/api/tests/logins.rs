@@ -404,3 +404,31 @@ async fn unsealed_again_everything_is_as_it_was() {
     assert_eq!((status, &answer["auth"]["entity_id"]), (200, &entity));
     assert_eq!(answer["auth"]["identity_policies"], json!(["of-team"]));
 }
+
+/// A login counts a use under one lock and makes an entity under another; two names may share one of the store's.
+#[tokio::test]
+async fn first_logins_never_wait_for_themselves() {
+    let server = Server::with_auth("approle").await;
+    let logins = async {
+        for number in 0..200 {
+            let role = format!("auth/approle/role/r{number}");
+            server
+                .root(
+                    "POST",
+                    &role,
+                    json!({"secret_id_num_uses": 2, "role_id": number.to_string()}),
+                )
+                .await;
+            let made = server
+                .root("POST", &format!("{role}/secret-id"), json!({}))
+                .await;
+            let login =
+                json!({"role_id": number.to_string(), "secret_id": made["data"]["secret_id"]});
+            let (status, answer) = server.login("auth/approle/login", login).await;
+            assert_eq!(status, 200, "{answer}");
+        }
+    };
+    let patience = std::time::Duration::from_secs(60);
+    let ended = tokio::time::timeout(patience, logins).await;
+    assert!(ended.is_ok(), "a login waits for ever");
+}
