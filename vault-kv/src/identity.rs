@@ -13,7 +13,6 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::http::ApiError;
-use crate::policy::PolicyName;
 
 const ENTITIES: &str = "identity/entity/";
 const GROUPS: &str = "identity/group/";
@@ -501,20 +500,6 @@ fn new_alias(accessor: &str, name: &str, now: i64) -> Alias {
         created: now,
         updated: now,
     }
-}
-
-/// Policies that an entity or group may have: never `root` (CVE-2024-9180).
-pub(crate) fn assignable(names: &[String]) -> Result<Vec<String>, ApiError> {
-    let mut out: Vec<String> = names
-        .iter()
-        .map(|name| Ok(PolicyName::parse(name)?.as_str().to_string()))
-        .collect::<Result<_, ApiError>>()?;
-    if out.iter().any(|name| name == "root") {
-        return Err(ApiError::bad("policies cannot contain root"));
-    }
-    out.sort();
-    out.dedup();
-    Ok(out)
 }
 
 /// # Errors

@@ -25,7 +25,7 @@ pub(crate) use config::MountConfig;
 
 const PREFIX: &str = "mount/";
 /// The version of every engine: they are all part of this crate.
-const BUILTIN_VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"), "+builtin.mesh");
+pub(crate) const BUILTIN_VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"), "+builtin.mesh");
 /// Records deleted with one ledger entry when a mount goes.
 const CHUNK: usize = 256;
 

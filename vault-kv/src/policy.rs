@@ -126,6 +126,27 @@ impl Capabilities {
     }
 }
 
+/// The policies that an identity or a login may give, by their one form, sorted: neither `root` (CVE-2024-9180) nor the one
+/// of wrapped answers.
+///
+/// # Errors
+/// 400 with the name.
+pub(crate) fn assignable(names: &[String]) -> Result<Vec<String>, ApiError> {
+    let mut out: Vec<String> = names
+        .iter()
+        .map(|name| Ok(PolicyName::parse(name)?.as_str().to_string()))
+        .collect::<Result<_, ApiError>>()?;
+    let refused = ["root", builtin::WRAPPING_NAME];
+    if let Some(name) = out.iter().find(|name| refused.contains(&name.as_str())) {
+        return Err(ApiError::bad(format!(
+            "the policy {name:?} cannot be given to identities and by logins"
+        )));
+    }
+    out.sort();
+    out.dedup();
+    Ok(out)
+}
+
 /// One parsed policy.
 #[derive(Debug)]
 pub(crate) struct Policy {

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
-use crate::http::ApiError;
+use crate::http::{ApiError, hex};
 use crate::request::ClientToken;
 use crate::sys::{Locked, without_traces};
 
@@ -166,14 +166,7 @@ impl NameKey {
 
     /// A keyed hash, in hex.
     pub fn name(&self, secret: &[u8]) -> String {
-        use std::fmt::Write as _;
-        let tag = hmac::sign(&self.0, secret);
-        tag.as_ref()
-            .iter()
-            .fold(String::with_capacity(64), |mut out, byte| {
-                let _ = write!(out, "{byte:02x}");
-                out
-            })
+        hex(hmac::sign(&self.0, secret).as_ref())
     }
 }
 

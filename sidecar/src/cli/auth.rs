@@ -25,7 +25,7 @@ pub enum Command {
         #[arg(long)]
         description: Option<String>,
     },
-    /// Disable a method. Whoever logged in by it is out.
+    /// Disable a method. Whoever logged in by it is out; batch tokens last until they expire.
     Disable {
         /// Below auth/.
         path: String,

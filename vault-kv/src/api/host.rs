@@ -5,8 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::clock::{Clock, rfc3339};
 use crate::http::ApiError;
 use crate::http::reply::Answer;
-
-const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"), "+builtin.mesh");
+use crate::mount::BUILTIN_VERSION;
 
 /// What can be mounted or enabled: kind, name.
 const BUILTIN: [(&str, &str); 3] = [("auth", "approle"), ("auth", "userpass"), ("secret", "kv")];
@@ -68,7 +67,7 @@ pub(super) fn catalog() -> Value {
         .iter()
         .map(|(kind, name)| {
             json!({
-                "type": kind, "name": name, "builtin": true, "version": VERSION, "deprecation_status": "supported",
+                "type": kind, "name": name, "builtin": true, "version": BUILTIN_VERSION, "deprecation_status": "supported",
             })
         })
         .collect();
@@ -96,7 +95,7 @@ pub(super) fn plugin(path: &str) -> Result<Answer, ApiError> {
     }
     let name = path.split('/').next_back().unwrap_or_default();
     Ok(Answer::data(json!({
-        "name": name, "builtin": true, "version": VERSION, "deprecation_status": "supported", "args": null,
+        "name": name, "builtin": true, "version": BUILTIN_VERSION, "deprecation_status": "supported", "args": null,
         "command": "", "sha256": "",
     })))
 }

@@ -9,7 +9,8 @@ use crate::clock::rfc3339_unix;
 use crate::db::By;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
-use crate::identity::{Alias, Entity, Group, Memberships, Metadata, assignable, check_metadata};
+use crate::identity::{Alias, Entity, Group, Memberships, Metadata, check_metadata};
+use crate::policy::assignable;
 use crate::request::{Data, Operation};
 
 /// Longest name of an entity, alias or group in bytes.

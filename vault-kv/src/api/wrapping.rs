@@ -48,7 +48,7 @@ impl Api {
         &self,
         by: &By,
         request: &Request,
-        mut answer: Answer,
+        answer: Answer,
         ttl: Duration,
     ) -> Result<Answer, ApiError> {
         let wrapped_accessor = match (&answer.auth, &answer.data) {
@@ -69,7 +69,6 @@ impl Api {
             creation_path: request.path.as_str().into(),
             wrapped_accessor,
         };
-        answer.warnings.clear();
         self.put_aside(by, response, info).await
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::http::ApiError;
-use crate::policy::PolicyName;
+use crate::policy::assignable;
 use crate::request::{Data, Remote};
 
 /// `token_…` of a role or user. Times are seconds, 0 = not set.
@@ -54,7 +54,7 @@ impl TokenParams {
             given => given,
         };
         if let Some(policies) = policies {
-            new.policies = policy_names(&policies)?;
+            new.policies = assignable(&policies)?;
         }
         let cidrs = match data.list("token_bound_cidrs")? {
             None => data.list("bound_cidrs")?,
@@ -134,22 +134,6 @@ impl TokenParams {
             out.insert(name.into(), value);
         }
     }
-}
-
-/// Policies by their one form; never `root`, which no login gives.
-fn policy_names(names: &[String]) -> Result<Vec<String>, ApiError> {
-    let mut out: Vec<String> = names
-        .iter()
-        .map(|name| Ok(PolicyName::parse(name)?.as_str().to_string()))
-        .collect::<Result<_, ApiError>>()?;
-    if out.iter().any(|name| name == "root") {
-        return Err(ApiError::bad(
-            "a login method cannot give the policy \"root\"",
-        ));
-    }
-    out.sort();
-    out.dedup();
-    Ok(out)
 }
 
 /// # Errors

@@ -121,7 +121,7 @@ async fn a_disabled_entity_is_out_and_a_deleted_one_too() {
 #[tokio::test]
 async fn no_entity_or_group_has_root() {
     let server = Server::start().await;
-    for name in ["root", "Root", " root "] {
+    for name in ["root", "Root", " root ", "response-wrapping"] {
         for path in ["identity/entity", "identity/group"] {
             let body = json!({"name": "a", "policies": [name]});
             let (status, answer) = server.send("POST", path, &server.root, None, body).await;
