@@ -65,11 +65,7 @@ async fn run(dir: &Path) -> Result<()> {
         let request = http::Request::post("/v1/secret/data/db")
             .header("x-vault-token", made.root_token.as_str())
             .body(r#"{"data": {"password": "correct horse"}}"#.into())?;
-        let caller = Caller {
-            remote: Remote::Unix,
-            spiffe: None,
-            via: Via::Embedded,
-        };
+        let caller = Caller::anonymous(Remote::Unix, Via::Embedded);
         let answer = vault.handle(request, caller).await;
         anyhow::ensure!(answer.status().is_success(), "{}", answer.status());
     }

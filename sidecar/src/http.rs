@@ -16,4 +16,4 @@ pub mod query;
 
 pub use response::{Body, Reply, empty, json, text};
 pub use routes::{BoxFuture, Call, Params, Routes};
-pub use server::{ConnInfo, Limits, Listener, Remote, bind, bind_unix, serve};
+pub use server::{AnyClient, ConnInfo, Limits, Listener, Proof, Remote, bind, bind_unix, serve};

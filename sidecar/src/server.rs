@@ -7,6 +7,8 @@
 
 pub mod authority;
 mod bundle;
+mod clients;
+mod outbound;
 mod own_routes;
 mod records;
 mod rpc;
@@ -136,11 +138,11 @@ impl Shared {
     ) -> Response<Bytes> {
         match api {
             Api::Vault => {
+                // Not this machine: what only local callers may do is not for those.
+                let remote = vault_kv::Remote::Ip(Ipv4Addr::UNSPECIFIED.into());
                 let caller = Caller {
-                    // Not this machine: what only local callers may do is not for those.
-                    remote: vault_kv::Remote::Ip(Ipv4Addr::UNSPECIFIED.into()),
                     spiffe: identity.map(|id| id.to_string()),
-                    via: Via::Mesh,
+                    ..Caller::anonymous(remote, Via::Mesh)
                 };
                 self.vault.handle(request, caller).await
             }
@@ -372,6 +374,7 @@ fn vault_config(config: &Config) -> VaultConfig {
         "{scheme}://{}",
         SocketAddr::new(config.addresses.vault, port)
     );
+    vault.outbound = Some(Arc::new(outbound::Direct));
     vault
 }
 
@@ -546,7 +549,7 @@ async fn listen(
     };
     let ip = config.addresses.vault;
     let tls = match &config.tls {
-        Some(files) => Some(crate::agent::tls_config(files)?),
+        Some(files) => Some(crate::agent::tls_config(files, true)?),
         None if ip.is_loopback() => None,
         None => return Err(ServerError::Clear(ip)),
     };
@@ -565,22 +568,15 @@ async fn listen(
         ..Limits::default()
     };
     let own = own_routes::routes(shared).merge(own_routes::local_routes(shared));
-    let vault = shared.vault.clone();
+    let serving = Arc::clone(shared);
     let handler = move |request: Request<Bytes>, conn: Arc<ConnInfo>| {
-        let (own, vault) = (own.clone(), vault.clone());
+        let (own, shared) = (own.clone(), Arc::clone(&serving));
         async move {
             if request.uri().path().starts_with("/v1/mesh/") {
                 return own.dispatch(request, conn).await;
             }
-            let remote = match &conn.remote {
-                Remote::Tcp(addr) => vault_kv::Remote::Ip(addr.ip()),
-                Remote::Unix { .. } => vault_kv::Remote::Unix,
-            };
-            let caller = Caller {
-                remote,
-                spiffe: None,
-                via: Via::Http,
-            };
+            let vault = &shared.vault;
+            let caller = clients::caller(&conn, shared.mesh.get().map(Mesh::trust));
             vault.handle(request, caller).await.map(Into::into)
         }
     };

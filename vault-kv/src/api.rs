@@ -8,10 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use crate::audit::{Audit, AuthRecord, Exchange, Hasher};
 use crate::auth::lockout::Lockout;
+use crate::auth::spiffe::Spiffe;
 use crate::clock::Clock;
 use crate::core::Core;
 use crate::db::{Batch, By, Db};
@@ -19,7 +21,9 @@ use crate::engine::page;
 use crate::http::ApiError;
 use crate::http::reply::{Answer, render};
 use crate::identity::Identities;
+use crate::lease::{Leases, upkeep};
 use crate::mount::{Engine, Mounts, Served};
+use crate::outbound::Outbound;
 use crate::policy::{Capability, Decision, Policies};
 use crate::request::{ClientToken, Data, Operation, Request};
 use crate::rotation::{Rotation, start_upkeep};
@@ -31,10 +35,10 @@ mod caller;
 mod host;
 mod identity;
 mod keys;
+mod leases;
 mod ledger;
 mod login;
 mod mounts;
-mod spiffe;
 mod sys;
 mod tools;
 mod wrapping;
@@ -42,7 +46,6 @@ mod wrapping;
 use caller::Authenticated;
 pub(crate) use ledger::{LedgerOf, LedgerRead};
 use mounts::Moves;
-use spiffe::Roles;
 
 const AUDIT_KEY: &str = "sys/audit-key";
 
@@ -52,11 +55,12 @@ pub(crate) struct Api {
     tokens: Arc<Tokens>,
     token_roles: TokenRoles,
     policies: Policies,
-    mounts: Mounts,
+    mounts: Arc<Mounts>,
+    leases: Arc<Leases>,
     moves: Moves,
     identities: Identities,
     lockout: Lockout,
-    roles: Roles,
+    spiffe: Spiffe,
     rotation: Arc<Rotation>,
     audit: Arc<Audit>,
     hasher: Hasher,
@@ -82,14 +86,16 @@ impl Api {
         core: Core,
         audit: Arc<Audit>,
         ledger: Arc<dyn LedgerRead>,
+        outbound: Option<Arc<dyn Outbound>>,
     ) -> Result<(Self, Arc<Rotation>), ApiError> {
-        Self::load_at(core, audit, ledger, Clock::default())
+        Self::load_at(core, audit, ledger, outbound, Clock::default())
     }
 
     fn load_at(
         core: Core,
         audit: Arc<Audit>,
         ledger: Arc<dyn LedgerRead>,
+        outbound: Option<Arc<dyn Outbound>>,
         clock: Clock,
     ) -> Result<(Self, Arc<Rotation>), ApiError> {
         let db = Db::new(core);
@@ -97,23 +103,38 @@ impl Api {
             ApiError::Internal("the store has no audit key; it is not initialised".into())
         })?;
         let rotation = Arc::new(Rotation::load(db.clone(), clock.clone())?);
-        let tokens = Arc::new(Tokens::load(db.clone(), clock.clone())?);
+        let (ended, hears_of_ended) = mpsc::unbounded_channel();
+        let tokens = Arc::new(Tokens::load(db.clone(), clock.clone(), ended)?);
+        let mounts = Arc::new(Mounts::load(
+            db.clone(),
+            clock.clone(),
+            tokens.names(),
+            outbound.clone(),
+        )?);
+        let leases = Arc::new(Leases::new(
+            db.clone(),
+            clock.clone(),
+            Arc::clone(&mounts),
+            Arc::clone(&tokens),
+        ));
         let api = Self {
             rotation: Arc::clone(&rotation),
             token_roles: TokenRoles::new(db.clone()),
             policies: Policies::load(db.clone())?,
-            mounts: Mounts::load(db.clone(), clock.clone(), tokens.names())?,
+            mounts,
+            leases,
             moves: Moves::default(),
             identities: Identities::load(db.clone(), clock.clone())?,
             lockout: Lockout::new(clock.clone()),
             tokens,
-            roles: Roles::load(db)?,
+            spiffe: Spiffe::load(db, outbound)?,
             hasher: Hasher::new(&key),
             clock,
             audit,
             ledger,
         };
         tokio::spawn(purge_expired(Arc::downgrade(&api.tokens)));
+        tokio::spawn(upkeep(Arc::downgrade(&api.leases), hears_of_ended));
         start_upkeep(&rotation);
         Ok((api, rotation))
     }
@@ -136,6 +157,13 @@ impl Api {
             }
             None => self.open(&begun, request).await,
         };
+        let result = match result {
+            Ok(answer) if answer.offer.is_some() => {
+                let caller = begun.caller.as_ref();
+                self.lease(&begun.by, caller, request, answer).await
+            }
+            result => result,
+        };
         let result = match (result, request.wrap_ttl) {
             (Ok(answer), Some(ttl)) if !answer.is_empty() && answer.wrap.is_none() => {
                 self.wrap(&begun.by, request, answer, ttl).await
@@ -152,12 +180,10 @@ impl Api {
         match path {
             "sys/wrapping/lookup" => true,
             "sys/internal/ui/mounts" => nobody,
-            // Login methods are below this, and nothing else is.
-            _ if !path.starts_with("auth/") => false,
             _ => self
                 .mounts
                 .find(path)
-                .is_some_and(|served| login::is_login(&served, path)),
+                .is_some_and(|served| login::is_open(&served, path)),
         }
     }
 
@@ -165,7 +191,18 @@ impl Api {
         match request.path.as_str() {
             "sys/wrapping/lookup" => self.wrapping_lookup(request),
             "sys/internal/ui/mounts" => self.public_mounts(request.operation),
-            _ => self.login(begun, request).await,
+            _ => match begun.served.as_deref() {
+                Some(Served {
+                    engine: Engine::Ssh(ssh),
+                    mount,
+                }) => {
+                    let below = &request.path.as_str()[mount.path.len()..];
+                    let (operation, data) = (request.operation, &request.data);
+                    ssh.handle(&begun.by, operation, below, data, mount.config.ttls())
+                        .await
+                }
+                _ => self.login(begun, request).await,
+            },
         }
     }
 
@@ -175,9 +212,8 @@ impl Api {
     /// 403, or no sink takes the line. Then the request is over; else [`Api::end`] must follow.
     pub async fn begin(&self, request: &mut Request, sudo: bool) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
-        let remote = Some(&request.caller.remote);
         let (token, spiffe) = (request.token.as_ref(), request.caller.spiffe.as_deref());
-        let caller = match self.authenticate(token, spiffe, remote) {
+        let caller = match self.authenticate(token, spiffe, Some(&request.caller)) {
             Ok(caller) => caller,
             Err(error) => {
                 let unwraps = wrapping::takes_wrapping_token(request.path.as_str());
@@ -363,6 +399,8 @@ impl Api {
             (Engine::Kv1(kv), _) => kv.exists(below),
             (Engine::Userpass(method), _) => method.exists(below),
             (Engine::Approle(method), _) => method.exists(below),
+            (Engine::Jwt(method), _) => method.exists(below),
+            (Engine::Cert(method), _) => method.exists(below),
             (Engine::Cubbyhole(cubbyhole), Some((id, _))) => {
                 cubbyhole.exists(&id.cubbyhole(), below)
             }
@@ -396,15 +434,24 @@ impl Api {
         match &served.engine {
             Engine::System => self.sys(caller, by, request, &below).await,
             Engine::Token => self.auth_token(caller, by, request, &below).await,
-            Engine::Spiffe => self.auth_spiffe(by, request, &below).await,
+            Engine::Spiffe => {
+                let spiffe = &self.spiffe;
+                spiffe.handle(by, operation, &below, &request.data).await
+            }
             Engine::Identity => self.identity(by, operation, &below, &request.data).await,
             Engine::Kv(kv) => kv.handle(by, operation, &below, &mut request.data).await,
             Engine::Kv1(kv) => {
                 let lease = served.mount.config.default_ttl();
                 kv.handle(by, operation, &below, &request.data, lease).await
             }
+            Engine::Ssh(ssh) => {
+                let ttls = served.mount.config.ttls();
+                ssh.handle(by, operation, &below, &request.data, ttls).await
+            }
             Engine::Userpass(method) => method.handle(by, operation, &below, &request.data).await,
             Engine::Approle(method) => method.handle(by, operation, &below, &request.data).await,
+            Engine::Jwt(method) => method.handle(by, operation, &below, &request.data).await,
+            Engine::Cert(method) => method.handle(by, operation, &below, &request.data).await,
             Engine::Cubbyhole(cubbyhole) => {
                 let (id, token) = caller.token().ok_or_else(|| {
                     ApiError::bad("a cubbyhole belongs to a token; this caller has none")
@@ -500,16 +547,19 @@ struct Permit {
 
 /// Paths that ask for `sudo` besides the right itself.
 fn needs_sudo(path: &str) -> bool {
-    const BELOW: [&str; 6] = [
+    const BELOW: [&str; 8] = [
         "sys/auth/",
         "sys/audit",
         "sys/raw",
         "sys/rotate",
         "sys/leases/revoke-",
+        "sys/leases/lookup/",
+        "sys/revoke-",
         "auth/token/accessors",
     ];
-    const EXACT: [&str; 5] = [
+    const EXACT: [&str; 6] = [
         "sys/seal",
+        "sys/leases",
         "sys/step-down",
         "sys/remount",
         "sys/host-info",

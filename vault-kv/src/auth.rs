@@ -10,10 +10,14 @@ use tokio::sync::MutexGuard;
 
 use crate::db::Batch;
 use crate::http::ApiError;
+use crate::token::Binding;
 
 pub(crate) mod approle;
+pub(crate) mod cert;
+pub(crate) mod jwt;
 pub(crate) mod lockout;
 pub(crate) mod params;
+pub(crate) mod spiffe;
 pub(crate) mod userpass;
 
 use params::TokenParams;
@@ -26,6 +30,8 @@ pub(crate) struct Login<'a> {
     pub name: String,
     /// What stands for the caller in this method for ever.
     pub alias: String,
+    /// The certificate that the token is bound to.
+    pub certificate: Option<Binding>,
     /// What becomes durable with the token.
     pub batch: Option<Batch>,
     /// Held until then.

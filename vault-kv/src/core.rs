@@ -244,6 +244,19 @@ impl Core {
         self.shared.scan(prefix)
     }
 
+    /// The first `most` of these that sort after `last`.
+    pub(crate) fn scan_after(
+        &self,
+        prefix: &str,
+        last: &str,
+        most: usize,
+    ) -> Result<Vec<String>, Error> {
+        self.with_names(|names| {
+            let after = names.after(prefix, last);
+            after.take(most).map(str::to_owned).collect()
+        })
+    }
+
     /// The ledger index of the last change to `path`, its deletion included.
     pub(crate) fn changed(&self, path: &str) -> Result<u64, Error> {
         self.with_names(|names| names.changed(path))

@@ -163,7 +163,17 @@ impl Db {
             .collect())
     }
 
-    /// The same without the prefix.
+    /// At most `most` names below a prefix that sort after `last`.
+    pub fn names_after(
+        &self,
+        prefix: &str,
+        last: &str,
+        most: usize,
+    ) -> Result<Vec<String>, ApiError> {
+        self.core.scan_after(prefix, last, most).map_err(failure)
+    }
+
+    /// Every full name without the prefix.
     pub fn names_from(&self, prefix: &str) -> Result<Vec<String>, ApiError> {
         let mut names = self.names(prefix)?;
         for name in &mut names {

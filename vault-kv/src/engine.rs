@@ -15,6 +15,7 @@ use crate::request::Data;
 pub(crate) mod cubbyhole;
 pub(crate) mod kv1;
 pub(crate) mod kv2;
+pub(crate) mod ssh;
 
 /// A secret as JSON in a buffer that is wiped and that never moved while it grew.
 ///

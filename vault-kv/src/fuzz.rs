@@ -33,11 +33,7 @@ pub fn request(bytes: &[u8]) -> bool {
         .uri(uri)
         .header(http::header::CONTENT_TYPE, kind)
         .body(body);
-    let caller = Caller {
-        remote: Remote::Unix,
-        spiffe: None,
-        via: Via::Embedded,
-    };
+    let caller = Caller::anonymous(Remote::Unix, Via::Embedded);
     request.is_ok_and(|request| Request::parse(&request, caller).is_ok())
 }
 

@@ -67,11 +67,7 @@ async fn answer(vault: &Vault, method: &str, path: &str, token: &str, body: &str
         .header("x-vault-token", token)
         .body(Bytes::copy_from_slice(body.as_bytes()))
         .unwrap();
-    let caller = Caller {
-        remote: Remote::Unix,
-        spiffe: None,
-        via: Via::Http,
-    };
+    let caller = Caller::anonymous(Remote::Unix, Via::Http);
     let response = vault.handle(request, caller).await;
     let text = String::from_utf8_lossy(response.body()).into_owned();
     (response.status().as_u16(), text)

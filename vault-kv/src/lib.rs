@@ -20,9 +20,11 @@ mod identity;
 mod kv;
 #[cfg(test)]
 mod leaks;
+mod lease;
 mod ledger;
 pub mod manual;
 mod mount;
+mod outbound;
 mod policy;
 mod request;
 mod rotation;
@@ -45,6 +47,7 @@ pub use kv::{
     SessionOptions, Sessions,
 };
 pub use ledger::{HistoryItem, Ledger, LedgerWatch, Verified, verify};
+pub use outbound::{Outbound, Sent};
 pub use policy::Capability;
 pub use request::{Caller, Remote, Via};
 pub use snapshot::{Inspected, inspect_snapshot, restore_snapshot};

@@ -11,11 +11,12 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::auth::{approle::AppRole, userpass::Userpass};
+use crate::auth::{approle::AppRole, cert::Cert, jwt::Jwt, userpass::Userpass};
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
-use crate::engine::{cubbyhole::Cubbyhole, kv1::Kv1, kv2::Kv2};
+use crate::engine::{cubbyhole::Cubbyhole, kv1::Kv1, kv2::Kv2, ssh::Ssh};
 use crate::http::ApiError;
+use crate::outbound::Outbound;
 use crate::request::Data;
 use crate::token::NameKey;
 
@@ -39,6 +40,8 @@ pub(crate) enum Kind {
     Kv1,
     /// Every token's own store.
     Cubbyhole,
+    /// One-time passwords for SSH.
+    Ssh,
     System,
     Identity,
     /// The login method of tokens.
@@ -49,6 +52,10 @@ pub(crate) enum Kind {
     Userpass,
     /// The login method of machines with a role and a secret id.
     Approle,
+    /// The login method of those with a JSON Web Token.
+    Jwt,
+    /// The login method of those with a TLS certificate.
+    Cert,
 }
 
 impl Kind {
@@ -57,12 +64,15 @@ impl Kind {
         match self {
             Self::Kv | Self::Kv1 => "kv",
             Self::Cubbyhole => "cubbyhole",
+            Self::Ssh => "ssh",
             Self::System => "system",
             Self::Identity => "identity",
             Self::Token => "token",
             Self::Spiffe => "spiffe",
             Self::Userpass => "userpass",
             Self::Approle => "approle",
+            Self::Jwt => "jwt",
+            Self::Cert => "cert",
         }
     }
 }
@@ -137,7 +147,7 @@ impl Mount {
         match self.kind {
             Kind::Kv => json!({"version": "2"}),
             Kind::Kv1 => json!({"version": "1"}),
-            Kind::Userpass | Kind::Approle => json!({}),
+            Kind::Userpass | Kind::Approle | Kind::Jwt | Kind::Cert => json!({}),
             _ => Value::Null,
         }
     }
@@ -180,6 +190,7 @@ pub(crate) struct Mounts {
     table: RwLock<BTreeMap<String, Arc<Served>>>,
     clock: Clock,
     names: Arc<NameKey>,
+    outbound: Option<Arc<dyn Outbound>>,
 }
 
 /// A mount with what answers it.
@@ -193,12 +204,15 @@ pub(crate) enum Engine {
     Kv(Kv2),
     Kv1(Kv1),
     Cubbyhole(Cubbyhole),
+    Ssh(Ssh),
     /// This and the next two are answered by the interface itself.
     System,
     Token,
     Spiffe,
     Userpass(Userpass),
     Approle(AppRole),
+    Jwt(Jwt),
+    Cert(Cert),
     /// Answered by the interface itself.
     Identity,
 }
@@ -232,13 +246,19 @@ impl Mounts {
         Ok(())
     }
 
-    /// `names`: what names that are secrets are hashed with.
-    pub fn load(db: Db, clock: Clock, names: Arc<NameKey>) -> Result<Self, ApiError> {
+    /// `names`: what names that are secrets are hashed with. `outbound`: who makes requests to others.
+    pub fn load(
+        db: Db,
+        clock: Clock,
+        names: Arc<NameKey>,
+        outbound: Option<Arc<dyn Outbound>>,
+    ) -> Result<Self, ApiError> {
         let mounts = Self {
             db,
             table: RwLock::default(),
             clock,
             names,
+            outbound,
         };
         for name in mounts.db.names(PREFIX)? {
             if let Some((mount, _)) = mounts.db.get::<Mount>(&name)? {
@@ -257,6 +277,7 @@ impl Mounts {
             Kind::Kv => Engine::Kv(Kv2::new(db, storage, path, clock)),
             Kind::Kv1 => Engine::Kv1(Kv1::new(db, storage, path)),
             Kind::Cubbyhole => Engine::Cubbyhole(Cubbyhole::new(db)),
+            Kind::Ssh => Engine::Ssh(Ssh::new(db, storage, path, Arc::clone(&self.names))),
             Kind::System => Engine::System,
             Kind::Token => Engine::Token,
             Kind::Spiffe => Engine::Spiffe,
@@ -265,6 +286,8 @@ impl Mounts {
                 let names = Arc::clone(&self.names);
                 Engine::Approle(AppRole::new(db, storage, path, clock, names))
             }
+            Kind::Jwt => Engine::Jwt(Jwt::new(db, storage, path, clock, self.outbound.clone())),
+            Kind::Cert => Engine::Cert(Cert::new(db, storage, path, clock)),
             Kind::Identity => Engine::Identity,
         };
         Arc::new(Served { mount, engine })
@@ -278,6 +301,27 @@ impl Mounts {
             .range::<str, _>((Bound::Unbounded, Bound::Included(path)))
             .next_back()?;
         path.starts_with(point.as_str()).then(|| served.clone())
+    }
+
+    /// Have the engine take back what it handed out under a lease; what has to be written for that goes into `batch`.
+    ///
+    /// # Errors
+    /// It cannot. An engine that is gone took everything with it.
+    pub async fn take_back(
+        &self,
+        id: &str,
+        lease: &Value,
+        batch: &mut Batch,
+    ) -> Result<(), ApiError> {
+        let Some(served) = self.find(id) else {
+            return Ok(());
+        };
+        match &served.engine {
+            Engine::Ssh(ssh) => ssh.take_back(lease, batch),
+            _ => Err(ApiError::Internal(
+                "what is mounted there now does not hand out anything".into(),
+            )),
+        }
     }
 
     pub fn by_accessor(&self, accessor: &str) -> Option<Arc<Served>> {

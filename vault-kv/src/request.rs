@@ -37,8 +37,23 @@ pub struct Caller {
     /// The SPIFFE ID of a *verified* client certificate. vault-kv believes it: set it only after the chain and
     /// the trust domain were checked.
     pub spiffe: Option<String>,
+    /// The certificates (DER, leaf first) that a client showed whose possession of the key was checked, and nothing
+    /// else of it; empty: none.
+    pub certificates: Vec<Vec<u8>>,
     /// Which of the server's doors the request used; recorded in the ledger and in the audit log.
     pub via: Via,
+}
+
+impl Caller {
+    /// Nobody known, from there.
+    pub fn anonymous(remote: Remote, via: Via) -> Self {
+        Self {
+            remote,
+            spiffe: None,
+            certificates: Vec::new(),
+            via,
+        }
+    }
 }
 
 /// The remote end of a connection.

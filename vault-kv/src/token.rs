@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rand::RngExt as _;
 use ring::hmac;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedSender;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
@@ -22,10 +23,12 @@ use crate::request::ClientToken;
 use crate::sys::{Locked, without_traces};
 
 mod batch;
+mod binding;
 mod purge;
 pub(crate) mod role;
 
 use batch::BatchKey;
+pub(crate) use binding::{Binding, fingerprint};
 pub(crate) use purge::purge_expired;
 
 /// Default and largest time to live of a token (768 h, as in Vault).
@@ -36,6 +39,12 @@ const KEY: &str = "token/key";
 /// The stored name of a token: a keyed hash, in hex.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct TokenId(Arc<str>);
+
+impl From<&str> for TokenId {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
 
 impl TokenId {
     fn path(&self) -> String {
@@ -88,6 +97,9 @@ pub(crate) struct Token {
     /// Seconds that it was last renewed for; 0 = not yet.
     #[serde(default)]
     pub renewed_ttl: u64,
+    /// The certificate of the connection that it was given over.
+    #[serde(default)]
+    pub certificate: Option<Binding>,
 }
 
 /// Where a token is kept.
@@ -138,6 +150,7 @@ pub(crate) struct NewToken {
     pub bound_cidrs: Vec<String>,
     pub kind: TokenKind,
     pub entity: String,
+    pub certificate: Option<Binding>,
     /// The text that it is to be; `None` = a random one.
     pub id: Option<ClientToken>,
     /// What its cubbyhole holds from the start.
@@ -178,6 +191,8 @@ pub(crate) struct Tokens {
     clock: Clock,
     /// When each token that can expire does.
     expiries: Mutex<BTreeSet<(i64, TokenId)>>,
+    /// Hears of tokens that ended.
+    ended: UnboundedSender<TokenId>,
 }
 
 impl Tokens {
@@ -191,8 +206,8 @@ impl Tokens {
         Ok(secret)
     }
 
-    /// Read the key and the expiry of every token.
-    pub fn load(db: Db, clock: Clock) -> Result<Self, ApiError> {
+    /// Read the key and the expiry of every token. `ended` hears of tokens that ended.
+    pub fn load(db: Db, clock: Clock, ended: UnboundedSender<TokenId>) -> Result<Self, ApiError> {
         let key = db.bytes(KEY)?.ok_or_else(|| {
             ApiError::Internal(
                 "the store has no token key; it was not initialised by this version".into(),
@@ -202,7 +217,7 @@ impl Tokens {
         let key = Arc::new(NameKey::new(&key));
         let mut expiries = BTreeSet::new();
         for name in db.names("token/id/")? {
-            let id = TokenId(name.trim_start_matches("token/id/").into());
+            let id = TokenId::from(name.trim_start_matches("token/id/"));
             if let Some((token, _)) = db.get::<Token>(&name)?
                 && let Some(at) = token.expires
             {
@@ -215,6 +230,7 @@ impl Tokens {
             batch,
             clock,
             expiries: Mutex::new(expiries),
+            ended,
         })
     }
 
@@ -251,6 +267,11 @@ impl Tokens {
     pub fn by_id(&self, id: &TokenId) -> Result<Option<Token>, ApiError> {
         let found = self.db.get::<Token>(&id.path())?.map(|(token, _)| token);
         Ok(found.filter(|token| self.is_alive(token)))
+    }
+
+    /// Whether there is one, alive or to be removed soon. Costs less than to read it.
+    pub fn exists(&self, id: &TokenId) -> Result<bool, ApiError> {
+        Ok(self.db.index(&id.path())?.is_some())
     }
 
     fn is_alive(&self, token: &Token) -> bool {
@@ -438,16 +459,35 @@ impl Tokens {
         self.delete(by, std::slice::from_ref(id)).await
     }
 
-    /// Revokes every token whose path starts with `prefix`, with what they made.
-    pub async fn revoke_below(&self, by: &By, prefix: &str) -> Result<(), ApiError> {
+    /// Revokes every token that was made at or below a path, with what they made.
+    pub async fn revoke_below(&self, by: &By, path: &str) -> Result<(), ApiError> {
+        let prefix = format!("{}/", path.trim_end_matches('/'));
         for name in self.db.names("token/id/")? {
             let found = self.db.get::<Token>(&name)?;
-            if found.is_some_and(|(token, _)| token.path.starts_with(prefix)) {
-                let id = TokenId(name.trim_start_matches("token/id/").into());
+            if found.is_some_and(|(token, _)| format!("{}/", token.path).starts_with(&prefix)) {
+                let id = TokenId::from(name.trim_start_matches("token/id/"));
                 self.revoke(by, &id).await?;
             }
         }
         Ok(())
+    }
+
+    /// The names below a path of what tokens were made by: folders, and the tokens' own.
+    pub fn below(&self, path: &str) -> Result<Vec<String>, ApiError> {
+        let prefix = format!("{}/", path.trim_end_matches('/'));
+        let mut found = BTreeSet::new();
+        for name in self.db.names_from("token/id/")? {
+            let id = TokenId::from(&*name);
+            let Some(token) = self.by_id(&id)?.filter(|token| token.expires.is_some()) else {
+                continue;
+            };
+            let lease = format!("{}/{name}", token.path);
+            if let Some(rest) = lease.strip_prefix(&prefix) {
+                let end = rest.find('/').map_or(rest.len(), |at| at + 1);
+                found.insert(rest[..end].to_owned());
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 
     fn children(&self, id: &TokenId) -> Result<Vec<TokenId>, ApiError> {
@@ -455,7 +495,7 @@ impl Tokens {
             .db
             .list(&format!("token/child/{}/", id.0))?
             .into_iter()
-            .map(|name| TokenId(name.into()))
+            .map(|name| TokenId::from(&*name))
             .collect())
     }
 
@@ -494,12 +534,16 @@ impl Tokens {
             for name in self.db.names(&id.cubbyhole())? {
                 batch.delete(&name);
             }
-            gone.extend(token.expires.map(|at| (at, id.clone())));
+            gone.push((token.expires, id));
         }
         self.db.commit(batch).await?;
         let mut expiries = self.expiries.lock();
-        for entry in gone {
-            expiries.remove(&entry);
+        for (expires, id) in gone {
+            if let Some(at) = expires {
+                expiries.remove(&(at, id.clone()));
+            }
+            // At seal nobody listens any more; what the token had ends when that is read again.
+            let _ = self.ended.send(id.clone());
         }
         Ok(())
     }
@@ -590,6 +634,7 @@ fn token(now: i64, new: NewToken) -> Token {
         kind: new.kind,
         entity: new.entity,
         renewed_ttl: 0,
+        certificate: new.certificate,
     }
 }
 

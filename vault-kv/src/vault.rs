@@ -23,6 +23,7 @@ use crate::{
         timers::{self, Timers},
     },
     ledger::Ledger,
+    outbound::Outbound,
     rotation::Rotation,
     seal::{
         self, NotOpened, SealConfig, SealKind, attempts::Attempts, progress::Progress, shares,
@@ -70,6 +71,8 @@ pub struct VaultConfig {
     pub api_addr: String,
     /// The version told to clients of the Vault interface, in Vault's numbering: they switch features by it.
     pub reported_version: String,
+    /// Makes requests to others, which some login methods need; `None`: nothing does.
+    pub outbound: Option<Arc<dyn Outbound>>,
 }
 
 /// The default of [`VaultConfig::history_retention`]: 30 days.
@@ -87,6 +90,7 @@ impl VaultConfig {
             cluster_name: "mesh".to_owned(),
             api_addr: String::new(),
             reported_version: "1.15.6".to_owned(),
+            outbound: None,
         }
     }
 }
@@ -552,7 +556,9 @@ impl Open {
     fn load(core: Core, vault: &Vault) -> Result<Self, VaultError> {
         let audit = Arc::clone(&vault.inner.audit);
         let ledger = Arc::new(LedgerOf::new(vault));
-        let (api, rotation) = Api::load(core.clone(), audit, ledger).map_err(interface)?;
+        let outbound = vault.inner.config.outbound.clone();
+        let (api, rotation) =
+            Api::load(core.clone(), audit, ledger, outbound).map_err(interface)?;
         let timers = Arc::new(Timers::default());
         timers.load(&core)?;
         Ok(Self {

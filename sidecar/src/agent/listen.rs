@@ -23,7 +23,7 @@ use super::AgentError;
 use crate::{
     config::{Config, TlsFiles},
     consul::{ConsulApi, MAX_BODY},
-    http::{ConnInfo, Limits, Listener, Remote, Routes, bind_unix, json, serve, text},
+    http::{AnyClient, ConnInfo, Limits, Listener, Remote, Routes, bind_unix, json, serve, text},
 };
 
 /// The socket is open to every local user: who may do what is decided by the peer's uid or attach token.
@@ -58,7 +58,7 @@ pub async fn open(
     }
     let mut https = None;
     if let (Some(port), Some(files)) = (ports.https, &config.tls) {
-        let tls = tls_config(files)?;
+        let tls = tls_config(files, false)?;
         let listener = bind(SocketAddr::new(addresses.https, port), "ports.https").await?;
         https = listener.local_addr().ok();
         start(
@@ -98,7 +98,9 @@ fn start(
 }
 
 /// Reads certificate chain and key. TLS 1.2 stays possible for the clients of Consul's own port.
-pub fn tls_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, AgentError> {
+///
+/// With `ask`, clients may show a certificate; see [`AnyClient`].
+pub fn tls_config(files: &TlsFiles, ask: bool) -> Result<Arc<ServerConfig>, AgentError> {
     let failed = |path: &std::path::Path| {
         let path = path.to_owned();
         move |reason: String| AgentError::Tls { path, reason }
@@ -108,10 +110,15 @@ pub fn tls_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, AgentError> {
         .map_err(|error| failed(&files.cert_file)(error.to_string()))?;
     let key = PrivateKeyDer::from_pem_file(&files.key_file)
         .map_err(|error| failed(&files.key_file)(error.to_string()))?;
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let provider = Arc::new(ring::default_provider());
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| failed(&files.cert_file)(error.to_string()))?
-        .with_no_client_auth()
+        .map_err(|error| failed(&files.cert_file)(error.to_string()))?;
+    let config = match ask {
+        true => config.with_client_cert_verifier(Arc::new(AnyClient(provider))),
+        false => config.with_no_client_auth(),
+    };
+    let config = config
         .with_single_cert(chain, key)
         .map_err(|error| failed(&files.cert_file)(error.to_string()))?;
     Ok(Arc::new(config))

@@ -123,10 +123,25 @@ impl Target {
         default_port: u16,
         ca_file: Option<&Path>,
     ) -> Result<Target, ClientError> {
-        let bad = || ClientError::Address(address.to_owned());
         if let Some(path) = address.strip_prefix("unix://") {
             return Ok(Target::Unix(path.into()));
         }
+        Self::over_tcp(address, default_port, || tls_config(ca_file))
+    }
+
+    /// The same, without Unix sockets, and with these authorities (PEM) instead of a file's.
+    pub fn trusting(address: &str, default_port: u16, roots: &[u8]) -> Result<Target, ClientError> {
+        Self::over_tcp(address, default_port, || {
+            tls_trusting(roots, Path::new("what was given"))
+        })
+    }
+
+    fn over_tcp(
+        address: &str,
+        default_port: u16,
+        config: impl FnOnce() -> Result<Arc<ClientConfig>, ClientError>,
+    ) -> Result<Target, ClientError> {
+        let bad = || ClientError::Address(address.to_owned());
         let (tls, rest) = match address.split_once("://") {
             Some(("http", rest)) => (false, rest),
             Some(("https", rest)) => (true, rest),
@@ -139,11 +154,7 @@ impl Target {
         if host.is_empty() || authority.as_str().contains('@') {
             return Err(bad());
         }
-        let tls = if tls {
-            Some(tls_config(ca_file)?)
-        } else {
-            None
-        };
+        let tls = if tls { Some(config()?) } else { None };
         let port = authority.port_u16().unwrap_or(default_port);
         Ok(Target::Tcp { host, port, tls })
     }
@@ -290,13 +301,21 @@ fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, ClientError> 
             .find(|path| path.exists())
             .unwrap_or(Path::new(SYSTEM_ROOTS[0])),
     };
+    let pem = fs::read(path).map_err(|error| ClientError::Roots {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    tls_trusting(&pem, path)
+}
+
+/// Trusts these authorities (PEM), which are from there.
+fn tls_trusting(pem: &[u8], path: &Path) -> Result<Arc<ClientConfig>, ClientError> {
     let failed = |reason: String| ClientError::Roots {
         path: path.display().to_string(),
         reason,
     };
-    let pem = fs::read(path).map_err(|error| failed(error.to_string()))?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
+    for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| failed(error.to_string()))?;
         roots
             .add(certificate)

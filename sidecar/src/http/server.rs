@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -33,6 +34,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{Reply, text};
+
+mod clients;
+
+pub use clients::AnyClient;
+
+/// Certificates of one client that are kept.
+const CHAIN: usize = 10;
 
 /// A bound socket to serve on.
 pub enum Listener {
@@ -60,13 +68,25 @@ pub enum Remote {
     },
 }
 
+/// What a connection's certificate is worth, as of a state of the trust that judged it.
+#[derive(Debug)]
+pub struct Proof {
+    /// Names that state.
+    pub generation: u64,
+    /// A SPIFFE ID and until when; `None`: nobody's.
+    pub identity: Option<(String, SystemTime)>,
+}
+
 /// What is known of a connection.
 #[derive(Debug)]
 pub struct ConnInfo {
     /// Who is at the other end.
     pub remote: Remote,
-    /// The client's TLS leaf certificate (DER), if one was asked for and given.
-    pub certificate: Option<Vec<u8>>,
+    /// The client's TLS certificates (DER, leaf first), if one was asked for and given. Only that the client has the
+    /// key is checked.
+    pub certificates: Vec<Vec<u8>>,
+    /// Whom they speak for, as far as somebody asked.
+    pub proof: Mutex<Option<Proof>>,
     /// Cancelled when the listener drains: long polls answer what they have.
     pub shutdown: CancellationToken,
 }
@@ -76,7 +96,8 @@ impl ConnInfo {
     pub fn new(remote: Remote) -> ConnInfo {
         ConnInfo {
             remote,
-            certificate: None,
+            certificates: Vec::new(),
+            proof: Mutex::default(),
             shutdown: CancellationToken::new(),
         }
     }
@@ -223,7 +244,10 @@ where
 {
     async fn connection(self, stream: Stream, permit: Option<OwnedSemaphorePermit>) {
         match stream {
-            Stream::Tcp(stream, addr) => self.run(stream, Remote::Tcp(addr), None, permit).await,
+            Stream::Tcp(stream, addr) => {
+                self.run(stream, Remote::Tcp(addr), Vec::new(), permit)
+                    .await
+            }
             Stream::Tls(stream, addr, acceptor) => {
                 let handshake = timeout(self.limits.header_timeout, acceptor.accept(stream));
                 let stream = tokio::select! {
@@ -234,10 +258,9 @@ where
                         Err(_) => return debug!(%addr, "TLS handshake timed out"),
                     },
                 };
-                let certificate = stream.get_ref().1.peer_certificates();
-                let certificate = certificate.and_then(|chain| Some(chain.first()?.to_vec()));
-                self.run(stream, Remote::Tcp(addr), certificate, permit)
-                    .await;
+                let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                let shown = shown.iter().take(CHAIN).map(|der| der.to_vec()).collect();
+                self.run(stream, Remote::Tcp(addr), shown, permit).await;
             }
             Stream::Unix(stream) => match stream.peer_cred() {
                 Ok(peer) => {
@@ -246,7 +269,7 @@ where
                         gid: peer.gid(),
                         pid: peer.pid(),
                     };
-                    self.run(stream, remote, None, permit).await;
+                    self.run(stream, remote, Vec::new(), permit).await;
                 }
                 Err(error) => warn!(%error, "a Unix socket peer without credentials was refused"),
             },
@@ -257,7 +280,7 @@ where
         self,
         mut stream: S,
         remote: Remote,
-        certificate: Option<Vec<u8>>,
+        certificates: Vec<Vec<u8>>,
         permit: Option<OwnedSemaphorePermit>,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -269,7 +292,8 @@ where
         }
         let conn = Arc::new(ConnInfo {
             remote,
-            certificate,
+            certificates,
+            proof: Mutex::default(),
             shutdown: self.shutdown.clone(),
         });
         let service = service_fn(|request| {

@@ -12,6 +12,7 @@ mod node;
 mod operations;
 mod server;
 mod sessions;
+mod strangers;
 
 /// As in the binary.
 #[global_allocator]

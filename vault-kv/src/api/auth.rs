@@ -57,7 +57,7 @@ impl Api {
                 .status(StatusCode::ACCEPTED)),
             ("renew-accessor", Write) => {
                 let (id, _) = self.by_accessor(data)?;
-                self.renew(by, &id, "", data).await
+                self.renew(by, &id, "", request).await
             }
             ("lookup-accessor", Write) => {
                 let (_, token) = self.by_accessor(data)?;
@@ -66,7 +66,7 @@ impl Api {
             ("renew-self", Write) => match (&caller.who, &request.token) {
                 (Who::Token { id, token }, Some(secret)) => {
                     not_batch(token, "renewed")?;
-                    self.renew(by, id, secret.expose(), data).await
+                    self.renew(by, id, secret.expose(), request).await
                 }
                 _ => Err(no_token()),
             },
@@ -74,7 +74,7 @@ impl Api {
                 let secret = given(data)?;
                 let (id, token) = self.tokens.find(&secret)?.ok_or_else(bad_token)?;
                 not_batch(&token, "renewed")?;
-                self.renew(by, &id, secret.expose(), data).await
+                self.renew(by, &id, secret.expose(), request).await
             }
             ("revoke-self", Write) => {
                 let (id, token) = caller.token().ok_or_else(no_token)?;
@@ -288,13 +288,22 @@ impl Api {
 }
 
 impl Api {
-    async fn renew(
+    pub(super) async fn renew(
         &self,
         by: &By,
         id: &TokenId,
         secret: &str,
-        data: &Data,
+        request: &Request,
     ) -> Result<Answer, ApiError> {
+        // CVE-2026-39388: not over another certificate than the login's.
+        if let Some(bound) = self.tokens.by_id(id)?.and_then(|token| token.certificate)
+            && !bound.allows_renewal(&request.caller)
+        {
+            return Err(ApiError::bad(
+                "this token renews over a connection with the certificate of its login only",
+            ));
+        }
+        let data = &request.data;
         let increment = data.duration("increment")?.map(|d| d.as_secs());
         let (token, warnings) = self.tokens.renew(by, id, increment).await?;
         let left = token.ttl(self.clock.unix());

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::Api;
 use crate::audit::AuthRecord;
-use crate::auth::params::is_within;
+use crate::auth::{params::is_within, spiffe};
 use crate::db::By;
 use crate::http::ApiError;
 use crate::policy::{Acl, Identity, PolicyName};
-use crate::request::{ClientToken, Remote};
+use crate::request::{Caller, ClientToken};
 use crate::token::{Token, TokenId, Tokens};
 
 /// A caller with its rights.
@@ -26,38 +26,35 @@ pub(crate) enum Who {
 impl Api {
     /// # Errors
     /// 403 when there is neither a live token nor a SPIFFE ID that a role matches. A token that is no good is not
-    /// made up for by a certificate: whoever sends one means it. Nor is one that is bound to networks good from
-    /// elsewhere, or where `remote` is not known.
+    /// made up for by a certificate: whoever sends one means it. Nor is one that is bound to networks or to a
+    /// certificate good from elsewhere, or where `caller` is not known.
     pub(super) fn authenticate(
         &self,
         token: Option<&ClientToken>,
         spiffe: Option<&str>,
-        remote: Option<&Remote>,
+        caller: Option<&Caller>,
     ) -> Result<Authenticated, ApiError> {
         let (who, names, identity) = match (token, spiffe) {
             (Some(secret), _) => {
                 let (id, token) = self.tokens.find(secret)?.ok_or(ApiError::Unauthenticated)?;
-                let here = match remote {
-                    Some(remote) => is_within(remote, &token.bound_cidrs),
+                let here = match caller {
+                    Some(caller) => is_within(&caller.remote, &token.bound_cidrs),
                     None => token.bound_cidrs.is_empty(),
                 };
-                if !here {
+                let bound = token.certificate.as_ref();
+                if !here || !bound.is_none_or(|bound| bound.allows_use(caller)) {
                     return Err(ApiError::Unauthenticated);
                 }
                 let (names, identity) = self.of_token(&token)?;
                 let token = Box::new(token);
                 (Who::Token { id, token }, names, identity)
             }
-            (None, Some(spiffe)) => {
-                let names = self.roles.policies(spiffe);
+            (None, Some(id)) => {
+                let names = self.spiffe.policies(id);
                 if names.is_empty() {
                     return Err(ApiError::Unauthenticated);
                 }
-                (
-                    Who::Spiffe(spiffe.into()),
-                    names,
-                    super::spiffe::identity(spiffe),
-                )
+                (Who::Spiffe(id.into()), names, spiffe::identity(id))
             }
             (None, None) => return Err(ApiError::Unauthenticated),
         };

@@ -5,9 +5,13 @@ use serde_json::json;
 use super::{Api, Begun};
 use crate::auth::Login;
 use crate::auth::approle::AppRole;
+use crate::auth::cert::Cert;
+use crate::auth::jwt::Jwt;
 use crate::auth::params::TokenParams;
+use crate::auth::spiffe::Spiffe;
 use crate::auth::userpass::Userpass;
 use crate::db::{Batch, By};
+use crate::engine::ssh::Ssh;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
 use crate::mount::{Engine, Mount, MountConfig, Served};
@@ -15,11 +19,15 @@ use crate::request::{Operation, Remote, Request};
 use crate::token::{NewToken, TokenKind};
 
 /// Whether `path` is asked for without a token.
-pub(super) fn is_login(served: &Served, path: &str) -> bool {
+pub(super) fn is_open(served: &Served, path: &str) -> bool {
     let below = &path[served.mount.path.len()..];
     match &served.engine {
         Engine::Userpass(_) => Userpass::is_login(below),
         Engine::Approle(_) => AppRole::is_login(below),
+        Engine::Jwt(_) => Jwt::is_login(below),
+        Engine::Cert(_) => Cert::is_login(below),
+        Engine::Spiffe => Spiffe::is_login(below),
+        Engine::Ssh(_) => Ssh::is_open(below),
         _ => false,
     }
 }
@@ -48,6 +56,9 @@ impl Api {
         let login = match &served.engine {
             Engine::Userpass(method) => method.login(below, data, remote).await,
             Engine::Approle(method) => method.login(&begun.by, data, remote).await,
+            Engine::Jwt(method) => method.login(data, remote).await,
+            Engine::Cert(method) => method.login(data, &request.caller),
+            Engine::Spiffe => self.spiffe.login(request, &self.clock).await,
             _ => return Err(ApiError::UnsupportedPath),
         };
         match (&login, &alias) {
@@ -100,6 +111,7 @@ impl Api {
             metadata,
             name,
             alias,
+            certificate,
             batch,
             order: _order,
         } = login;
@@ -141,6 +153,7 @@ impl Api {
             bound_cidrs: bound_cidrs(&params, &request.caller.remote),
             kind,
             entity: entity.id.clone(),
+            certificate,
             ..NewToken::default()
         };
         let batch = batch.unwrap_or_else(|| Batch::new(&by, "login"));

@@ -52,12 +52,14 @@ fn auth_kind(data: &Data) -> Result<Kind, ApiError> {
     match kind.as_str() {
         "userpass" => Ok(Kind::Userpass),
         "approle" => Ok(Kind::Approle),
+        "jwt" => Ok(Kind::Jwt),
+        "cert" => Ok(Kind::Cert),
         "" => Err(ApiError::bad("backend type must be specified as a string")),
         "token" | "spiffe" => Err(ApiError::bad(
             "this login method exists once and cannot be enabled again",
         )),
         _ => Err(ApiError::bad(
-            "plugin not found in the catalog: the login methods are approle and userpass",
+            "plugin not found in the catalog: the login methods are approle, cert, jwt and userpass",
         )),
     }
 }
@@ -125,6 +127,8 @@ impl Api {
                     self.tokens.revoke_below(by, &served.mount.path).await?;
                     return Ok(Answer::none());
                 }
+                // While there still is somebody to take back what was handed out.
+                self.revoke_prefix(by, path, false).await?;
                 self.mounts.remove(by, path).await?;
                 Ok(Answer::none())
             }
@@ -144,10 +148,8 @@ impl Api {
         };
         let (from, to) = (from.trim_matches('/'), to.trim_matches('/'));
         self.mounts.rename(by, from, to).await?;
-        if from.starts_with("auth/") {
-            // As Vault does: what was given at the old path ends with it.
-            self.tokens.revoke_below(by, &format!("{from}/")).await?;
-        }
+        // As Vault does: what was given at the old path ends with it.
+        self.revoke_prefix(by, &format!("{from}/"), true).await?;
         let id = self.moves.note(from, to);
         Ok(Answer::data(json!({ "migration_id": id }))
             .top_level()
@@ -214,6 +216,7 @@ fn kind_of(data: &Data) -> Result<Kind, ApiError> {
     match (kind.as_str(), version.as_deref()) {
         ("kv-v2", None | Some("2")) | ("kv", Some("2")) => Ok(Kind::Kv),
         ("kv-v1" | "generic", None | Some("1")) | ("kv", None | Some("1")) => Ok(Kind::Kv1),
+        ("ssh", None) => Ok(Kind::Ssh),
         ("kv" | "kv-v1" | "kv-v2" | "generic", _) => Err(ApiError::bad(
             "the version of kv is \"1\" or \"2\", and kv-v1 and kv-v2 have their own",
         )),
@@ -224,7 +227,7 @@ fn kind_of(data: &Data) -> Result<Kind, ApiError> {
             ))
         }
         _ => Err(ApiError::bad(
-            "plugin not found in the catalog: only kv can be mounted",
+            "plugin not found in the catalog: kv and ssh can be mounted",
         )),
     }
 }

@@ -79,6 +79,9 @@ impl Api {
                 _ => Err(ApiError::UnsupportedOperation),
             };
         }
+        if let Some(answer) = self.sys_leases(by, request, path).await {
+            return answer;
+        }
         if let Some(answer) = self.keys(by, operation, path, data).await {
             return answer;
         }

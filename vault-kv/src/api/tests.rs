@@ -13,8 +13,10 @@ use crate::request::{Caller, Refusal, Remote, Via};
 use crate::store::memory::MemoryStore;
 
 mod identity;
+mod leases;
 mod logins;
 mod mounts;
+mod strangers;
 mod tokens;
 mod wrapping;
 
@@ -56,7 +58,8 @@ impl Server {
         };
         let clock = Clock::default();
         let log = Arc::new(Audit::open(&[sink]).unwrap());
-        let (api, _) = Api::load_at(core.clone(), log, Arc::new(NoLedger), clock.clone()).unwrap();
+        let (api, _) =
+            Api::load_at(core.clone(), log, Arc::new(NoLedger), None, clock.clone()).unwrap();
         Self {
             api,
             core,
@@ -74,7 +77,7 @@ impl Server {
         };
         let log = Arc::new(Audit::open(&[sink]).unwrap());
         let (core, clock) = (self.core.clone(), self.clock.clone());
-        self.api = Api::load_at(core, log, Arc::new(NoLedger), clock)
+        self.api = Api::load_at(core, log, Arc::new(NoLedger), None, clock)
             .unwrap()
             .0;
     }
@@ -92,9 +95,8 @@ impl Server {
         body: Value,
     ) -> (u16, Value) {
         let caller = Caller {
-            remote: Remote::Unix,
             spiffe: spiffe.map(Into::into),
-            via: Via::Http,
+            ..Caller::anonymous(Remote::Unix, Via::Http)
         };
         self.send_as(caller, method, path, &[("x-vault-token", token)], body)
             .await
@@ -109,11 +111,7 @@ impl Server {
         headers: &[(&str, &str)],
         body: Value,
     ) -> (u16, Value) {
-        let caller = Caller {
-            remote: Remote::Ip(address.parse().unwrap()),
-            spiffe: None,
-            via: Via::Http,
-        };
+        let caller = Caller::anonymous(Remote::Ip(address.parse().unwrap()), Via::Http);
         self.send_as(caller, method, path, headers, body).await
     }
 
@@ -415,6 +413,7 @@ async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
         server.core.clone(),
         Arc::new(Audit::open(&[]).unwrap()),
         Arc::new(NoLedger),
+        None,
     )
     .unwrap();
     assert!(

@@ -83,6 +83,9 @@ impl Exchange<'_> {
                     });
                     response.insert("auth".into(), body);
                 }
+                if let Some(lease) = &answer.lease {
+                    response.insert("secret".into(), json!({"lease_id": lease.id}));
+                }
                 if !answer.warnings.is_empty() {
                     response.insert("warnings".into(), json!(answer.warnings));
                 }

@@ -155,6 +155,11 @@ pub(crate) fn is_within(remote: &Remote, cidrs: &[String]) -> bool {
     let Remote::Ip(ip) = remote else {
         return false;
     };
+    contains(cidrs, *ip)
+}
+
+/// Whether an address is in one of the networks.
+pub(crate) fn contains(cidrs: &[String], ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     cidrs
         .iter()

@@ -122,6 +122,19 @@ impl NameIndex {
         starting_with(&self.names, prefix).map(|(name, stamp)| (&**name, *stamp))
     }
 
+    /// Names that start with `prefix` and sort after `last`, in order.
+    pub(crate) fn after<'a>(
+        &'a self,
+        prefix: &'a str,
+        last: &'a str,
+    ) -> impl Iterator<Item = &'a str> {
+        let from = Bound::Excluded(last.max(prefix));
+        self.names
+            .range::<str, _>((from, Bound::Unbounded))
+            .map(|(name, _)| &**name)
+            .take_while(move |name| name.starts_with(prefix))
+    }
+
     /// Names that start with `prefix`, cut after the first `separator` behind the prefix, each once.
     ///
     /// Whole folders are skipped over, so the cost is that of the answer, not of what is below it.
@@ -235,6 +248,15 @@ mod tests {
         assert_eq!(index.level("b/", "\u{10ffff}"), ["b/\u{10ffff}"]);
         assert_eq!(index.level("a", ""), ["a", "a/b", "a/c/d", "a/c/e", "a0"]);
         assert!(index.level("z", "/").is_empty());
+    }
+
+    #[test]
+    fn a_prefix_is_read_in_pieces() {
+        let index = index(&["a", "a/b", "a/c", "a/d", "b"]);
+        let after = |last| index.after("a/", last).collect::<Vec<_>>();
+        assert_eq!(after(""), ["a/b", "a/c", "a/d"]);
+        assert_eq!(after("a/b"), ["a/c", "a/d"]);
+        assert!(after("a/d").is_empty() && after("z").is_empty());
     }
 
     #[test]

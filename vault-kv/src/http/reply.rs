@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
+use crate::lease::Offer;
 use crate::request::body::wipe;
 
 /// What a handler found or did; turned into bytes at the very end.
@@ -19,6 +20,10 @@ pub(crate) struct Answer {
     pub wrap: Option<WrapInfo>,
     pub warnings: Vec<String>,
     pub lease_duration: u64,
+    /// What there is a lease on, which the engine asks for with this.
+    pub offer: Option<Offer>,
+    /// The lease.
+    pub lease: Option<LeaseInfo>,
     /// A status other than 200/204.
     pub status: Option<StatusCode>,
     /// Where the fields go besides `data`.
@@ -87,6 +92,7 @@ impl Answer {
         self.data.is_none()
             && self.auth.is_none()
             && self.wrap.is_none()
+            && self.lease.is_none()
             && self.warnings.is_empty()
     }
 
@@ -97,6 +103,12 @@ impl Answer {
 
     pub fn status(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
+        self
+    }
+
+    /// The caller makes a lease on it.
+    pub fn offer(mut self, offer: Offer) -> Self {
+        self.offer = Some(offer);
         self
     }
 
@@ -112,6 +124,12 @@ impl Drop for Answer {
             wipe(data);
         }
     }
+}
+
+/// The lease on what an answer hands out.
+pub(crate) struct LeaseInfo {
+    pub id: String,
+    pub renewable: bool,
 }
 
 /// The `auth` block of a login, a token creation or a renewal.
@@ -219,8 +237,8 @@ pub(crate) fn body(answer: &Answer, request_id: &str) -> Bytes {
         } else {
             request_id
         },
-        lease_id: "",
-        renewable: false,
+        lease_id: answer.lease.as_ref().map_or("", |lease| &lease.id),
+        renewable: answer.lease.as_ref().is_some_and(|lease| lease.renewable),
         lease_duration: answer.lease_duration,
         data: answer.data.as_ref(),
         wrap_info: answer.wrap.as_ref(),

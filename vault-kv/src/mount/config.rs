@@ -134,6 +134,11 @@ impl MountConfig {
         }
     }
 
+    /// Both.
+    pub fn ttls(&self) -> (u64, u64) {
+        (self.default_ttl(), self.max_ttl())
+    }
+
     /// The `config` that a list of mounts shows: what was set.
     pub fn describe(&self, auth: bool) -> Value {
         let mut out = json!({

@@ -6,11 +6,7 @@ use http::StatusCode;
 use super::*;
 
 fn caller() -> Caller {
-    Caller {
-        remote: Remote::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        spiffe: None,
-        via: Via::Http,
-    }
+    Caller::anonymous(Remote::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST)), Via::Http)
 }
 
 fn parse(method: &str, uri: &str, body: &str) -> Result<Request, Refusal> {

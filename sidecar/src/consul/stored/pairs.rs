@@ -106,11 +106,7 @@ fn caller(remote: &Remote) -> Caller {
         }
         Remote::Tcp(addr) => (vault_kv::Remote::Ip(addr.ip()), Via::Http),
     };
-    Caller {
-        remote,
-        spiffe: None,
-        via,
-    }
+    Caller::anonymous(remote, via)
 }
 
 /// Writes what came of a change to the audit log; without that line nobody hears of it.

@@ -29,11 +29,7 @@ pub(in crate::http) async fn from(
         .header("x-vault-token", token)
         .body(body)
         .unwrap();
-    let caller = Caller {
-        remote,
-        spiffe: None,
-        via: Via::Http,
-    };
+    let caller = Caller::anonymous(remote, Via::Http);
     let response = vault.handle(request, caller).await;
     let body = serde_json::from_slice(response.body()).unwrap_or(Value::Null);
     (response.status().as_u16(), body)
