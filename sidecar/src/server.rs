@@ -564,6 +564,7 @@ async fn listen(
     };
     let limits = Limits {
         body: MAX_BODY,
+        json_errors: true,
         body_timeout: Duration::from_secs(90),
         ..Limits::default()
     };

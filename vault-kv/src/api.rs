@@ -32,6 +32,7 @@ use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
 
 mod auth;
 mod caller;
+mod figures;
 mod host;
 mod identity;
 mod keys;
@@ -39,19 +40,27 @@ mod leases;
 mod ledger;
 mod login;
 mod mounts;
+mod openapi;
+pub(crate) mod routes;
+mod secrets;
 mod sys;
 mod tools;
+mod versions;
 mod wrapping;
 
 use caller::Authenticated;
+use figures::Figures;
 pub(crate) use ledger::{LedgerOf, LedgerRead};
 use mounts::Moves;
+use secrets::{READ_MANY, expire_secrets};
 
 const AUDIT_KEY: &str = "sys/audit-key";
 
 /// The interface of an unsealed store.
 pub(crate) struct Api {
+    db: Db,
     clock: Clock,
+    figures: Figures,
     tokens: Arc<Tokens>,
     token_roles: TokenRoles,
     policies: Policies,
@@ -76,6 +85,7 @@ impl Api {
         Policies::initialise(batch)?;
         Mounts::initialise(batch)?;
         Rotation::initialise(batch)?;
+        versions::initialise(batch)?;
         let key = Zeroizing::new(rand::random::<[u8; 32]>());
         batch.put_bytes(AUDIT_KEY, Zeroizing::new(key.to_vec()));
         Ok(root.into_text())
@@ -127,7 +137,9 @@ impl Api {
             identities: Identities::load(db.clone(), clock.clone())?,
             lockout: Lockout::new(clock.clone()),
             tokens,
-            spiffe: Spiffe::load(db, outbound)?,
+            spiffe: Spiffe::load(db.clone(), outbound)?,
+            db,
+            figures: Figures::default(),
             hasher: Hasher::new(&key),
             clock,
             audit,
@@ -135,14 +147,25 @@ impl Api {
         };
         tokio::spawn(purge_expired(Arc::downgrade(&api.tokens)));
         tokio::spawn(upkeep(Arc::downgrade(&api.leases), hears_of_ended));
+        tokio::spawn(expire_secrets(Arc::downgrade(&api.mounts)));
+        tokio::spawn(versions::note(api.db.clone(), api.clock.clone()));
         start_upkeep(&rotation);
         Ok((api, rotation))
     }
 
     /// Answer a request.
     pub async fn handle(&self, mut request: Request) -> http::Response<Bytes> {
-        let result = self.answer(&mut request).await;
-        render(&result, &request.id, request.head)
+        let flight = self.figures.begin(&request, &self.clock);
+        let result = match request.path.as_str() {
+            READ_MANY => self.read_many(&request).await,
+            _ => self.answer(&mut request).await,
+        };
+        if result.is_err() {
+            flight.failed();
+        }
+        let mut response = render(&result, &request.id, request.head);
+        request.note_index(&mut response);
+        response
     }
 
     async fn answer(&self, request: &mut Request) -> Result<Answer, ApiError> {
@@ -151,10 +174,13 @@ impl Api {
             false => self.begin(request, false).await?,
         };
         let result = match &begun.caller {
-            Some(caller) => {
-                let served = begun.served.as_deref();
-                self.dispatch(caller, &begun.by, request, served).await
-            }
+            Some(caller) => match self.wait_for_change(&begun, request).await {
+                Ok(()) => {
+                    let served = begun.served.as_deref();
+                    self.dispatch(caller, &begun.by, request, served).await
+                }
+                Err(error) => Err(error),
+            },
             None => self.open(&begun, request).await,
         };
         let result = match result {
@@ -371,11 +397,10 @@ impl Api {
         if allowed && (sudo || needs_sudo(path)) {
             allowed = caller.acl.decide(path, Capability::Sudo, None).allowed;
         }
-        // Everybody may ask which mount a path is on; the answer itself depends on the caller's rights.
-        if !allowed && path.starts_with("sys/internal/ui/mounts") && capability == Capability::Read
-        {
-            allowed = true;
-        }
+        // Everybody known may ask what a path is for, and which mount it is on; the answer itself depends on the
+        // caller's rights.
+        let asks = path.starts_with("sys/internal/ui/mounts") && capability == Capability::Read;
+        allowed |= asks || request.help;
         Ok(Permit {
             decision,
             refused: (!allowed).then_some(ApiError::Denied),
@@ -416,6 +441,9 @@ impl Api {
         served: Option<&Served>,
     ) -> Result<Answer, ApiError> {
         let path = request.path.as_str();
+        if request.help {
+            return self.help(request);
+        }
         let Some(served) = served else {
             return Err(ApiError::NoMount(path.to_string()));
         };
@@ -439,7 +467,12 @@ impl Api {
                 spiffe.handle(by, operation, &below, &request.data).await
             }
             Engine::Identity => self.identity(by, operation, &below, &request.data).await,
-            Engine::Kv(kv) => kv.handle(by, operation, &below, &mut request.data).await,
+            Engine::Kv(kv) => {
+                if let Some(key) = below.strip_prefix("move/") {
+                    Self::may_move(caller, &served.mount.path, key, &request.data)?;
+                }
+                kv.handle(by, operation, &below, &mut request.data).await
+            }
             Engine::Kv1(kv) => {
                 let lease = served.mount.config.default_ttl();
                 kv.handle(by, operation, &below, &request.data, lease).await

@@ -17,6 +17,12 @@ pub(crate) mod kv1;
 pub(crate) mod kv2;
 pub(crate) mod ssh;
 
+/// Stored names that an answer hangs on.
+pub(crate) enum Watched {
+    Name(String),
+    Below(String),
+}
+
 /// A secret as JSON in a buffer that is wiped and that never moved while it grew.
 ///
 /// # Errors

@@ -259,6 +259,11 @@ impl Leases {
         self.end(by, &owned, false).await
     }
 
+    /// How many there are that end by themselves.
+    pub fn count(&self) -> usize {
+        self.timetable.lock().len()
+    }
+
     /// Leases that could not be taken back, and why.
     pub fn irrevocable(&self) -> Vec<(String, String)> {
         self.timetable.lock().irrevocable()

@@ -156,7 +156,7 @@ impl Mount {
     pub fn describe(&self) -> Value {
         let mut out = json!({
             "type": self.kind.as_str(), "description": self.description, "accessor": self.accessor, "uuid": self.uuid,
-            "local": matches!(self.kind, Kind::Cubbyhole), "seal_wrap": false, "external_entropy_access": false,
+            "local": matches!(self.kind, Kind::Cubbyhole), "seal_wrap": matches!(self.kind, Kind::System), "external_entropy_access": false,
             "options": self.options(), "plugin_version": "", "running_plugin_version": BUILTIN_VERSION,
             "running_sha256": "", "config": self.config.describe(self.is_auth()),
         });
@@ -240,7 +240,12 @@ impl Mounts {
                 "verified SPIFFE IDs of the mesh",
             ),
         ] {
-            let mount = Mount::new(path, kind, description);
+            let mut mount = Mount::new(path, kind, description);
+            mount.config.passthrough_request_headers = match kind {
+                Kind::System => vec!["Accept".into()],
+                Kind::Identity => vec!["Authorization".into()],
+                _ => Vec::new(),
+            };
             batch.put(&mount.record(), &mount)?;
         }
         Ok(())

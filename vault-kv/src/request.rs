@@ -150,8 +150,12 @@ pub(crate) struct Request {
     pub caller: Caller,
     /// True for `HEAD`: only the status is wanted.
     pub head: bool,
+    /// True for `?help=1`: not the thing is wanted, but what it is for.
+    pub help: bool,
     /// True for `SCAN`: a list of what is in the folders, too (OpenBao's).
     pub recursive: bool,
+    /// The ledger index of what is read, for a request that names one.
+    pub index: Option<u64>,
 }
 
 /// A token as the client sent it. Never printed, wiped when dropped.
@@ -224,6 +228,7 @@ impl Request {
         };
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         let recursive = request.method() == "SCAN" || (reads && asked("scan")?);
+        let asked_help = asked("help")?;
         let listing = recursive || asked("list")?;
         let head = request.method() == Method::HEAD;
         let operation = match request.method().as_str() {
@@ -270,7 +275,9 @@ impl Request {
             wrap_ttl: wrap_ttl(headers)?,
             caller,
             head,
+            help: reads && asked_help,
             recursive,
+            index: None,
         })
     }
 }

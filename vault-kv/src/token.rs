@@ -285,6 +285,11 @@ impl Tokens {
         Ok(self.by_id(&id)?.map(|t| (id, t)))
     }
 
+    /// How many there are that end by themselves.
+    pub fn expiring(&self) -> usize {
+        self.expiries.lock().len()
+    }
+
     pub fn accessors(&self) -> Result<Vec<String>, ApiError> {
         self.db.list("token/accessor/")
     }

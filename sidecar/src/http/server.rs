@@ -33,7 +33,7 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Reply, text};
+use super::{Reply, json, text};
 
 mod clients;
 
@@ -112,6 +112,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Largest request body in bytes; more is 413. Default 1 MiB.
     pub body: usize,
+    /// That 413 is `{"errors": [..]}`, as Vault's. Default: a plain text.
+    pub json_errors: bool,
     /// Open connections; further ones get 429 and are closed. Default 4096.
     pub connections: usize,
     /// How long running requests may go on after shutdown began. Default 5 s.
@@ -124,6 +126,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             body: 1 << 20,
+            json_errors: false,
             connections: 4096,
             drain: Duration::from_secs(5),
         }
@@ -332,7 +335,7 @@ where
             if !head.headers.contains_key(header::EXPECT) {
                 tokio::spawn(discard(body));
             }
-            return too_large(limit);
+            return too_large(&self.limits);
         }
         let collected = timeout(
             self.limits.body_timeout,
@@ -342,7 +345,7 @@ where
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 tokio::spawn(discard(body));
-                return too_large(limit);
+                return too_large(&self.limits);
             }
             Ok(Err(error)) => {
                 return closing(text(
@@ -376,11 +379,19 @@ async fn discard(mut body: Incoming) {
     let _ = timeout(LINGER, rest).await;
 }
 
-fn too_large(limit: usize) -> Reply {
-    closing(text(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("request body too large, max size: {limit} bytes"),
-    ))
+/// In the words that clients of Consul know, or on the Vault port in those of Vault's.
+fn too_large(limits: &Limits) -> Reply {
+    let refused = match limits.json_errors {
+        true => json(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &serde_json::json!({"errors": ["http: request body too large"]}),
+        ),
+        false => text(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("request body too large, max size: {} bytes", limits.body),
+        ),
+    };
+    closing(refused)
 }
 
 /// Part of the body may still be in flight, so the connection cannot carry another request.

@@ -8,7 +8,14 @@ use crate::http::reply::Answer;
 use crate::mount::BUILTIN_VERSION;
 
 /// What can be mounted or enabled: kind, name.
-const BUILTIN: [(&str, &str); 3] = [("auth", "approle"), ("auth", "userpass"), ("secret", "kv")];
+const BUILTIN: [(&str, &str); 6] = [
+    ("auth", "approle"),
+    ("auth", "cert"),
+    ("auth", "jwt"),
+    ("auth", "userpass"),
+    ("secret", "kv"),
+    ("secret", "ssh"),
+];
 
 /// `sys/host-info`: what the kernel says; what it does not say is left out.
 pub(super) fn host_info(clock: &Clock) -> Value {

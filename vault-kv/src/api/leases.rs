@@ -141,6 +141,8 @@ impl Api {
         };
         let mut answer = Answer::data(shown);
         if let Some(Value::Object(data)) = &mut answer.data {
+            let path = id.rsplit_once('/').map_or("", |(path, _)| path);
+            data.insert("path".into(), path.into());
             data.insert("id".into(), id.into());
         }
         Ok(answer)

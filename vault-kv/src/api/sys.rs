@@ -108,6 +108,10 @@ impl Api {
                 Ok(capabilities(data, |path| acl.capabilities(path))?.top_level())
             }
             ("remount", Write) => self.remount(by, data).await,
+            ("metrics", Read) => self.metrics(data),
+            ("in-flight-req", Read) => Ok(self.in_flight()),
+            ("version-history" | "version-history/", List) => self.version_history(),
+            ("internal/specs/openapi", Read | Write) => Ok(self.openapi(caller)),
             // There is one server, which nobody could take over from.
             ("step-down", Write) => Ok(Answer::none()),
             ("host-info", Read) => Ok(Answer::data(host_info(&self.clock))),
@@ -141,6 +145,11 @@ impl Api {
                 | "capabilities-accessor"
                 | "remount"
                 | "step-down"
+                | "metrics"
+                | "in-flight-req"
+                | "version-history"
+                | "version-history/"
+                | "internal/specs/openapi"
                 | "host-info"
                 | "locked-users"
                 | "plugins/catalog"

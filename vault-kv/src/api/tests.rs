@@ -16,6 +16,8 @@ mod identity;
 mod leases;
 mod logins;
 mod mounts;
+mod routes;
+mod secrets;
 mod strangers;
 mod tokens;
 mod wrapping;

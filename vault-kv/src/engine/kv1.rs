@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{decode, encode, page};
+use super::{Watched, decode, encode, page};
 use crate::db::{Batch, By, Db};
 use crate::http::{ApiError, reply::Answer};
 use crate::request::{Data, Operation, duration};
@@ -63,6 +63,15 @@ impl Kv1 {
                 Ok(Answer::none())
             }
             Operation::Patch => Err(ApiError::UnsupportedOperation),
+        }
+    }
+
+    /// What a read or list of a path hangs on.
+    pub fn watched(&self, operation: Operation, path: &str) -> Option<Watched> {
+        match operation {
+            Operation::List => Some(Watched::Below(self.name(path))),
+            Operation::Read => Some(Watched::Name(self.name(path))),
+            _ => None,
         }
     }
 

@@ -5,12 +5,15 @@
 
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
+use crate::engine::Watched;
 use crate::http::{ApiError, reply::Answer};
-use crate::request::{Data, Operation};
+use crate::request::{ApiPath, Data, Operation};
 
 mod data;
+mod expiry;
 mod merge;
 mod metadata;
+mod moving;
 mod record;
 mod settings;
 mod subkeys;
@@ -82,7 +85,8 @@ impl Kv2 {
             ("delete", Write) => self.delete_versions(by, key, data).await,
             ("undelete", Write) => self.undelete(by, key, data).await,
             ("destroy", Write) => self.destroy(by, key, data).await,
-            ("data" | "subkeys" | "delete" | "undelete" | "destroy", _) => {
+            ("move", Write) => self.rename(by, key, data).await,
+            ("move" | "data" | "subkeys" | "delete" | "undelete" | "destroy", _) => {
                 Err(ApiError::UnsupportedOperation)
             }
             _ => Ok(wrong_path(operation)),
@@ -116,6 +120,36 @@ impl Kv2 {
         format!("{}value/{version}/{key}", self.prefix)
     }
 
+    /// Sorts by time: the first of them are due first.
+    fn expiry_path(&self, at: Stamp, version: u64, key: &str) -> String {
+        format!("{}expiry/{}/{version}/{key}", self.prefix, at.sortable())
+    }
+
+    /// Takes all that there is of a key but its record.
+    fn delete_values(&self, batch: &mut Batch, key: &str, record: &Record) {
+        for (number, version) in &record.versions {
+            if !version.destroyed {
+                batch.delete(&self.value_path(key, *number));
+            }
+            if let Some(at) = version.expires {
+                batch.delete(&self.expiry_path(at, *number, key));
+            }
+        }
+    }
+
+    /// What a read or list of a path hangs on.
+    pub fn watched(&self, operation: Operation, path: &str) -> Option<Watched> {
+        match (path.split_once('/')?, operation) {
+            (("metadata", folder), Operation::List) => {
+                Some(Watched::Below(self.record_path(folder)))
+            }
+            (("data" | "metadata" | "subkeys", key), Operation::Read) => {
+                Some(Watched::Name(self.record_path(key)))
+            }
+            _ => None,
+        }
+    }
+
     fn record(&self, key: &str) -> Result<Option<(Record, u64)>, ApiError> {
         self.db.get(&self.record_path(key))
     }
@@ -142,6 +176,15 @@ impl Kv2 {
             .put(&path, record)?;
         Ok(batch)
     }
+}
+
+/// The key that the field `to` names, in its normal form.
+pub(crate) fn data_key(data: &Data) -> Result<String, ApiError> {
+    let to = data.text("to")?.unwrap_or_default();
+    let path = ApiPath::checked(to.trim_matches('/').to_owned()).ok();
+    path.map(|path| path.as_str().to_owned())
+        .filter(|path| !path.is_empty())
+        .ok_or_else(|| ApiError::bad("field \"to\": the path of a key below the mount"))
 }
 
 /// The hint for those who use the paths of version 1.

@@ -89,7 +89,9 @@ fn request(access: Access<'_>) -> Request {
         wrap_ttl: None,
         caller: access.caller,
         head: false,
+        help: false,
         recursive: false,
+        index: None,
     }
 }
 

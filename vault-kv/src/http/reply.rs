@@ -40,6 +40,8 @@ pub(crate) enum Shape {
     TopLevel,
     /// `data` is the whole body (`sys/health` and its like).
     Bare,
+    /// `data` is a text, which is the body.
+    Text,
     /// The status alone, no body.
     Empty,
 }
@@ -60,6 +62,13 @@ impl Answer {
         let mut answer = Self::data(data);
         answer.status = StatusCode::from_u16(status).ok();
         answer.shape = Shape::Bare;
+        answer
+    }
+
+    /// A text as it is.
+    pub fn text(text: String) -> Self {
+        let mut answer = Self::data(text);
+        answer.shape = Shape::Text;
         answer
     }
 
@@ -214,6 +223,14 @@ fn render_answer(answer: &Answer, request_id: &str, head: bool) -> http::Respons
             answer.status.unwrap_or(StatusCode::OK),
             if head { Bytes::new() } else { body },
         );
+    }
+    if answer.shape == Shape::Text {
+        let text = answer.data.as_ref().and_then(Value::as_str);
+        let body = text.unwrap_or_default().to_owned();
+        let mut response = respond(answer.status.unwrap_or(StatusCode::OK), body.into());
+        let plain = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, plain);
+        return response;
     }
     if answer.is_empty() {
         return respond(

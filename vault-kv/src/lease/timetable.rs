@@ -68,6 +68,10 @@ impl Timetable {
             .collect()
     }
 
+    pub fn len(&self) -> usize {
+        self.by_time.len()
+    }
+
     /// When the first one ends.
     pub fn next(&self) -> Option<i64> {
         self.by_time.first().map(|(at, _)| *at)

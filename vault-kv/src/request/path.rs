@@ -13,7 +13,11 @@ pub struct ApiPath(String);
 impl ApiPath {
     /// Decode and check a raw URI path (what follows `/v1/`).
     pub(crate) fn parse(raw: &str) -> Result<Self, ApiError> {
-        let text = decode(raw)?;
+        Self::checked(decode(raw)?)
+    }
+
+    /// A path that is decoded already.
+    pub(crate) fn checked(text: String) -> Result<Self, ApiError> {
         if text.len() > MAX_PATH {
             return Err(ApiError::bad("the path is longer than 4096 bytes"));
         }

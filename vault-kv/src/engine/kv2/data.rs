@@ -153,8 +153,14 @@ impl Kv2 {
         let (number, gone) = record.add(config, now);
         let mut batch = self.change(by, operation, "data", key, &record, seen)?;
         batch.put_bytes(&self.value_path(key, number), encode(secret.map())?);
-        for old in gone {
+        if let Some(at) = record.versions[&number].expires {
+            batch.put(&self.expiry_path(at, number, key), &())?;
+        }
+        for (old, version) in gone {
             batch.delete(&self.value_path(key, old));
+            if let Some(at) = version.expires {
+                batch.delete(&self.expiry_path(at, old, key));
+            }
         }
         self.db.commit(batch).await?;
         let version = &record.versions[&number];

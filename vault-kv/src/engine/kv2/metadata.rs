@@ -7,8 +7,9 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::Kv2;
+use super::record::Config;
 use super::record::Record;
-use super::settings::{max_versions, refuse_metadata_cas};
+use super::settings::max_versions;
 use crate::db::{Batch, By};
 use crate::engine::page;
 use crate::http::{ApiError, reply::Answer};
@@ -109,7 +110,10 @@ impl Kv2 {
         mut record: Record,
         seen: Option<u64>,
     ) -> Result<Answer, ApiError> {
-        refuse_metadata_cas(data)?;
+        check_and_set(data, &self.config()?, &record, seen)?;
+        if let Some(required) = data.flag("metadata_cas_required")? {
+            record.metadata_cas_required = required;
+        }
         check_custom(&record.custom)?;
         if let Some(count) = max_versions(data)? {
             record.max_versions = count;
@@ -139,13 +143,29 @@ impl Kv2 {
             .key(format!("{}metadata/{key}", self.mount))
             .expect(&path, Some(seen))
             .delete(&path);
-        for (number, version) in &record.versions {
-            if !version.destroyed {
-                batch.delete(&self.value_path(key, *number));
-            }
-        }
+        self.delete_values(&mut batch, key, &record);
         self.db.commit(batch).await?;
         Ok(Answer::none())
+    }
+}
+
+/// `metadata_cas` must be how often the settings have changed, 0 for a key that is not there.
+fn check_and_set(
+    data: &Data,
+    config: &Config,
+    record: &Record,
+    seen: Option<u64>,
+) -> Result<(), ApiError> {
+    match data.int("metadata_cas")? {
+        None if config.metadata_cas_required || record.metadata_cas_required => Err(ApiError::bad(
+            "metadata check-and-set parameter required for this call",
+        )),
+        None => Ok(()),
+        Some(0) if seen.is_none() => Ok(()),
+        Some(given) if seen.is_some() && u64::try_from(given) == Ok(record.revision) => Ok(()),
+        Some(_) => Err(ApiError::bad(
+            "metadata check-and-set parameter did not match the current version",
+        )),
     }
 }
 

@@ -27,6 +27,22 @@ impl Stamp {
         )
     }
 
+    /// Sorts as the time does.
+    pub fn sortable(self) -> String {
+        format!("{:016x}", self.0.max(0))
+    }
+
+    /// The reverse.
+    pub fn from_sortable(text: &str) -> Option<Self> {
+        i64::from_str_radix(text, 16).ok().map(Self)
+    }
+
+    /// Seconds from `now` until then; 0: it is over.
+    pub fn seconds_from(self, now: Self) -> u64 {
+        let nanos = self.0.saturating_sub(now.0).max(0);
+        u64::try_from(nanos).unwrap_or(0).div_ceil(1_000_000_000)
+    }
+
     fn text(self) -> String {
         OffsetDateTime::from_unix_timestamp_nanos(self.0.into())
             .map(rfc3339)
@@ -46,6 +62,8 @@ pub(super) struct Config {
     pub max_versions: u64,
     pub cas_required: bool,
     pub delete_version_after: Expiry,
+    #[serde(default)]
+    pub metadata_cas_required: bool,
 }
 
 /// `delete_version_after` of a mount.
@@ -69,7 +87,7 @@ impl Config {
                 Expiry::After(after) => duration::format(after),
             },
             "max_versions": self.max_versions,
-            "metadata_cas_required": false,
+            "metadata_cas_required": self.metadata_cas_required,
         })
     }
 }
@@ -82,6 +100,9 @@ pub(super) struct Version {
     pub deletion: Option<Stamp>,
     /// Its value is gone for good.
     pub destroyed: bool,
+    /// When its value goes for good, because its time is over.
+    #[serde(default)]
+    pub expires: Option<Stamp>,
 }
 
 impl Version {
@@ -116,8 +137,10 @@ pub(super) struct Record {
     pub cas_required: bool,
     pub delete_version_after: Duration,
     pub custom: BTreeMap<String, String>,
-    /// Counts changes of the four settings above.
+    /// Counts changes of the settings.
     pub revision: u64,
+    #[serde(default)]
+    pub metadata_cas_required: bool,
 }
 
 impl Record {
@@ -133,17 +156,20 @@ impl Record {
             delete_version_after: Duration::ZERO,
             custom: BTreeMap::new(),
             revision: 0,
+            metadata_cas_required: false,
         }
     }
 
-    /// Make room for a new version. Returns its number and those of the versions that had to go.
-    pub fn add(&mut self, config: &Config, now: Stamp) -> (u64, Vec<u64>) {
+    /// Make room for a new version. Returns its number and the versions that had to go.
+    pub fn add(&mut self, config: &Config, now: Stamp) -> (u64, BTreeMap<u64, Version>) {
         self.current += 1;
         self.updated = now;
+        let expiry = self.expiry(config, now);
         let version = Version {
             created: now,
-            deletion: self.expiry(config, now),
+            deletion: expiry,
             destroyed: false,
+            expires: expiry,
         };
         self.versions.insert(self.current, version);
         let keep = match self.max_versions.max(config.max_versions) {
@@ -155,7 +181,7 @@ impl Record {
         }
         let kept = self.versions.split_off(&self.oldest);
         let gone = std::mem::replace(&mut self.versions, kept);
-        (self.current, gone.into_keys().collect())
+        (self.current, gone)
     }
 
     /// When a version that becomes readable now stops being so: the smaller of the mount's and the key's time.
@@ -192,7 +218,7 @@ impl Record {
             "custom_metadata": self.custom_answer(),
             "delete_version_after": duration::format(self.delete_version_after),
             "max_versions": self.max_versions,
-            "metadata_cas_required": false,
+            "metadata_cas_required": self.metadata_cas_required,
             "oldest_version": self.oldest,
             "updated_time": self.updated.text(),
             "versions": versions,

@@ -22,7 +22,6 @@ impl Kv2 {
 
     /// Fields that are not given stay as they are.
     pub(super) async fn write_config(&self, by: &By, data: &Data) -> Result<Answer, ApiError> {
-        refuse_metadata_cas(data)?;
         let path = self.config_path();
         let _order = self.db.lock(&path).await;
         let (mut config, seen) = match self.db.get::<Config>(&path)? {
@@ -34,6 +33,9 @@ impl Kv2 {
         }
         if let Some(required) = data.flag("cas_required")? {
             config.cas_required = required;
+        }
+        if let Some(required) = data.flag("metadata_cas_required")? {
+            config.metadata_cas_required = required;
         }
         if let Some(expiry) = mount_expiry(data)? {
             config.delete_version_after = expiry;
@@ -61,14 +63,6 @@ pub(super) fn max_versions(data: &Data) -> Result<Option<u64>, ApiError> {
                 .map_err(|_| ApiError::bad("max_versions must be 0 (the default) or more"))
         })
         .transpose()
-}
-
-/// `metadata_cas_required` is not built; a promise to heed it would be false.
-pub(super) fn refuse_metadata_cas(data: &Data) -> Result<(), ApiError> {
-    if data.flag("metadata_cas_required")? == Some(true) {
-        return Err(ApiError::bad("metadata_cas_required is not supported"));
-    }
-    Ok(())
 }
 
 /// `delete_version_after` of a mount: a negative time switches expiry off.

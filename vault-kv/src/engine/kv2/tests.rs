@@ -425,13 +425,29 @@ async fn metadata_has_settings_and_custom_fields() {
             .0,
         400
     );
-    assert_eq!(
-        bench
-            .write("config", json!({"metadata_cas_required": true}))
-            .await
-            .0,
-        400
-    );
+}
+
+#[tokio::test]
+async fn settings_may_ask_for_check_and_set() {
+    let bench = Bench::new();
+    let set = async |cas: Option<i64>| {
+        let mut body = json!({"custom_metadata": {"a": "b"}});
+        if let Some(cas) = cas {
+            body["metadata_cas"] = cas.into();
+        }
+        bench.write("metadata/a", body).await.0
+    };
+    assert_eq!(set(Some(1)).await, 400, "there is no such key");
+    assert_eq!(set(Some(0)).await, 204);
+    assert_eq!(set(Some(0)).await, 400, "there is now");
+    assert_eq!(set(Some(1)).await, 204);
+    assert_eq!(set(Some(1)).await, 400, "it has changed since");
+    assert_eq!(set(None).await, 204);
+    bench
+        .write("config", json!({"metadata_cas_required": true}))
+        .await;
+    assert_eq!(set(None).await, 400);
+    assert_eq!(set(Some(3)).await, 204);
 }
 
 #[tokio::test]

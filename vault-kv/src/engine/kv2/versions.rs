@@ -70,17 +70,26 @@ impl Kv2 {
             return Ok(Answer::none());
         };
         let expiry = record.expiry(&self.config()?, self.now());
-        let mut changed = false;
+        let mut moved = Vec::new();
         for number in &numbers {
             if let Some(version) = record.versions.get_mut(number)
                 && !version.destroyed
             {
                 version.deletion = expiry;
-                changed = true;
+                moved.push((*number, std::mem::replace(&mut version.expires, expiry)));
             }
         }
-        if changed {
-            let batch = self.change(by, "kv2 undelete", "undelete", key, &record, Some(seen))?;
+        if !moved.is_empty() {
+            let mut batch =
+                self.change(by, "kv2 undelete", "undelete", key, &record, Some(seen))?;
+            for (number, before) in moved {
+                if let Some(at) = before {
+                    batch.delete(&self.expiry_path(at, number, key));
+                }
+                if let Some(at) = expiry {
+                    batch.put(&self.expiry_path(at, number, key), &())?;
+                }
+            }
             self.db.commit(batch).await?;
         }
         Ok(Answer::none())
@@ -105,6 +114,8 @@ impl Kv2 {
             {
                 version.destroyed = true;
                 destroyed.push(self.value_path(key, number));
+                let expiry = version.expires.take();
+                destroyed.extend(expiry.map(|at| self.expiry_path(at, number, key)));
             }
         }
         if !destroyed.is_empty() {
