@@ -10,6 +10,7 @@ pub mod input;
 pub mod output;
 
 pub mod agent;
+mod audit;
 mod auth;
 mod completions;
 mod config;
@@ -18,6 +19,7 @@ mod dev;
 mod intention;
 mod join_token;
 mod kv;
+mod lease;
 mod maintenance;
 mod members;
 mod operator;
@@ -87,6 +89,10 @@ enum Command {
     #[command(subcommand)]
     Auth(auth::Command),
     #[command(subcommand)]
+    Lease(lease::Command),
+    #[command(subcommand)]
+    Audit(audit::Command),
+    #[command(subcommand)]
     Operator(operator::Command),
     #[command(subcommand)]
     JoinToken(join_token::Command),
@@ -134,6 +140,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Token(command) => once(command.run(&global)),
         Command::Policy(command) => once(command.run(&global)),
         Command::Auth(command) => once(command.run(&global)),
+        Command::Lease(command) => once(command.run(&global)),
+        Command::Audit(command) => once(command.run(&global)),
         Command::Operator(command) => once(command.run(&global)),
         Command::JoinToken(command) => once(command.run(&global)),
     }

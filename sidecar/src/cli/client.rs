@@ -7,7 +7,7 @@ use std::{env, fs, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
@@ -62,6 +62,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// Whole body.
     pub body: Bytes,
+    /// The ledger index of what was read, where that was asked for.
+    pub index: Option<u64>,
 }
 
 impl Addresses {
@@ -238,6 +240,10 @@ impl Client {
             .uri(path)
             .body(body)
             .map_err(|error| Failure::usage(format!("this makes no request: {error}")))?;
+        if request.method() == Method::PATCH {
+            let kind = HeaderValue::from_static("application/merge-patch+json");
+            request.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
         for (name, value) in &self.headers {
             let mut value = HeaderValue::from_str(value).map_err(|_| {
                 Failure::usage(format!(
@@ -255,8 +261,10 @@ impl Client {
             ClientError::Sink(_) => error.into(),
             error => Failure::from(error).next(self.hint),
         })?;
+        let index = answer.headers().get("x-mesh-index");
         Ok(Answer {
             status: answer.status(),
+            index: index.and_then(|index| index.to_str().ok()?.parse().ok()),
             body: answer.into_body(),
         })
     }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Failure;
 
@@ -36,6 +37,23 @@ pub fn rows<T: Serialize + ?Sized>(
             line(&table.trim_fmt())
         }
     }
+}
+
+/// Prints an object's fields, one a row, or as JSON.
+pub fn fields(format: Format, value: &Value) -> Result<(), Failure> {
+    let Some(fields) = value.as_object() else {
+        return json(value);
+    };
+    let plain = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    };
+    let all = fields
+        .iter()
+        .map(|(name, value)| vec![name.clone(), plain(value)])
+        .collect();
+    rows(format, &["FIELD", "VALUE"], all, value)
 }
 
 /// Prints `value` as indented JSON.

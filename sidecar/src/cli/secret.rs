@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure, Global, client::Client, input, output};
 use crate::http::query::encode;
+
+mod versions;
+mod watch;
+
+use versions::Metadata;
 
 /// Read and write secrets. The first part of a path is the mount: `secret/web/db`.
 #[derive(Debug, Subcommand)]
@@ -39,6 +44,66 @@ pub enum Command {
         #[arg(long, value_name = "VERSION")]
         cas: Option<u64>,
     },
+    /// Change some fields of a secret; the others stay. It becomes a new version.
+    #[command(after_help = "As for put. --remove FIELD takes a field away.")]
+    Patch {
+        /// Where it is, for example secret/web/db
+        path: String,
+        /// FIELD=- (stdin), FIELD=@FILE, or FIELD (prompt)
+        #[arg(value_name = "FIELD[=-|=@FILE]", required_unless_present = "remove")]
+        fields: Vec<String>,
+        /// A field to take away; repeatable.
+        #[arg(long, value_name = "FIELD")]
+        remove: Vec<String>,
+        /// Only if the current version is this.
+        #[arg(long, value_name = "VERSION")]
+        cas: Option<u64>,
+    },
+    /// Hide the newest version, or others; undelete brings them back.
+    Delete {
+        /// Where it is.
+        path: String,
+        /// These versions.
+        #[arg(long, value_name = "VERSION", value_delimiter = ',')]
+        version: Vec<u64>,
+    },
+    /// Bring hidden versions back.
+    Undelete {
+        /// Where it is.
+        path: String,
+        /// These versions.
+        #[arg(long, value_name = "VERSION", value_delimiter = ',', required = true)]
+        version: Vec<u64>,
+    },
+    /// Remove versions for good.
+    Destroy {
+        /// Where it is.
+        path: String,
+        /// These versions.
+        #[arg(long, value_name = "VERSION", value_delimiter = ',', required = true)]
+        version: Vec<u64>,
+    },
+    /// Give a secret another name, with all its versions.
+    Move {
+        /// Where it is.
+        from: String,
+        /// Where it is to be, on the same mount.
+        to: String,
+    },
+    /// Print a secret, and again whenever it changes.
+    Watch {
+        /// Where it is.
+        path: String,
+        /// Print only this field.
+        #[arg(long)]
+        field: Option<String>,
+        /// Wait for the next change, print that and end.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Versions and settings of a secret.
+    #[command(subcommand)]
+    Metadata(Metadata),
     /// List what is below a path.
     List {
         /// The folder.
@@ -67,6 +132,24 @@ impl Command {
                 version,
             } => get(global, &path, field.as_deref(), version).await,
             Command::Put { path, fields, cas } => put(global, &path, &fields, cas).await,
+            Command::Patch {
+                path,
+                fields,
+                remove,
+                cas,
+            } => patch(global, &path, &fields, &remove, cas).await,
+            Command::Delete { path, version } => versions::delete(global, &path, &version).await,
+            Command::Undelete { path, version } => {
+                versions::change(global, &path, "undelete", &version).await
+            }
+            Command::Destroy { path, version } => {
+                versions::change(global, &path, "destroy", &version).await
+            }
+            Command::Move { from, to } => versions::rename(global, &from, &to).await,
+            Command::Watch { path, field, once } => {
+                watch::watch(global, &path, field.as_deref(), once).await
+            }
+            Command::Metadata(command) => command.run(global).await,
             Command::List { path } => list(global, &path).await,
             Command::Grant {
                 service,
@@ -92,17 +175,30 @@ async fn get(
     let at = format!("{}{query}", api_path(path, "data")?);
     let answer = client.send(Method::GET, &at, "").await?;
     if answer.status == StatusCode::NOT_FOUND {
-        return Err(Failure::failed(format!("there is no secret at {path:?}"))
-            .next(format!("mesh secret list {}", parent(path))));
+        return Err(missing(path));
     }
     let value: Value = answer.ok(&what)?.json(&what)?;
-    let data = &value["data"]["data"];
-    let Some(fields) = data.as_object() else {
-        return Err(Failure::new(
-            Exit::Remote,
-            format!("{what}: the answer has no fields"),
-        ));
-    };
+    show(global, path, fields(&value, &what)?, field)
+}
+
+fn missing(path: &str) -> Failure {
+    Failure::failed(format!("there is no secret at {path:?}"))
+        .next(format!("mesh secret list {}", parent(path)))
+}
+
+/// The fields of a secret in the answer to a read.
+fn fields<'a>(answer: &'a Value, what: &str) -> Result<&'a Map<String, Value>, Failure> {
+    let fields = answer["data"]["data"].as_object();
+    fields.ok_or_else(|| Failure::new(Exit::Remote, format!("{what}: the answer has no fields")))
+}
+
+/// Prints a secret, or one field's bare value.
+fn show(
+    global: &Global,
+    path: &str,
+    fields: &Map<String, Value>,
+    field: Option<&str>,
+) -> Result<(), Failure> {
     if let Some(field) = field {
         let Some(value) = fields.get(field) else {
             let known: Vec<_> = fields.keys().map(String::as_str).collect();
@@ -116,7 +212,7 @@ async fn get(
     let rows = fields
         .iter()
         .map(|(name, value)| vec![name.clone(), plain(value)]);
-    output::rows(global.output, &["FIELD", "VALUE"], rows.collect(), data)
+    output::rows(global.output, &["FIELD", "VALUE"], rows.collect(), fields)
 }
 
 async fn put(
@@ -125,8 +221,27 @@ async fn put(
     fields: &[String],
     cas: Option<u64>,
 ) -> Result<(), Failure> {
-    let what = format!("cannot write secret {path:?}");
-    let at = api_path(path, "data")?;
+    let data = read_fields(fields)?;
+    write(global, Method::POST, path, json!(data), cas).await
+}
+
+/// Changes some fields and takes some away.
+async fn patch(
+    global: &Global,
+    path: &str,
+    fields: &[String],
+    remove: &[String],
+    cas: Option<u64>,
+) -> Result<(), Failure> {
+    let mut data = json!(read_fields(fields)?);
+    for name in remove {
+        data[name] = Value::Null;
+    }
+    write(global, Method::PATCH, path, data, cas).await
+}
+
+/// The values that were named, each from where it is.
+fn read_fields(fields: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let mut data = BTreeMap::new();
     let from_stdin = fields.iter().filter(|field| field.ends_with("=-"));
     if from_stdin.count() > 1 {
@@ -146,13 +261,29 @@ async fn put(
         let value = input::secret_line(&format!("the value of {name:?}"), source)?;
         data.insert(name.to_owned(), value.to_string());
     }
+    Ok(data)
+}
+
+async fn write(
+    global: &Global,
+    method: Method,
+    path: &str,
+    data: Value,
+    cas: Option<u64>,
+) -> Result<(), Failure> {
+    let what = format!("cannot write secret {path:?}");
+    let at = api_path(path, "data")?;
     let client = global.addresses.secrets()?;
+    let patches = method == Method::PATCH;
     let mut body = json!({"data": data});
     if let Some(version) = cas {
         body["options"] = json!({"cas": version});
     }
-    let answer = client.call(&what, Method::POST, &at, Some(&body)).await?;
-    let answer: Value = answer.json(&what)?;
+    let answer = client.send(method, &at, body.to_string()).await?;
+    if patches && answer.status == StatusCode::NOT_FOUND {
+        return Err(missing(path));
+    }
+    let answer: Value = answer.ok(&what)?.json(&what)?;
     let version = &answer["data"]["version"];
     output::line(&format!("written: {path}, version {version}"))
 }

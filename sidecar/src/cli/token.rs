@@ -216,14 +216,5 @@ fn show(global: &Global, data: &Value) -> Result<(), Failure> {
         return output::json(&data);
     };
     fields.remove("id");
-    let plain = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    };
-    let rows = fields
-        .iter()
-        .map(|(name, value)| vec![name.clone(), plain(value)])
-        .collect();
-    output::rows(global.output, &["FIELD", "VALUE"], rows, &data)
+    output::fields(global.output, &data)
 }
