@@ -23,11 +23,17 @@ mod netns;
 mod process;
 mod proxy;
 mod report;
+mod secrets;
 mod sim;
 mod store;
 mod storm;
+mod wrk;
 
 use report::{Report, Row};
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: vault_kv::ClearingAllocator = vault_kv::ClearingAllocator;
 
 /// One benchmark.
 struct Bench {
@@ -56,6 +62,11 @@ const BENCHES: &[Bench] = &[
         name: "proxy",
         about: "HTTP keep-alive through a pair of mTLS proxies: mesh, haproxy",
         run: proxy::run,
+    },
+    Bench {
+        name: "secrets",
+        about: "Vault's interface: reads, writes, logins, memory, start: mesh, bare hyper, a peer by address",
+        run: secrets::run,
     },
     Bench {
         name: "store",
@@ -97,6 +108,11 @@ const CHILDREN: &[Child] = &[
     ("proxy-application", proxy::children::application),
     ("proxy-callee", proxy::children::callee),
     ("proxy-caller", proxy::children::caller),
+    ("secrets-server", secrets::children::server),
+    ("secrets-hello", secrets::children::hello),
+    ("secrets-memory", secrets::children::memory),
+    ("secrets-fill", secrets::children::fill),
+    ("secrets-start", secrets::children::start),
     ("store-fill", store::child),
     ("store-open", store::opener),
 ];

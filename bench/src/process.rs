@@ -47,20 +47,12 @@ impl Process {
 
     /// Processor time used so far by all its threads.
     pub fn processor_time(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        // The second field is the program's name in parentheses and may hold anything.
-        let fields: Vec<_> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok());
-        match (ticks(11), ticks(12)) {
-            (Some(user), Some(system)) => Ok(Duration::from_secs_f64((user + system) / TICKS)),
-            _ => bail!("{path} has an unknown form"),
-        }
+        processor_time(self.id())
+    }
+
+    /// Names it to the system.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it ended by itself.
@@ -74,6 +66,24 @@ impl Drop for Process {
         // Both fail only when it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Processor time used so far by all threads of a process.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // The second field is the program's name in parentheses and may hold anything.
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok());
+    match (ticks(11), ticks(12)) {
+        (Some(user), Some(system)) => Ok(Duration::from_secs_f64((user + system) / TICKS)),
+        _ => bail!("{path} has an unknown form"),
     }
 }
 

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use crate::Options;
 use crate::process::{Process, installed};
 use crate::report::{Bar, Row};
+use crate::wrk::{self, Wrk};
 
 pub mod children;
 mod credentials;
@@ -51,10 +52,9 @@ struct Figures {
 
 /// Measures.
 pub fn run(options: &Options) -> Result<Vec<Row>> {
-    let Some(wrk) = installed("wrk") else {
-        let why = "wrk is not installed (apt install wrk)";
+    let Some(wrk) = Wrk::installed() else {
         return Ok(vec![
-            Row::missing("mesh pair cpu/request vs haproxy", "×", why).bar(NO_WORSE),
+            Row::missing("mesh pair cpu/request vs haproxy", "×", wrk::ABSENT).bar(NO_WORSE),
         ]);
     };
     let folder = tempfile::tempdir().context("no temporary folder")?;
@@ -217,72 +217,26 @@ fn haproxy_pair(
 }
 
 fn load(
-    wrk: &Path,
+    wrk: &Wrk,
     pair: &mut Pair,
     connections: u32,
     path: &str,
     time: Duration,
 ) -> Result<Figures> {
     // Connections are made, and their handshakes paid for, in a first run that is not counted.
-    wrk_run(wrk, pair.entry, connections, path, Duration::from_secs(1))?;
+    let url = format!("http://{}{path}", pair.entry);
+    wrk.run(&url, connections, Duration::from_secs(1), None)?;
     let spent = |pair: &Pair| -> Result<Duration> {
         Ok(pair.processes[0].processor_time()? + pair.processes[1].processor_time()?)
     };
     let before = spent(pair)?;
-    let (requests, rate, p99) = wrk_run(wrk, pair.entry, connections, path, time)?;
-    let cpu = (spent(pair)? - before).as_secs_f64() * 1e6 / requests;
-    Ok(Figures { rate, cpu, p99 })
-}
-
-/// Requests answered, their rate, and the 99th percentile in ms.
-fn wrk_run(
-    wrk: &Path,
-    to: SocketAddr,
-    connections: u32,
-    path: &str,
-    time: Duration,
-) -> Result<(f64, f64, f64)> {
-    let output = Command::new(wrk)
-        .args([
-            "-t1",
-            "--latency",
-            &format!("-c{connections}"),
-            &format!("-d{}", time.as_secs().max(1)),
-        ])
-        .arg(format!("http://{to}{path}"))
-        .output()
-        .context("cannot run wrk")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if text.contains("Non-2xx") || text.contains("Socket errors") {
-        bail!("not every request was answered:\n{text}");
-    }
-    parse_wrk(&text).with_context(|| format!("wrk says something else than expected:\n{text}"))
-}
-
-fn parse_wrk(text: &str) -> Option<(f64, f64, f64)> {
-    let mut words = text
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let p99 = words.find(|line| line.first() == Some(&"99%"))?;
-    let requests = words
-        .find(|line| line.get(1) == Some(&"requests"))?
-        .first()?
-        .parse()
-        .ok()?;
-    let rate = words
-        .find(|line| line.first() == Some(&"Requests/sec:"))?
-        .get(1)?
-        .parse()
-        .ok()?;
-    let p99 = p99.get(1)?;
-    let digits = p99.trim_end_matches(char::is_alphabetic);
-    let scale = match &p99[digits.len()..] {
-        "us" => 1e-3,
-        "ms" => 1.0,
-        "s" => 1e3,
-        _ => return None,
-    };
-    Some((requests, rate, digits.parse::<f64>().ok()? * scale))
+    let load = wrk.run(&url, connections, time, None)?;
+    let cpu = (spent(pair)? - before).as_secs_f64() * 1e6 / load.requests;
+    Ok(Figures {
+        rate: load.rate,
+        cpu,
+        p99: load.p99,
+    })
 }
 
 fn child(name: &str, arguments: &[String]) -> Result<(Process, SocketAddr)> {
@@ -295,18 +249,4 @@ fn child(name: &str, arguments: &[String]) -> Result<(Process, SocketAddr)> {
 
 fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrk_is_understood() {
-        let text = "Running 5s test @ http://127.0.0.1:1/\n  1 threads and 32 connections\n  Latency Distribution\n     \
-                    50%  239.00us\n     99%    1.06ms\n  660452 requests in 5.00s, 715.41MB read\n\
-                    Requests/sec: 132090.51\nTransfer/sec:    143.08MB\n";
-        assert_eq!(parse_wrk(text), Some((660_452.0, 132_090.51, 1.06)));
-        assert_eq!(parse_wrk("unable to connect"), None);
-    }
 }
