@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use crate::audit::{Audit, AuthRecord, Exchange, Hasher};
+use crate::audit::{Audit, AuthRecord, Exchange, Hasher, Said};
 use crate::auth::lockout::Lockout;
 use crate::auth::spiffe::Spiffe;
 use crate::clock::Clock;
@@ -25,7 +25,7 @@ use crate::lease::{Leases, upkeep};
 use crate::mount::{Engine, Mounts, Served};
 use crate::outbound::Outbound;
 use crate::policy::{Capability, Decision, Policies};
-use crate::request::{ClientToken, Data, Operation, Request};
+use crate::request::{ClientToken, Operation, Request};
 use crate::rotation::{Rotation, start_upkeep};
 use crate::token::role::TokenRoles;
 use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
@@ -196,7 +196,7 @@ impl Api {
             }
             (result, _) => result,
         };
-        self.end(begun, request, result).await
+        self.end(begun, result).await
     }
 
     /// Whether a request needs nobody's right.
@@ -250,8 +250,8 @@ impl Api {
                     error => error,
                 };
                 let operation = request.operation.as_str();
-                let line = self.exchange(request, None, None, operation, served.as_deref());
-                self.audit.write(&line.request_line(Some(&error))).await?;
+                let said = self.said(request, None, None, operation, served.as_deref());
+                self.record(said.as_ref(), Some(&error)).await?;
                 return Err(error);
             }
         };
@@ -259,7 +259,7 @@ impl Api {
             actor: caller.actor(),
             via: request.caller.via.as_str(),
         };
-        let record = caller.record();
+        let record = (!self.audit.is_off()).then(|| caller.record());
         let mut operation = request.operation.as_str();
         let (decision, refused) = match self.permit(&caller, request, served.as_deref(), sudo) {
             Ok(permit) => {
@@ -270,23 +270,18 @@ impl Api {
             }
             Err(error) => (None, Some(error)),
         };
-        let (who, what) = (Some(&record), decision.as_ref());
-        let line = self
-            .exchange(request, who, what, operation, served.as_deref())
-            .request_line(refused.as_ref());
-        self.audit.write(&line).await?;
+        let (who, what) = (record.as_ref(), decision.as_ref());
+        let said = self.said(request, who, what, operation, served.as_deref());
+        self.record(said.as_ref(), refused.as_ref()).await?;
         caller.spend(&self.tokens, &by).await?;
         if let Some(error) = refused {
             caller.finish(&self.tokens, &by).await?;
             return Err(error);
         }
         Ok(Begun {
-            data: self.kept_for_the_log(request),
             caller: Some(caller),
-            record: Some(record),
             by,
-            decision,
-            operation,
+            said,
             served,
         })
     }
@@ -295,27 +290,25 @@ impl Api {
     pub async fn begin_open(&self, request: &Request) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
         let operation = request.operation.as_str();
-        let line = self
-            .exchange(request, None, None, operation, served.as_deref())
-            .request_line(None);
-        self.audit.write(&line).await?;
+        let said = self.said(request, None, None, operation, served.as_deref());
+        self.record(said.as_ref(), None).await?;
         Ok(Begun {
-            data: self.kept_for_the_log(request),
             caller: None,
-            record: None,
             by: By {
                 actor: "anonymous".into(),
                 via: request.caller.via.as_str(),
             },
-            decision: None,
-            operation,
+            said,
             served,
         })
     }
 
-    /// The response line shows the request's data again, so the engine gets a copy when there is a log.
-    fn kept_for_the_log(&self, request: &Request) -> Option<Data> {
-        (!self.audit.is_off()).then(|| request.data.clone())
+    /// The line before anything happens.
+    async fn record(&self, said: Option<&Said>, error: Option<&ApiError>) -> Result<(), ApiError> {
+        match said {
+            Some(said) => self.audit.write(|| said.request_line(error)).await,
+            None => Ok(()),
+        }
     }
 
     /// What came of it: on record before the client hears of it.
@@ -325,26 +318,16 @@ impl Api {
     pub async fn end(
         &self,
         begun: Begun,
-        request: &mut Request,
         result: Result<Answer, ApiError>,
     ) -> Result<Answer, ApiError> {
-        if let Some(data) = begun.data {
-            request.data = data;
-        }
         if let Some(caller) = &begun.caller {
             caller.finish(&self.tokens, &begun.by).await?;
         }
-        let (record, decision) = (begun.record.as_ref(), begun.decision.as_ref());
-        let line = self
-            .exchange(
-                request,
-                record,
-                decision,
-                begun.operation,
-                begun.served.as_deref(),
-            )
-            .response_line(&result);
-        self.audit.write(&line).await?;
+        if let Some(said) = &begun.said {
+            let mount = begun.served.as_ref().map(|served| &served.mount);
+            let line = || said.response_line(&self.hasher, mount, &result);
+            self.audit.write(line).await?;
+        }
         result
     }
 
@@ -354,22 +337,24 @@ impl Api {
         Ok(token)
     }
 
-    fn exchange<'a>(
-        &'a self,
-        request: &'a Request,
-        auth: Option<&'a AuthRecord>,
-        decision: Option<&'a Decision>,
-        operation: &'a str,
-        served: Option<&'a Served>,
-    ) -> Exchange<'a> {
-        Exchange {
+    /// What the log says of a request; `None`: there is no log.
+    fn said(
+        &self,
+        request: &Request,
+        auth: Option<&AuthRecord>,
+        decision: Option<&Decision>,
+        operation: &str,
+        served: Option<&Served>,
+    ) -> Option<Said> {
+        let exchange = Exchange {
             hasher: &self.hasher,
             request,
             auth,
             decision,
             operation,
             mount: served.map(|served| &served.mount),
-        }
+        };
+        (!self.audit.is_off()).then(|| exchange.said())
     }
 
     /// What the caller's policies say.
@@ -560,14 +545,11 @@ fn scan(caller: &Authenticated, served: &Served, request: &Request) -> Result<An
 /// A request on record, whose outcome must follow.
 pub(crate) struct Begun {
     caller: Option<Authenticated>,
-    record: Option<AuthRecord>,
     /// Whom the ledger names.
     pub by: By,
-    decision: Option<Decision>,
-    operation: &'static str,
+    /// When there is a log.
+    said: Option<Said>,
     served: Option<Arc<Served>>,
-    /// The request's data, when there is a log that shows it again.
-    data: Option<Data>,
 }
 
 /// What a caller's policies say about a request.

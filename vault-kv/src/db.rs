@@ -3,9 +3,11 @@
 //! Every change is a [`Batch`]: one ledger entry with who ([`By`]), what and on which keys. Records are JSON, so that a
 //! field can be added later; values that hold secrets stay in wiped buffers.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard};
@@ -214,6 +216,47 @@ impl Db {
         path.hash(&mut hasher);
         let slot = usize::try_from(hasher.finish() % self.locks.len() as u64).unwrap_or(0);
         self.locks[slot].lock().await
+    }
+}
+
+/// Records that are read often, as they were at an index: an entry counts while the record has not changed, which the
+/// index of names tells, so nobody has to take anything out. What it saves is a look-up in the store, opening and parsing.
+pub(crate) struct Cached<T> {
+    known: RwLock<HashMap<Box<str>, (u64, Arc<T>)>>,
+}
+
+impl<T> Default for Cached<T> {
+    fn default() -> Self {
+        Self {
+            known: RwLock::default(),
+        }
+    }
+}
+
+impl<T: DeserializeOwned> Cached<T> {
+    /// Records that are kept.
+    const MOST: usize = 4096;
+
+    pub fn get(&self, db: &Db, path: &str) -> Result<Option<Arc<T>>, ApiError> {
+        let Some(index) = db.index(path)? else {
+            return Ok(None);
+        };
+        if let Some((at, value)) = self.known.read().get(path)
+            && *at == index
+        {
+            return Ok(Some(Arc::clone(value)));
+        }
+        // What is read may be newer than the index, never older.
+        let Some((value, _)) = db.get::<T>(path)? else {
+            return Ok(None);
+        };
+        let value = Arc::new(value);
+        let mut known = self.known.write();
+        if known.len() >= Self::MOST {
+            known.clear();
+        }
+        known.insert(path.into(), (index, Arc::clone(&value)));
+        Ok(Some(value))
     }
 }
 

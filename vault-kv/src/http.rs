@@ -9,4 +9,4 @@ mod route;
 pub use attend::{Access, Attended};
 pub(crate) use error::ApiError;
 pub use route::AuthorizeError;
-pub(crate) use route::{failure, hex, share};
+pub(crate) use route::{failure, hex, push_hex, share};

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::db::{Batch, By, Db};
+use crate::db::{Batch, By, Cached, Db};
 use crate::http::{ApiError, hex};
 use crate::request::ClientToken;
 use crate::sys::{Locked, without_traces};
@@ -186,6 +186,7 @@ impl NameKey {
 /// The token store of an unsealed server.
 pub(crate) struct Tokens {
     db: Db,
+    known: Cached<Token>,
     key: Arc<NameKey>,
     batch: BatchKey,
     clock: Clock,
@@ -226,6 +227,7 @@ impl Tokens {
         }
         Ok(Self {
             db,
+            known: Cached::default(),
             key,
             batch,
             clock,
@@ -265,8 +267,9 @@ impl Tokens {
 
     /// A live token by its stored name.
     pub fn by_id(&self, id: &TokenId) -> Result<Option<Token>, ApiError> {
-        let found = self.db.get::<Token>(&id.path())?.map(|(token, _)| token);
-        Ok(found.filter(|token| self.is_alive(token)))
+        let found = self.known.get(&self.db, &id.path())?;
+        let alive = found.filter(|token| self.is_alive(token));
+        Ok(alive.map(|token| (*token).clone()))
     }
 
     /// Whether there is one, alive or to be removed soon. Costs less than to read it.

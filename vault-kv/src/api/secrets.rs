@@ -44,7 +44,11 @@ impl Api {
                     secrets.insert(path, data);
                 }
                 Err(error) => {
-                    errors.insert(path, json!(error.texts()));
+                    let mut texts = error.texts();
+                    if texts.is_empty() {
+                        texts.push(error.to_string());
+                    }
+                    errors.insert(path, json!(texts));
                 }
             }
         }

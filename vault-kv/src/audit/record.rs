@@ -45,74 +45,104 @@ pub(crate) struct Exchange<'a> {
     pub mount: Option<&'a Mount>,
 }
 
-impl Exchange<'_> {
+/// What both lines of an exchange say, as the inside of a JSON object: written once, also because the engine takes the
+/// request's data away.
+pub(crate) struct Said(String);
+
+impl Said {
     /// The line before the engine runs. `error`: the request is refused already.
-    pub fn request_line(&self, error: Option<&ApiError>) -> Value {
-        let mut line = self.common("request");
-        if let Some(error) = error {
-            line.insert("error".into(), error.to_string().into());
-        }
-        Value::Object(line)
+    pub fn request_line(&self, error: Option<&ApiError>) -> String {
+        let error = error.map_or_else(String::new, |error| {
+            format!(",\"error\":{}", Value::from(error.to_string()))
+        });
+        self.line("request", &error)
     }
 
     /// The line before the client gets its answer.
-    pub fn response_line(&self, result: &Result<Answer, ApiError>) -> Value {
-        let mut line = self.common("response");
-        let mut response = Map::new();
-        if let Some(mount) = self.mount {
-            response.extend(mount.audited("plugin_version"));
+    pub fn response_line(
+        &self,
+        hasher: &Hasher,
+        mount: Option<&Mount>,
+        result: &Result<Answer, ApiError>,
+    ) -> String {
+        let mut rest = String::new();
+        if let Err(error) = result {
+            rest.push_str(&format!(",\"error\":{}", Value::from(error.to_string())));
         }
-        match result {
-            Ok(answer) => {
-                if let Some(data) = &answer.data {
-                    let plain = self.plain(|config| &config.audit_non_hmac_response_keys);
-                    response.insert("data".into(), self.hasher.value_but(data, plain));
-                }
-                if let Some(wrap) = &answer.wrap {
-                    let body = json!({
-                        "token": self.secret(&wrap.token), "accessor": self.secret(&wrap.accessor), "ttl": wrap.ttl,
-                        "creation_time": wrap.creation_time, "creation_path": wrap.creation_path,
-                        "wrapped_accessor": self.secret(&wrap.wrapped_accessor),
-                    });
-                    response.insert("wrap_info".into(), body);
-                }
-                if let Some(auth) = &answer.auth {
-                    let body = json!({
-                        "client_token": self.secret(&auth.client_token), "accessor": self.secret(&auth.accessor), "policies": auth.policies,
-                        "token_policies": auth.token_policies, "token_type": auth.token_type, "token_ttl": auth.lease_duration,
-                    });
-                    response.insert("auth".into(), body);
-                }
-                if let Some(lease) = &answer.lease {
-                    response.insert("secret".into(), json!({"lease_id": lease.id}));
-                }
-                if !answer.warnings.is_empty() {
-                    response.insert("warnings".into(), json!(answer.warnings));
-                }
-            }
-            Err(error) => {
-                line.insert("error".into(), error.to_string().into());
-            }
-        }
-        line.insert("response".into(), Value::Object(response));
-        Value::Object(line)
+        let response = Value::Object(response(hasher, mount, result.as_ref().ok()));
+        rest.push_str(&format!(",\"response\":{response}"));
+        self.line("response", &rest)
     }
 
-    fn common(&self, kind: &str) -> Map<String, Value> {
-        let mut line = Map::new();
-        line.insert(
-            "time".into(),
-            OffsetDateTime::now_utc()
-                .format(&Rfc3339)
-                .unwrap_or_default()
-                .into(),
-        );
-        line.insert("type".into(), kind.into());
-        if let Some(auth) = self.auth {
-            line.insert("auth".into(), self.auth(auth));
-        }
-        line.insert("request".into(), self.request());
-        line
+    fn line(&self, kind: &str, rest: &str) -> String {
+        let now = OffsetDateTime::now_utc()
+            .format(&Rfc3339)
+            .unwrap_or_default();
+        format!(
+            "{{\"time\":\"{now}\",\"type\":\"{kind}\",{}{rest}}}\n",
+            self.0
+        )
+    }
+}
+
+/// What came of a request.
+fn response(hasher: &Hasher, mount: Option<&Mount>, answer: Option<&Answer>) -> Map<String, Value> {
+    let secret = |text: &str| secret(hasher, text);
+    let mut response = Map::new();
+    if let Some(mount) = mount {
+        response.extend(mount.audited("plugin_version"));
+    }
+    let Some(answer) = answer else {
+        return response;
+    };
+    if let Some(data) = &answer.data {
+        let plain = plain(mount, |config| &config.audit_non_hmac_response_keys);
+        response.insert("data".into(), hasher.value_but(data, plain));
+    }
+    if let Some(wrap) = &answer.wrap {
+        let body = json!({
+            "token": secret(&wrap.token), "accessor": secret(&wrap.accessor), "ttl": wrap.ttl,
+            "creation_time": wrap.creation_time, "creation_path": wrap.creation_path,
+            "wrapped_accessor": secret(&wrap.wrapped_accessor),
+        });
+        response.insert("wrap_info".into(), body);
+    }
+    if let Some(auth) = &answer.auth {
+        let body = json!({
+            "client_token": secret(&auth.client_token), "accessor": secret(&auth.accessor), "policies": auth.policies,
+            "token_policies": auth.token_policies, "token_type": auth.token_type, "token_ttl": auth.lease_duration,
+        });
+        response.insert("auth".into(), body);
+    }
+    if let Some(lease) = &answer.lease {
+        response.insert("secret".into(), json!({"lease_id": lease.id}));
+    }
+    if !answer.warnings.is_empty() {
+        response.insert("warnings".into(), json!(answer.warnings));
+    }
+    response
+}
+
+/// Fields that the mount's settings leave as they are.
+fn plain(mount: Option<&Mount>, of: impl Fn(&MountConfig) -> &[String]) -> &[String] {
+    mount.map_or(&[], |mount| of(&mount.config))
+}
+
+fn secret(hasher: &Hasher, text: &str) -> String {
+    match text.is_empty() {
+        true => String::new(),
+        false => hasher.text(text),
+    }
+}
+
+impl Exchange<'_> {
+    /// What both its lines say.
+    pub fn said(&self) -> Said {
+        let request = self.request();
+        Said(match self.auth {
+            Some(auth) => format!("\"auth\":{},\"request\":{request}", self.auth(auth)),
+            None => format!("\"request\":{request}"),
+        })
     }
 
     fn auth(&self, auth: &AuthRecord) -> Value {
@@ -171,22 +201,13 @@ impl Exchange<'_> {
             body["wrap_ttl"] = ttl.as_secs().into();
         }
         if !request.data.is_empty() {
-            let plain = self.plain(|config| &config.audit_non_hmac_request_keys);
+            let plain = plain(self.mount, |config| &config.audit_non_hmac_request_keys);
             body["data"] = Value::Object(self.hasher.map_but(request.data.map(), plain));
         }
         body
     }
 
-    /// Fields that the mount's settings leave as they are.
-    fn plain(&self, of: impl Fn(&MountConfig) -> &[String]) -> &[String] {
-        self.mount.map_or(&[], |mount| of(&mount.config))
-    }
-
     fn secret(&self, text: &str) -> String {
-        if text.is_empty() {
-            String::new()
-        } else {
-            self.hasher.text(text)
-        }
+        secret(self.hasher, text)
     }
 }

@@ -3,8 +3,10 @@
 //! A key is one [`Record`] and one stored value per version. Every change is one batch of the record and the values it
 //! adds or removes, so the two never disagree. Values are JSON in wiped buffers; no error repeats one.
 
+use std::sync::Arc;
+
 use crate::clock::Clock;
-use crate::db::{Batch, By, Db};
+use crate::db::{Batch, By, Cached, Db};
 use crate::engine::Watched;
 use crate::http::{ApiError, reply::Answer};
 use crate::request::{ApiPath, Data, Operation};
@@ -29,6 +31,7 @@ pub(crate) struct Kv2 {
     /// Where it is mounted, e.g. `secret/`; names its keys in the ledger.
     mount: String,
     clock: Clock,
+    known: Cached<Record>,
 }
 
 impl Kv2 {
@@ -38,6 +41,7 @@ impl Kv2 {
             prefix,
             mount,
             clock,
+            known: Cached::default(),
         }
     }
 
@@ -152,6 +156,11 @@ impl Kv2 {
 
     fn record(&self, key: &str) -> Result<Option<(Record, u64)>, ApiError> {
         self.db.get(&self.record_path(key))
+    }
+
+    /// The record for who only reads it.
+    fn seen(&self, key: &str) -> Result<Option<Arc<Record>>, ApiError> {
+        self.known.get(&self.db, &self.record_path(key))
     }
 
     fn now(&self) -> Stamp {

@@ -27,7 +27,6 @@ pub struct Access<'a> {
 pub struct Attended {
     open: Arc<Open>,
     begun: Begun,
-    request: Request,
 }
 
 impl Vault {
@@ -41,11 +40,7 @@ impl Vault {
         let mut request = request(access);
         let sudo = capability == Capability::Sudo;
         match open.api.begin(&mut request, sudo).await {
-            Ok(begun) => Ok(Attended {
-                open,
-                begun,
-                request,
-            }),
+            Ok(begun) => Ok(Attended { open, begun }),
             Err(error) => Err(AuthorizeError::of(error, capability, path)),
         }
     }
@@ -59,11 +54,7 @@ impl Vault {
         let (capability, path) = (access.capability, access.path);
         let request = request(access);
         match open.api.begin_open(&request).await {
-            Ok(begun) => Ok(Attended {
-                open,
-                begun,
-                request,
-            }),
+            Ok(begun) => Ok(Attended { open, begun }),
             Err(error) => Err(AuthorizeError::of(error, capability, path)),
         }
     }
@@ -105,12 +96,12 @@ impl Attended {
     ///
     /// # Errors
     /// No audit sink takes the line: the answer is to be withheld.
-    pub async fn finish(mut self, failed: Option<&str>) -> Result<(), AuthorizeError> {
+    pub async fn finish(self, failed: Option<&str>) -> Result<(), AuthorizeError> {
         let result = match failed {
             None => Ok(Answer::none()),
             Some(reason) => Err(ApiError::Internal(reason.to_owned())),
         };
-        let ended = self.open.api.end(self.begun, &mut self.request, result);
+        let ended = self.open.api.end(self.begun, result);
         match ended.await {
             Err(ApiError::Unavailable(reason)) => Err(AuthorizeError::Unavailable(reason)),
             Ok(_) | Err(_) => Ok(()),

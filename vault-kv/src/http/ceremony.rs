@@ -158,7 +158,7 @@ impl Vault {
             Some(body) if asked.enveloped || asked.step == Step::Decode => Answer::data(body),
             Some(body) => Answer::bare(200, body),
         });
-        open.api.end(begun, request, result).await
+        open.api.end(begun, result).await
     }
 
     /// Whether the field `keys` holds a threshold of this store's shares.

@@ -1,5 +1,7 @@
 //! `data/`: read a version, write, patch or delete the newest.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde_json::{Map, Value};
 
@@ -13,7 +15,7 @@ use crate::request::{Data, fields::mismatch};
 
 /// A version that was asked for.
 pub(super) struct Found {
-    pub record: Record,
+    pub record: Arc<Record>,
     pub number: u64,
     pub version: Version,
     /// The secret; absent when deleted or destroyed.
@@ -47,7 +49,7 @@ impl Kv2 {
         let wanted = u64::try_from(wanted).map_err(|_| ApiError::NotFound)?;
         let mut before = None;
         loop {
-            let (record, _) = self.record(key)?.ok_or(ApiError::NotFound)?;
+            let record = self.seen(key)?.ok_or(ApiError::NotFound)?;
             let number = if wanted == 0 { record.current } else { wanted };
             let version = record.versions.get(&number).cloned();
             let version = version.ok_or(ApiError::NotFound)?;

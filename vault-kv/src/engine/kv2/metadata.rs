@@ -35,7 +35,7 @@ impl Kv2 {
     }
 
     pub(super) fn read_metadata(&self, key: &str) -> Result<Answer, ApiError> {
-        let (record, _) = self.record(key)?.ok_or(ApiError::NotFound)?;
+        let record = self.seen(key)?.ok_or(ApiError::NotFound)?;
         Ok(Answer::data(record.answer()))
     }
 
