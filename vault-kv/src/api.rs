@@ -25,6 +25,7 @@ use crate::lease::{Leases, upkeep};
 use crate::mount::{Engine, Mounts, Served};
 use crate::outbound::Outbound;
 use crate::policy::{Capability, Decision, Policies};
+use crate::quota::Quotas;
 use crate::request::{ClientToken, Operation, Request};
 use crate::rotation::{Rotation, start_upkeep};
 use crate::token::role::TokenRoles;
@@ -69,6 +70,7 @@ pub(crate) struct Api {
     moves: Moves,
     identities: Identities,
     lockout: Lockout,
+    quotas: Quotas,
     spiffe: Spiffe,
     rotation: Arc<Rotation>,
     audit: Arc<Audit>,
@@ -136,6 +138,7 @@ impl Api {
             moves: Moves::default(),
             identities: Identities::load(db.clone(), clock.clone())?,
             lockout: Lockout::new(clock.clone()),
+            quotas: Quotas::load(db.clone(), clock.clone())?,
             tokens,
             spiffe: Spiffe::load(db.clone(), outbound)?,
             db,
@@ -156,7 +159,11 @@ impl Api {
     /// Answer a request.
     pub async fn handle(&self, mut request: Request) -> http::Response<Bytes> {
         let flight = self.figures.begin(&request, &self.clock);
+        let admitted = self
+            .quotas
+            .admit(request.path.as_str(), &request.caller.remote);
         let result = match request.path.as_str() {
+            _ if admitted.is_err() => admitted.map(|()| Answer::none()),
             READ_MANY => self.read_many(&request).await,
             _ => self.answer(&mut request).await,
         };

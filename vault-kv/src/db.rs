@@ -104,18 +104,22 @@ impl Batch {
     }
 }
 
+/// Names share these, which are held while a change becomes durable: so many that writers who have nothing to do with each
+/// other seldom wait for each other, and go together in one group.
+const LOCKS: usize = 4096;
+
 /// The unsealed store.
 #[derive(Clone)]
 pub(crate) struct Db {
     core: Core,
-    locks: Arc<[Mutex<()>; 64]>,
+    locks: Arc<[Mutex<()>]>,
 }
 
 impl Db {
     pub fn new(core: Core) -> Self {
         Self {
             core,
-            locks: Arc::new(std::array::from_fn(|_| Mutex::new(()))),
+            locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
         }
     }
 
@@ -222,8 +226,11 @@ impl Db {
 /// Records that are read often, as they were at an index: an entry counts while the record has not changed, which the
 /// index of names tells, so nobody has to take anything out. What it saves is a look-up in the store, opening and parsing.
 pub(crate) struct Cached<T> {
-    known: RwLock<HashMap<Box<str>, (u64, Arc<T>)>>,
+    known: RwLock<HashMap<Box<str>, Known<T>>>,
 }
+
+/// A record and the index it had at the latest.
+type Known<T> = (u64, Arc<T>);
 
 impl<T> Default for Cached<T> {
     fn default() -> Self {

@@ -26,6 +26,7 @@ pub mod manual;
 mod mount;
 mod outbound;
 mod policy;
+mod quota;
 mod request;
 mod rotation;
 #[doc(hidden)]

@@ -267,7 +267,7 @@ impl Request {
             Operation::Read | Operation::Delete => query,
         };
         Ok(Self {
-            id: uuid::Uuid::new_v4().to_string(),
+            id: random_id(),
             operation,
             path,
             data,
@@ -280,6 +280,12 @@ impl Request {
             index: None,
         })
     }
+}
+
+/// A random id of a request: a version 4 UUID, without asking the system for each.
+pub(crate) fn random_id() -> String {
+    let random = uuid::Builder::from_random_bytes(rand::random());
+    random.into_uuid().to_string()
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -159,7 +159,7 @@ pub fn memory(arguments: &[String]) -> Result<()> {
 /// Until the fold has caught up with the log.
 fn settle(runtime: &Runtime, vault: &Vault) {
     while vault_kv::bench::unfolded(vault) > 0 {
-        runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
     }
 }
 

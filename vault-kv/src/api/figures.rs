@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 
 use super::Api;
 use crate::clock::{Clock, rfc3339};
 use crate::http::ApiError;
 use crate::http::reply::Answer;
-use crate::request::{Data, Request};
+use crate::request::{Data, Remote, Request};
 
 /// Counted since unsealing.
 #[derive(Default)]
@@ -25,8 +26,8 @@ struct InFlight {
     id: String,
     path: String,
     operation: &'static str,
-    remote: String,
-    since: String,
+    remote: Remote,
+    since: OffsetDateTime,
 }
 
 /// A request that is being answered; it is not any more when this is dropped.
@@ -42,8 +43,8 @@ impl Figures {
             id: request.id.clone(),
             path: request.path.as_str().to_owned(),
             operation: request.operation.as_str(),
-            remote: request.caller.remote.to_string(),
-            since: rfc3339(clock.now()),
+            remote: request.caller.remote,
+            since: clock.now(),
         };
         self.in_flight.lock().insert(number, flight);
         Flight {
@@ -73,7 +74,7 @@ impl Api {
             .values()
             .map(|flight| {
                 let seen = json!({
-                    "start_time": flight.since, "client_remote_address": flight.remote, "request_path": flight.path,
+                    "start_time": rfc3339(flight.since), "client_remote_address": flight.remote.to_string(), "request_path": flight.path,
                     "request_method": flight.operation, "client_id": "",
                 });
                 (flight.id.clone(), seen)

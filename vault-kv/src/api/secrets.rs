@@ -14,7 +14,7 @@ use crate::http::ApiError;
 use crate::http::reply::Answer;
 use crate::mount::{Engine, Mounts};
 use crate::policy::Capability;
-use crate::request::{ApiPath, ClientToken, Data, Operation, Request};
+use crate::request::{ApiPath, ClientToken, Data, Operation, Request, random_id};
 
 /// Where many secrets are read at once.
 pub(super) const READ_MANY: &str = "sys/mesh/secrets/read";
@@ -62,9 +62,10 @@ impl Api {
         if !matches!(engine, Some(Engine::Kv(_) | Engine::Kv1(_))) {
             return Err(ApiError::bad("not the path of a secret"));
         }
+        self.quotas.admit(path.as_str(), &request.caller.remote)?;
         let token = request.token.as_ref();
         let mut one = Request {
-            id: uuid::Uuid::new_v4().to_string(),
+            id: random_id(),
             operation: Operation::Read,
             path,
             data: Data::default(),

@@ -45,6 +45,9 @@ impl Api {
         if let Some(what) = path.strip_prefix("tools/") {
             return tools(operation, what, data);
         }
+        if let Some(path) = path.strip_prefix("quotas/") {
+            return self.quotas.handle(by, operation, path, data).await;
+        }
         if let Some(what) = path.strip_prefix("wrapping/") {
             return self.wrapping(caller, by, request, what).await;
         }

@@ -12,10 +12,12 @@ use crate::http::reply::render as rendered;
 use crate::request::{Caller, Refusal, Remote, Via};
 use crate::store::memory::MemoryStore;
 
+mod classes;
 mod identity;
 mod leases;
 mod logins;
 mod mounts;
+mod quotas;
 mod routes;
 mod secrets;
 mod strangers;

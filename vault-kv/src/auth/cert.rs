@@ -376,6 +376,9 @@ impl Role {
                 *list = given;
             }
         }
+        for name in &mut new.allowed_dns_sans {
+            name.make_ascii_lowercase();
+        }
         if new.required_extensions.iter().any(|e| !e.contains(':')) {
             return Err(ApiError::bad(
                 "field \"required_extensions\": each is an object identifier, a colon and the value",

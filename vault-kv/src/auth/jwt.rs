@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jsonwebtoken::{Validation, decode, decode_header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
@@ -23,11 +22,10 @@ use crate::request::{Data, Operation, Remote};
 mod claims;
 pub(crate) mod keys;
 
-use claims::{Claims, check_bound, check_times, claim, metadata, plain, refused};
-use keys::{Cache, Key, Source, algorithm, checked, fetch, key_set_text, pem_keys, signs};
-
-/// Longest token that is looked at, in bytes.
-const LONGEST: usize = 64 << 10;
+use claims::{check_bound, check_times, claim, metadata, plain};
+use keys::{
+    Claims, Keys, Source, Verifier, algorithm, checked, key_set_text, pem_keys, refused, signs,
+};
 
 /// One mount of the method.
 pub(crate) struct Jwt {
@@ -37,8 +35,7 @@ pub(crate) struct Jwt {
     /// Where it is mounted, e.g. `auth/jwt/`.
     mount: String,
     clock: Clock,
-    outbound: Option<Arc<dyn Outbound>>,
-    fetched: Cache,
+    verifier: Verifier,
 }
 
 /// Which keys, and whose. At most one of the first four is set.
@@ -88,8 +85,7 @@ impl Jwt {
             prefix,
             mount,
             clock,
-            outbound,
-            fetched: Cache::default(),
+            verifier: Verifier::new(outbound),
         }
     }
 
@@ -164,10 +160,7 @@ impl Jwt {
 
     async fn configure(&self, by: &By, data: &Data) -> Result<Answer, ApiError> {
         let config = Config::parse(data)?;
-        // A mistake shows now, not when somebody logs in.
-        if let Some((source, roots)) = config.source() {
-            fetch(self.outbound.as_deref(), source, roots).await?;
-        }
+        self.verifier.check(&config.keys()?).await?;
         let mut batch = Batch::new(by, "jwt config");
         batch
             .key(format!("{}config", self.mount))
@@ -197,7 +190,8 @@ impl Jwt {
         if !is_within(remote, &role.params.bound_cidrs) {
             return Err(ApiError::Unauthenticated);
         }
-        let claims = self.verified(&config, &token).await?;
+        let takes = |algorithm| config.takes(algorithm);
+        let claims = self.verifier.claims(config.keys()?, &token, takes).await?;
         check_times(&claims, &role, self.clock.unix())?;
         check_bound(&claims, &role, config.issuer())?;
         let user = role.user(&claims)?;
@@ -212,40 +206,6 @@ impl Jwt {
             batch: None,
             order: None,
         })
-    }
-
-    /// What a token says whose signature is good.
-    async fn verified(&self, config: &Config, token: &str) -> Result<Claims, ApiError> {
-        let unreadable = || refused("it is not a signed JSON Web Token");
-        if token.len() > LONGEST {
-            return Err(unreadable());
-        }
-        let header = decode_header(token).map_err(|_| unreadable())?;
-        if !config.takes(header.alg) {
-            return Err(refused(
-                "it is signed with an algorithm that is not supported",
-            ));
-        }
-        let fits = |key: &Key| key.fits(header.kid.as_deref(), header.alg);
-        let keys = match config.source() {
-            Some((source, roots)) => {
-                let outbound = self.outbound.as_deref();
-                self.fetched.keys(outbound, source, roots, fits).await?
-            }
-            None => Arc::new(config.keys()?),
-        };
-        let mut validation = Validation::new(header.alg);
-        // Times and audiences are the role's to judge.
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        let verified = keys
-            .iter()
-            .filter(|key| fits(key))
-            .find_map(|key| decode::<Claims>(token, &key.key, &validation).ok());
-        verified
-            .map(|token| token.claims)
-            .ok_or_else(|| refused("error verifying token signature: no known key signed it"))
     }
 
     fn config(&self) -> Result<Config, ApiError> {
@@ -326,32 +286,28 @@ impl Config {
             algorithm(name)
                 .ok_or_else(|| ApiError::bad(format!("unsupported algorithm: {name}")))?;
         }
-        if config.source().is_none() {
-            config.keys()?;
-        }
+        config.keys()?;
         Ok(config)
     }
 
-    /// Where its keys are fetched, and which authorities to trust for that.
-    fn source(&self) -> Option<(Source<'_>, &str)> {
+    fn keys(&self) -> Result<Keys<'_>, ApiError> {
         if !self.jwks_url.is_empty() {
-            return Some((Source::KeySet(&self.jwks_url), &self.jwks_ca_pem));
+            let source = Source::KeySet(&self.jwks_url);
+            return Ok(Keys::Fetched(source, &self.jwks_ca_pem));
         }
-        let url = (!self.oidc_discovery_url.is_empty()).then_some(&self.oidc_discovery_url);
-        url.map(|url| (Source::Discovery(url), &*self.oidc_discovery_ca_pem))
-    }
-
-    /// Its own keys.
-    fn keys(&self) -> Result<Vec<Key>, ApiError> {
+        if !self.oidc_discovery_url.is_empty() {
+            let source = Source::Discovery(&self.oidc_discovery_url);
+            return Ok(Keys::Fetched(source, &self.oidc_discovery_ca_pem));
+        }
         if !self.jwks.is_empty() {
-            return key_set_text("jwks", &self.jwks);
+            return key_set_text("jwks", &self.jwks).map(Keys::Own);
         }
         if self.jwt_validation_pubkeys.is_empty() {
             return Err(ApiError::bad(
                 "could not load configuration: write config first",
             ));
         }
-        pem_keys(&self.jwt_validation_pubkeys)
+        pem_keys(&self.jwt_validation_pubkeys).map(Keys::Own)
     }
 
     /// Whom tokens must be from; empty: anybody who has the key.

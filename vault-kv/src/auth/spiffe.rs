@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jsonwebtoken::{Validation, decode, decode_header};
 use parking_lot::RwLock;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -19,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::Login;
 use super::cert::chain::{Shown, Trusted};
-use super::jwt::keys::{Cache, Key, Source, checked, fetch, key_set_text, signs};
+use super::jwt::keys::{Keys, Source, Verifier, checked, key_set, refused, signs};
 use super::params::{TokenParams, is_within};
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
@@ -33,8 +32,6 @@ use crate::token::Binding;
 
 const PREFIX: &str = "auth/spiffe/role/";
 const CONFIG: &str = "auth/spiffe/config";
-/// Longest token that is looked at, in bytes.
-const LONGEST: usize = 64 << 10;
 /// Seconds that a clock may be off.
 const SKEW: f64 = 60.0;
 
@@ -75,8 +72,7 @@ struct Proved {
 pub(crate) struct Spiffe {
     db: Db,
     roles: RwLock<BTreeMap<String, Role>>,
-    outbound: Option<Arc<dyn Outbound>>,
-    fetched: Cache,
+    verifier: Verifier,
 }
 
 impl Spiffe {
@@ -90,8 +86,7 @@ impl Spiffe {
         Ok(Self {
             db,
             roles: RwLock::new(roles),
-            outbound,
-            fetched: Cache::default(),
+            verifier: Verifier::new(outbound),
         })
     }
 
@@ -184,11 +179,8 @@ impl Spiffe {
 
     async fn configure(&self, by: &By, data: &Data) -> Result<Answer, ApiError> {
         let config = Config::parse(data)?;
-        if let Some((source, roots)) = config.source()
-            && !data.flag("defer_bundle_fetch")?.unwrap_or(false)
-        {
-            // A mistake shows now, not when somebody logs in.
-            fetch(self.outbound.as_deref(), source, roots).await?;
+        if !data.flag("defer_bundle_fetch")?.unwrap_or(false) {
+            self.verifier.check(&config.keys()?).await?;
         }
         let mut batch = Batch::new(by, "spiffe-config/write");
         batch.put(CONFIG, &config)?.key(CONFIG);
@@ -250,8 +242,10 @@ impl Spiffe {
     async fn proved(&self, request: &Request, clock: &Clock) -> Result<Proved, ApiError> {
         let jwt = request.data.text("jwt")?.filter(|jwt| !jwt.is_empty());
         let jwt = jwt.map(Zeroizing::new).or_else(|| {
+            // Clients send the token they have, too, which is none of these.
             let bearer = request.token.as_ref()?.expose();
-            Some(Zeroizing::new(bearer.to_owned()))
+            let signed = bearer.matches('.').count() == 2;
+            signed.then(|| Zeroizing::new(bearer.to_owned()))
         });
         let certificate = request.caller.certificates.first();
         if let Some(jwt) = jwt {
@@ -291,40 +285,13 @@ impl Spiffe {
 
     /// Whom a JWT-SVID is about.
     async fn of_jwt(&self, jwt: &str, clock: &Clock) -> Result<Proved, ApiError> {
-        let refused = |why: &str| ApiError::bad(format!("error validating JWT-SVID: {why}"));
         let config = self.config()?;
         if config.trust_domain.is_empty() {
             return Err(refused(
                 "no trust domain is configured at auth/spiffe/config",
             ));
         }
-        if jwt.len() > LONGEST {
-            return Err(refused("it is too long"));
-        }
-        let header = decode_header(jwt).map_err(|_| refused("it is not a signed token"))?;
-        if !signs(header.alg) {
-            return Err(refused(
-                "it is signed with an algorithm that is not supported",
-            ));
-        }
-        let fits = |key: &Key| key.fits(header.kid.as_deref(), header.alg);
-        let keys = match config.source() {
-            Some((source, roots)) => {
-                let outbound = self.outbound.as_deref();
-                self.fetched.keys(outbound, source, roots, fits).await?
-            }
-            None => Arc::new(key_set_text("bundle", &config.bundle)?),
-        };
-        let mut validation = Validation::new(header.alg);
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        let claims = keys
-            .iter()
-            .filter(|key| fits(key))
-            .find_map(|key| decode::<Map<String, Value>>(jwt, &key.key, &validation).ok())
-            .ok_or_else(|| refused("no known key signed it"))?
-            .claims;
+        let claims = self.verifier.claims(config.keys()?, jwt, signs).await?;
         let ends = claims.get("exp").and_then(Value::as_f64);
         #[allow(clippy::cast_precision_loss, reason = "seconds of this age are exact")]
         let now = clock.unix() as f64;
@@ -404,10 +371,16 @@ impl Config {
         Ok(config)
     }
 
-    fn source(&self) -> Option<(Source<'_>, &str)> {
-        let roots = &*self.endpoint_root_ca_truststore_pem;
-        let fetched = self.profile == "https_web_bundle";
-        fetched.then_some((Source::KeySet(&self.endpoint_url), roots))
+    /// What JWT-SVIDs are signed with. A bundle may have keys for certificates only.
+    fn keys(&self) -> Result<Keys<'_>, ApiError> {
+        let bundle = serde_json::from_str(&self.bundle).unwrap_or_default();
+        Ok(match self.profile.as_str() {
+            "https_web_bundle" => Keys::Fetched(
+                Source::KeySet(&self.endpoint_url),
+                &self.endpoint_root_ca_truststore_pem,
+            ),
+            _ => Keys::Own(key_set(&bundle).unwrap_or_default()),
+        })
     }
 
     /// Whether an ID is of this trust domain.

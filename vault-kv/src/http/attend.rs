@@ -7,7 +7,7 @@ use super::{ApiError, AuthorizeError, reply::Answer};
 use crate::{
     api::Begun,
     policy::Capability,
-    request::{ApiPath, Caller, ClientToken, Data, Operation, Request},
+    request::{ApiPath, Caller, ClientToken, Data, Operation, Request, random_id},
     vault::{Open, Vault},
 };
 
@@ -69,7 +69,7 @@ fn request(access: Access<'_>) -> Request {
         _ => Operation::Write,
     };
     Request {
-        id: uuid::Uuid::new_v4().to_string(),
+        id: random_id(),
         operation,
         path: ApiPath::own(access.path),
         data: Data::default(),

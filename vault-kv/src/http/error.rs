@@ -47,6 +47,9 @@ pub(crate) enum ApiError {
     /// A body over the limit.
     #[error("http: request body too large")]
     TooLarge,
+    /// More requests than a quota allows.
+    #[error("request path \"{0}\": rate limit quota exceeded")]
+    TooMany(String),
     /// The store is sealed.
     #[error("Vault is sealed")]
     Sealed,
@@ -76,6 +79,7 @@ impl ApiError {
             Self::UnsupportedOperation | Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Sealed | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }

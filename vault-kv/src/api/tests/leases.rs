@@ -135,7 +135,7 @@ async fn what_was_given_ends_with_its_token_also_across_a_seal() {
     let db = Db::new(server.core.clone());
     let mut batch = Batch::new(&By::system("test"), "test");
     for path in db.names("token/id/").unwrap() {
-        if path.ends_with(&*serde_json::to_value(&name).unwrap().as_str().unwrap()) {
+        if path.ends_with(serde_json::to_value(&name).unwrap().as_str().unwrap()) {
             batch.delete(&path);
         }
     }

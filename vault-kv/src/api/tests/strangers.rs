@@ -357,7 +357,9 @@ async fn cve_2025_6037_a_pinned_certificate_is_compared_as_a_whole() {
     server
         .root("POST", "auth/cert/certs/one", json!({"certificate": pem}))
         .await;
-    let (status, _) = server.over(&[pinned.clone()], "auth/cert/login", "").await;
+    let (status, _) = server
+        .over(std::slice::from_ref(&pinned), "auth/cert/login", "")
+        .await;
     assert_eq!(status, 200);
     let forged = client("a", None, &own);
     for shown in [vec![forged.clone()], vec![forged, pinned]] {
@@ -401,7 +403,9 @@ async fn a_certificate_on_a_revocation_list_does_not_log_in() {
         server
             .root("POST", "auth/cert/crls/list", json!({"crl": crl}))
             .await;
-        let (got, answer) = server.over(&[shown.clone()], "auth/cert/login", "").await;
+        let (got, answer) = server
+            .over(std::slice::from_ref(&shown), "auth/cert/login", "")
+            .await;
         assert_eq!(got, status, "{answer}");
     }
     server

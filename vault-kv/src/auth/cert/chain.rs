@@ -67,7 +67,7 @@ impl Shown {
                 ParsedExtension::SubjectAlternativeName(names) => {
                     for name in &names.general_names {
                         match name {
-                            GeneralName::DNSName(name) => shown.dns.push((*name).to_owned()),
+                            GeneralName::DNSName(name) => shown.dns.push(name.to_ascii_lowercase()),
                             GeneralName::RFC822Name(name) => shown.emails.push((*name).to_owned()),
                             GeneralName::URI(name) => shown.uris.push((*name).to_owned()),
                             _ => {}

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Role;
+use super::keys::{Claims, refused};
 use crate::glob;
 use crate::http::ApiError;
 
@@ -12,8 +13,6 @@ use crate::http::ApiError;
 const SKEW: i64 = 60;
 /// Seconds that a token without an end, or without a begin, counts.
 const LEEWAY: i64 = 150;
-
-pub(super) type Claims = Map<String, Value>;
 
 /// A claim by name, or with `/` in front by JSON pointer (RFC 6901).
 pub(super) fn claim<'a>(claims: &'a Claims, name: &str) -> Option<&'a Value> {
@@ -150,9 +149,4 @@ pub(super) fn metadata(claims: &Claims, role: &Role) -> Result<BTreeMap<String, 
         }
     }
     Ok(metadata)
-}
-
-/// A token that is no good. Nothing of it is quoted.
-pub(super) fn refused(why: &str) -> ApiError {
-    ApiError::bad(format!("error validating token: {why}"))
 }

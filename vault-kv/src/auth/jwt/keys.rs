@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey};
-use serde_json::Value;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -20,6 +20,11 @@ const FRESH: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_secs(10);
 /// Keys of one set that are looked at.
 const MOST: usize = 256;
+/// Longest token that is looked at, in bytes.
+const LONGEST: usize = 64 << 10;
+
+/// What a token says.
+pub(crate) type Claims = Map<String, Value>;
 
 /// Where fetched keys come from.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +40,7 @@ pub(crate) struct Key {
     id: Option<String>,
     /// `None`: any that fits its kind.
     algorithm: Option<Algorithm>,
-    pub key: DecodingKey,
+    key: DecodingKey,
 }
 
 impl Key {
@@ -49,58 +54,130 @@ impl Key {
     }
 }
 
-/// Keys that were fetched.
-#[derive(Default)]
-pub(crate) struct Cache {
-    state: Mutex<State>,
+/// Where the keys are.
+pub(crate) enum Keys<'a> {
+    /// In the configuration.
+    Own(Vec<Key>),
+    /// There, and these authorities (PEM) are to be trusted for that instead of the system's.
+    Fetched(Source<'a>, &'a str),
+}
+
+/// Checks signatures for one mount.
+pub(crate) struct Verifier {
+    outbound: Option<Arc<dyn Outbound>>,
+    fetched: Mutex<Fetched>,
 }
 
 #[derive(Default)]
-struct State {
+struct Fetched {
     keys: Arc<Vec<Key>>,
-    fetched: Option<Instant>,
+    at: Option<Instant>,
     tried: Option<Instant>,
 }
 
-impl Cache {
+impl Verifier {
+    pub fn new(outbound: Option<Arc<dyn Outbound>>) -> Self {
+        Self {
+            outbound,
+            fetched: Mutex::default(),
+        }
+    }
+
+    /// Whether keys can be had; a mistake shows when it is made, not when somebody logs in.
+    ///
+    /// # Errors
+    /// 400: they cannot.
+    pub async fn check(&self, keys: &Keys<'_>) -> Result<(), ApiError> {
+        match keys {
+            Keys::Own(_) => Ok(()),
+            Keys::Fetched(source, roots) => {
+                fetch(self.outbound.as_deref(), *source, roots).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// What a token says that one of the keys signed, with an algorithm that `takes` takes. Times, issuers and audiences
+    /// are not looked at.
+    ///
+    /// # Errors
+    /// 400; nothing of the token is quoted.
+    pub async fn claims(
+        &self,
+        keys: Keys<'_>,
+        token: &str,
+        takes: impl Fn(Algorithm) -> bool,
+    ) -> Result<Claims, ApiError> {
+        let unreadable = || refused("it is not a signed JSON Web Token");
+        if token.len() > LONGEST {
+            return Err(unreadable());
+        }
+        let header = decode_header(token).map_err(|_| unreadable())?;
+        if !takes(header.alg) {
+            return Err(refused(
+                "it is signed with an algorithm that is not supported",
+            ));
+        }
+        let fits = |key: &Key| key.fits(header.kid.as_deref(), header.alg);
+        let keys = match keys {
+            Keys::Own(keys) => Arc::new(keys),
+            Keys::Fetched(source, roots) => self.fetched(source, roots, fits).await?,
+        };
+        let mut validation = Validation::new(header.alg);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        let verified = keys
+            .iter()
+            .filter(|key| fits(key))
+            .find_map(|key| decode::<Claims>(token, &key.key, &validation).ok());
+        verified
+            .map(|token| token.claims)
+            .ok_or_else(|| refused("error verifying token signature: no known key signed it"))
+    }
+
     /// The keys of `source`, fetched again when they are old or none of them `fits`.
     ///
     /// # Errors
     /// There are none, and none can be fetched.
-    pub async fn keys(
+    async fn fetched(
         &self,
-        outbound: Option<&dyn Outbound>,
         source: Source<'_>,
         roots: &str,
         fits: impl Fn(&Key) -> bool,
     ) -> Result<Arc<Vec<Key>>, ApiError> {
-        let mut state = self.state.lock().await;
+        let mut fetched = self.fetched.lock().await;
         let now = Instant::now();
         let within = |since: Option<Instant>, limit| since.is_some_and(|at| now - at < limit);
-        let known = state.keys.iter().any(fits);
-        if within(state.fetched, FRESH) && known || within(state.tried, PAUSE) {
-            return Ok(Arc::clone(&state.keys));
+        let known = fetched.keys.iter().any(fits);
+        if within(fetched.at, FRESH) && known || within(fetched.tried, PAUSE) {
+            return Ok(Arc::clone(&fetched.keys));
         }
-        state.tried = Some(now);
-        match fetch(outbound, source, roots).await {
+        fetched.tried = Some(now);
+        match fetch(self.outbound.as_deref(), source, roots).await {
             Ok(keys) => {
-                state.keys = Arc::new(keys);
-                state.fetched = Some(Instant::now());
+                fetched.keys = Arc::new(keys);
+                fetched.at = Some(Instant::now());
             }
-            Err(error) if state.keys.is_empty() => return Err(error),
+            Err(error) if fetched.keys.is_empty() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "keys of a login method cannot be fetched; the last ones are used");
             }
         }
-        Ok(Arc::clone(&state.keys))
+        Ok(Arc::clone(&fetched.keys))
     }
+}
+
+/// A token that is no good. Nothing of it is quoted.
+pub(crate) fn refused(why: &str) -> ApiError {
+    ApiError::bad(format!("error validating token: {why}"))
 }
 
 /// The keys of `source` as they are now.
 ///
 /// # Errors
 /// 400 with the reason.
-pub(crate) async fn fetch(
+async fn fetch(
     outbound: Option<&dyn Outbound>,
     source: Source<'_>,
     roots: &str,
