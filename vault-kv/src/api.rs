@@ -434,7 +434,7 @@ impl Api {
     ) -> Result<Answer, ApiError> {
         let path = request.path.as_str();
         if request.help {
-            return self.help(request);
+            return self.help(caller, request);
         }
         let Some(served) = served else {
             return Err(ApiError::NoMount(path.to_string()));

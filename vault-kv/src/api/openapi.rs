@@ -135,12 +135,17 @@ impl Api {
         )
     }
 
-    /// What a path is for.
-    pub(super) fn help(&self, request: &Request) -> Result<Answer, ApiError> {
+    /// What a path is for. Of a mount that the caller has nothing to do with not even that it is there.
+    pub(super) fn help(
+        &self,
+        caller: &Authenticated,
+        request: &Request,
+    ) -> Result<Answer, ApiError> {
         let path = request.path.as_str();
         let whole = format!("{}/", path.trim_end_matches('/'));
         let found = self.mounts.at(path).or_else(|| self.mounts.find(path));
-        let served = found.ok_or_else(|| ApiError::NoMount(path.to_owned()))?;
+        let found = found.filter(|served| caller.acl.touches(&served.mount.path));
+        let served = found.ok_or(ApiError::Denied)?;
         let mount = &served.mount;
         let routes = of(mount.kind);
         if whole == mount.path {

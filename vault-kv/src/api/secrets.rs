@@ -118,18 +118,28 @@ impl Api {
             }
         };
         // 0 asks for what there is. Whoever waited in vain gets that, too.
-        if index > 0
-            && let Ok(Err(error)) = timeout(wait, changed).await
-        {
-            return Err(failure(error));
+        if index > 0 {
+            if let Ok(Err(error)) = timeout(wait, changed).await {
+                return Err(failure(error));
+            }
+            self.still_may(begun, request)?;
         }
         // Before what is read: it is as new as this, or newer. Never 0, which would not wait.
         request.index = Some(now().map_err(failure)?.max(1));
-        self.still_may(request)
+        Ok(())
     }
 
     /// Whether the caller's right still stands after a while.
-    fn still_may(&self, request: &Request) -> Result<(), ApiError> {
+    fn still_may(&self, begun: &Begun, request: &Request) -> Result<(), ApiError> {
+        // Of a token with its last use under way nobody else is told that it is there.
+        if let Some((id, token)) = begun.caller.as_ref().and_then(Authenticated::token)
+            && token.num_uses != 0
+        {
+            return match self.tokens.exists(id)? {
+                true => Ok(()),
+                false => Err(ApiError::Unauthenticated),
+            };
+        }
         let (token, spiffe) = (request.token.as_ref(), request.caller.spiffe.as_deref());
         let caller = self.authenticate(token, spiffe, Some(&request.caller))?;
         let capability = match request.operation {

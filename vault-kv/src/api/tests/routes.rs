@@ -105,6 +105,9 @@ async fn the_interface_describes_itself() {
     assert!(help["help"].as_str().unwrap().contains("explicit_max_ttl"));
     let (status, _) = server.send("GET", path, "", None, Value::Null).await;
     assert_eq!(status, 403);
+    let path = "secret/data/x?help=1";
+    let (status, _) = server.send("GET", path, &token, None, Value::Null).await;
+    assert_eq!(status, 403, "not even that there is such a mount");
     let help = server.root("GET", "secret?help=1", Value::Null).await;
     assert!(help["help"].as_str().unwrap().contains("^data/{path}$"));
     let figures = server.root("GET", "sys/metrics", Value::Null).await;

@@ -102,6 +102,19 @@ async fn a_read_waits_for_the_next_change() {
 }
 
 #[tokio::test]
+async fn the_last_use_of_a_token_may_wait() {
+    let server = Server::start().await;
+    server.put("a", "one").await;
+    server.reader().await;
+    let once = json!({"policies": ["reader"], "num_uses": 1});
+    let token = server.token(once).await;
+    let (status, answer, _) = server
+        .watch(&token, "secret/data/a?index=1&wait=10ms")
+        .await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test]
 async fn who_waits_gets_nothing_once_the_right_is_gone() {
     let server = Server::start().await;
     server.put("a", "one").await;
