@@ -106,12 +106,12 @@ mod tests {
     #[test]
     fn wrk_is_understood() {
         let text = "Running 5s test @ http://127.0.0.1:1/\n  1 threads and 32 connections\n  Latency Distribution\n     \
-                    50%  239.00us\n     99%    1.06ms\n  660452 requests in 5.00s, 715.41MB read\n\
+                    50%  250.00us\n     99%    1.06ms\n  660452 requests in 5.00s, 715.41MB read\n\
                     Requests/sec: 132090.51\nTransfer/sec:    143.08MB\n";
         let seen = Load {
             requests: 660_452.0,
             rate: 132_090.51,
-            p50: 0.239,
+            p50: 0.25,
             p99: 1.06,
         };
         assert_eq!(parse(text), Some(seen));

@@ -23,6 +23,7 @@ use crate::http::reply::{Answer, render};
 use crate::identity::Identities;
 use crate::lease::{Leases, upkeep};
 use crate::mount::{Engine, Mounts, Served};
+use crate::oidc::Provider;
 use crate::outbound::Outbound;
 use crate::policy::{Capability, Decision, Policies};
 use crate::quota::Quotas;
@@ -69,6 +70,7 @@ pub(crate) struct Api {
     leases: Arc<Leases>,
     moves: Moves,
     identities: Identities,
+    oidc: Provider,
     lockout: Lockout,
     quotas: Quotas,
     spiffe: Spiffe,
@@ -99,8 +101,10 @@ impl Api {
         audit: Arc<Audit>,
         ledger: Arc<dyn LedgerRead>,
         outbound: Option<Arc<dyn Outbound>>,
+        api_addr: String,
     ) -> Result<(Self, Arc<Rotation>), ApiError> {
-        Self::load_at(core, audit, ledger, outbound, Clock::default())
+        let clock = Clock::default();
+        Self::load_at(core, audit, ledger, outbound, api_addr, clock)
     }
 
     fn load_at(
@@ -108,6 +112,7 @@ impl Api {
         audit: Arc<Audit>,
         ledger: Arc<dyn LedgerRead>,
         outbound: Option<Arc<dyn Outbound>>,
+        api_addr: String,
         clock: Clock,
     ) -> Result<(Self, Arc<Rotation>), ApiError> {
         let db = Db::new(core);
@@ -137,6 +142,7 @@ impl Api {
             leases,
             moves: Moves::default(),
             identities: Identities::load(db.clone(), clock.clone())?,
+            oidc: Provider::new(db.clone(), clock.clone(), api_addr),
             lockout: Lockout::new(clock.clone()),
             quotas: Quotas::load(db.clone(), clock.clone())?,
             tokens,
@@ -232,6 +238,17 @@ impl Api {
                     let below = &request.path.as_str()[mount.path.len()..];
                     let (operation, data) = (request.operation, &request.data);
                     ssh.handle(&begun.by, operation, below, data, mount.config.ttls())
+                        .await
+                }
+                Some(Served {
+                    engine: Engine::Identity,
+                    mount,
+                }) => {
+                    let below = &request.path.as_str()[mount.path.len()..];
+                    let below = below.strip_prefix("oidc/").unwrap_or(below);
+                    let (operation, data) = (request.operation, &request.data);
+                    self.oidc
+                        .handle(&begun.by, operation, below, data, None)
                         .await
                 }
                 _ => self.login(begun, request).await,
@@ -458,7 +475,15 @@ impl Api {
                 let spiffe = &self.spiffe;
                 spiffe.handle(by, operation, &below, &request.data).await
             }
-            Engine::Identity => self.identity(by, operation, &below, &request.data).await,
+            Engine::Identity => match below.strip_prefix("oidc/") {
+                Some(below) => {
+                    let subject = self.subject(caller);
+                    let oidc = &self.oidc;
+                    oidc.handle(by, operation, below, &request.data, subject)
+                        .await
+                }
+                None => self.identity(by, operation, &below, &request.data).await,
+            },
             Engine::Kv(kv) => {
                 if let Some(key) = below.strip_prefix("move/") {
                     Self::may_move(caller, &served.mount.path, key, &request.data)?;

@@ -24,6 +24,7 @@ mod lease;
 mod ledger;
 pub mod manual;
 mod mount;
+mod oidc;
 mod outbound;
 mod policy;
 mod quota;

@@ -556,9 +556,10 @@ impl Open {
     fn load(core: Core, vault: &Vault) -> Result<Self, VaultError> {
         let audit = Arc::clone(&vault.inner.audit);
         let ledger = Arc::new(LedgerOf::new(vault));
-        let outbound = vault.inner.config.outbound.clone();
+        let config = &vault.inner.config;
+        let (outbound, api_addr) = (config.outbound.clone(), config.api_addr.clone());
         let (api, rotation) =
-            Api::load(core.clone(), audit, ledger, outbound).map_err(interface)?;
+            Api::load(core.clone(), audit, ledger, outbound, api_addr).map_err(interface)?;
         let timers = Arc::new(Timers::default());
         timers.load(&core)?;
         Ok(Self {

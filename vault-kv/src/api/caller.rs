@@ -7,6 +7,8 @@ use crate::audit::AuthRecord;
 use crate::auth::{params::is_within, spiffe};
 use crate::db::By;
 use crate::http::ApiError;
+use crate::identity::Memberships;
+use crate::oidc::Subject;
 use crate::policy::{Acl, Identity, PolicyName};
 use crate::request::{Caller, ClientToken};
 use crate::token::{Token, TokenId, Tokens};
@@ -83,6 +85,22 @@ impl Api {
     pub(super) fn acl_of(&self, token: &Token) -> Result<Arc<Acl>, ApiError> {
         let (names, identity) = self.of_token(token)?;
         Ok(self.rights(&names, &identity)?.1)
+    }
+
+    /// Whom an identity token of this caller would be about; `None`: nobody's entity.
+    pub(super) fn subject(&self, caller: &Authenticated) -> Option<Subject> {
+        let (_, token) = caller.token()?;
+        let entity = self.identities.entity(&token.entity)?;
+        let Memberships { direct, inherited } = self.identities.memberships(&entity.id);
+        let groups = direct.iter().chain(&inherited).filter_map(|id| {
+            let group = self.identities.group(id)?;
+            Some((group.id.clone(), group.name.clone()))
+        });
+        Some(Subject {
+            groups: groups.collect(),
+            facts: self.identities.facts(&entity.id),
+            entity: entity.id.clone(),
+        })
     }
 
     /// What these policies grant.

@@ -15,6 +15,7 @@ use crate::engine::ssh::Ssh;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
 use crate::mount::{Engine, Mount, MountConfig, Served};
+use crate::oidc::Provider;
 use crate::request::{Operation, Remote, Request};
 use crate::token::{NewToken, TokenKind};
 
@@ -28,6 +29,7 @@ pub(super) fn is_open(served: &Served, path: &str) -> bool {
         Engine::Cert(_) => Cert::is_login(below),
         Engine::Spiffe => Spiffe::is_login(below),
         Engine::Ssh(_) => Ssh::is_open(below),
+        Engine::Identity => Provider::is_open(below),
         _ => false,
     }
 }

@@ -187,6 +187,17 @@ const IDENTITY: &[Route] = &[
     route("rwd", "group/name/{name}", "A group by name.", "metadata:o policies:a member_entity_ids:a member_group_ids:a"),
     route("w", "lookup/entity", "Finds an entity.", "id:s name:s alias_id:s alias_name:s alias_mount_accessor:s"),
     route("w", "lookup/group", "Finds a group.", "id:s name:s"),
+    route("rw", "oidc/config", "The issuer of identity tokens.", "issuer:s"),
+    route("l", "oidc/key/", "Names of keys.", ""),
+    route("l", "oidc/role/", "Names of roles.", ""),
+    route("rwd", "oidc/key/{name}", "A key that signs identity tokens.",
+        "algorithm:s rotation_period:d verification_ttl:d allowed_client_ids:a"),
+    route("w", "oidc/key/{name}/rotate", "Puts another in its place.", "verification_ttl:d"),
+    route("rwd", "oidc/role/{name}", "What an identity token states.", "key:s client_id:s template:s ttl:d"),
+    route("r", "oidc/token/{name}", "An identity token about the caller.", ""),
+    route("w", "oidc/introspect", "Whether an identity token holds.", "token:s client_id:s"),
+    route("r", "oidc/.well-known/openid-configuration", "Where the keys are. Needs no token.", ""),
+    route("r", "oidc/.well-known/keys", "Public keys. Needs no token.", ""),
 ];
 
 #[rustfmt::skip]

@@ -17,6 +17,7 @@ mod identity;
 mod leases;
 mod logins;
 mod mounts;
+mod oidc;
 mod quotas;
 mod routes;
 mod secrets;
@@ -24,6 +25,7 @@ mod strangers;
 mod tokens;
 mod wrapping;
 
+const ADDR: &str = "http://mesh.test:8200";
 const WEB: &str = "spiffe://mesh.test/ns/default/dc/dc1/svc/web";
 
 struct Server {
@@ -62,8 +64,15 @@ impl Server {
         };
         let clock = Clock::default();
         let log = Arc::new(Audit::open(&[sink]).unwrap());
-        let (api, _) =
-            Api::load_at(core.clone(), log, Arc::new(NoLedger), None, clock.clone()).unwrap();
+        let (api, _) = Api::load_at(
+            core.clone(),
+            log,
+            Arc::new(NoLedger),
+            None,
+            ADDR.into(),
+            clock.clone(),
+        )
+        .unwrap();
         Self {
             api,
             core,
@@ -81,7 +90,7 @@ impl Server {
         };
         let log = Arc::new(Audit::open(&[sink]).unwrap());
         let (core, clock) = (self.core.clone(), self.clock.clone());
-        self.api = Api::load_at(core, log, Arc::new(NoLedger), None, clock)
+        self.api = Api::load_at(core, log, Arc::new(NoLedger), None, ADDR.into(), clock)
             .unwrap()
             .0;
     }
@@ -418,6 +427,7 @@ async fn a_spiffe_id_has_the_policies_of_its_roles_and_no_others() {
         Arc::new(Audit::open(&[]).unwrap()),
         Arc::new(NoLedger),
         None,
+        String::new(),
     )
     .unwrap();
     assert!(

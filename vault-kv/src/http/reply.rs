@@ -24,6 +24,8 @@ pub(crate) struct Answer {
     pub offer: Option<Offer>,
     /// The lease.
     pub lease: Option<LeaseInfo>,
+    /// Seconds that it may be kept by who gets it; `None`: not at all.
+    pub max_age: Option<u32>,
     /// A status other than 200/204.
     pub status: Option<StatusCode>,
     /// Where the fields go besides `data`.
@@ -205,7 +207,14 @@ pub(crate) fn render(
     head: bool,
 ) -> http::Response<Bytes> {
     match result {
-        Ok(answer) => render_answer(answer, request_id, head),
+        Ok(answer) => {
+            let mut response = render_answer(answer, request_id, head);
+            let kept = answer.max_age.map(|seconds| format!("max-age={seconds}"));
+            if let Some(Ok(kept)) = kept.map(http::HeaderValue::try_from) {
+                response.headers_mut().insert(header::CACHE_CONTROL, kept);
+            }
+            response
+        }
         Err(error) => render_error(error, head),
     }
 }
