@@ -5,8 +5,9 @@
 //! was given to, or all of one SPIFFE ID at once. Ending asks the engine to take the credential back. If that fails it is tried again,
 //! and after [`ATTEMPTS`] the lease is *irrevocable*: kept and listed until somebody looks after it.
 //!
-//! Costs. In memory a lease is its name, twice, and two entries in ordered sets: about 300 bytes, whatever was
-//! handed out. What there is to know of it is in the store. Unsealing does not wait for leases: they are read in
+//! Costs. In memory a lease is its name, twice, and two entries in ordered sets, whatever was handed out; with what the
+//! engine and the store keep of it 1.4 KB of a process are measured for each of a million (`mesh-bench secrets`).
+//! What there is to know of it is in the store. Unsealing does not wait for leases: they are read in
 //! the background, a piece at a time, and what expired meanwhile is refused all the same.
 
 use std::sync::Arc;
