@@ -2,8 +2,8 @@
 //!
 //! Of all quotas the one with the longest path counts, so that a mount can be given more or less than the rest. Each address has a
 //! bucket that fills evenly; a request that finds it empty is answered with 429 before anybody is authenticated or anything is
-//! parsed for it. Buckets are in memory only, and bounded: a flood of addresses makes the fullest ones be forgotten, which
-//! gives those nothing they did not have.
+//! parsed for it. An address of IPv6 counts as the /64 that it is in. Buckets are in memory only, and bounded: when more networks ask than are kept,
+//! all of them begin anew.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -116,19 +116,21 @@ impl Quotas {
             return Ok(());
         };
         let ip = match remote {
-            Remote::Ip(ip) => Some(ip.to_canonical()),
+            Remote::Ip(ip) => Some(network(ip.to_canonical())),
             Remote::Unix => None,
         };
         let mut buckets = self.buckets.lock();
         let now = self.clock.now();
-        if buckets.len() >= BUCKETS {
+        let before = buckets.len();
+        if before >= BUCKETS {
             // Those who did not ask for an interval have a full one again.
             buckets.retain(|_, bucket| {
                 now - bucket.at < Duration::from_secs(quota.interval)
                     || bucket.blocked_until.is_some_and(|until| until > now)
             });
         }
-        if buckets.len() >= BUCKETS {
+        // Looking through them must not be what every request does.
+        if before >= BUCKETS && buckets.len() > BUCKETS / 2 {
             buckets.clear();
         }
         let bucket = buckets
@@ -282,6 +284,14 @@ impl Quota {
             "name": name, "type": "rate-limit", "path": self.path, "rate": self.rate, "interval": self.interval,
             "block_interval": self.block_interval, "role": "", "inheritable": self.path.is_empty(),
         })
+    }
+}
+
+/// Whoever has one address of a /64 has them all.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
+        v4 => v4,
     }
 }
 

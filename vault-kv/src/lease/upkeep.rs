@@ -74,8 +74,15 @@ impl Leases {
     fn read_some(&self, last: &mut String) -> Result<bool, ApiError> {
         let names = self.db.names_after(PREFIX, last, CHUNK)?;
         for name in &names {
-            let Some((lease, _)) = self.db.get::<Lease>(name)? else {
-                continue;
+            let lease = match self.db.get::<Lease>(name) {
+                Ok(Some((lease, _))) => lease,
+                Ok(None) => continue,
+                Err(ApiError::Sealed) => return Err(ApiError::Sealed),
+                // One that is no good must not keep the others from ending.
+                Err(error) => {
+                    tracing::error!(lease = id_of(name), %error, "a lease is passed over");
+                    continue;
+                }
             };
             let id = id_of(name);
             let mut timetable = self.timetable.lock();

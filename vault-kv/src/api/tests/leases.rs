@@ -152,6 +152,10 @@ async fn leases_end_when_their_time_is_over() {
     let tune = json!({"default_lease_ttl": "60s"});
     server.root("POST", "sys/mounts/ssh/tune", tune).await;
     let (otp, id) = server.otp(&server.root).await;
+    // One that is no good keeps no other from ending.
+    let mut batch = Batch::new(&By::system("test"), "test");
+    batch.put_bytes("lease/a/bad", Zeroizing::new(b"no lease".to_vec()));
+    Db::new(server.core.clone()).commit(batch).await.unwrap();
     server.clock.advance(61);
     server.reload();
     server.until_gone(&id).await;

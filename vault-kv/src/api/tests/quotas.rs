@@ -35,6 +35,12 @@ async fn an_address_has_so_many_requests_and_the_longest_path_counts() {
     server.clock.advance(20);
     assert_eq!(read(&server, one, "secret/data/a").await, 404, "one more");
     assert_eq!(read(&server, one, "secret/data/a").await, 429);
+    let six = async |address: &str| read(&server, address, "secret/data/a").await;
+    for address in ["2001:db8::1", "2001:db8::2", "2001:db8::3"] {
+        assert_eq!(six(address).await, 404);
+    }
+    assert_eq!(six("2001:db8::4").await, 429, "one network");
+    assert_eq!(six("2001:db8:0:1::1").await, 404, "another one");
     // Not even who nobody knows costs more than that.
     let (status, answer) = server
         .send_from(

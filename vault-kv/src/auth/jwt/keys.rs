@@ -70,6 +70,8 @@ pub(crate) struct Verifier {
 
 #[derive(Default)]
 struct Fetched {
+    /// Whose they are: keys of an issuer that is not trusted any more are no keys.
+    of: String,
     keys: Arc<Vec<Key>>,
     at: Option<Instant>,
     tried: Option<Instant>,
@@ -147,6 +149,13 @@ impl Verifier {
         fits: impl Fn(&Key) -> bool,
     ) -> Result<Arc<Vec<Key>>, ApiError> {
         let mut fetched = self.fetched.lock().await;
+        let of = format!("{source:?} {roots}");
+        if fetched.of != of {
+            *fetched = Fetched {
+                of,
+                ..Fetched::default()
+            };
+        }
         let now = Instant::now();
         let within = |since: Option<Instant>, limit| since.is_some_and(|at| now - at < limit);
         let known = fetched.keys.iter().any(fits);
@@ -318,4 +327,46 @@ pub(crate) fn signs(algorithm: Algorithm) -> bool {
         algorithm,
         Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::outbound::Sent;
+
+    /// Answers with a key of which the path is the name, or with nothing.
+    #[derive(Debug)]
+    struct Issuers;
+
+    impl Outbound for Issuers {
+        fn send(&self, request: http::Request<Bytes>, _roots: Option<String>) -> Sent<'_> {
+            let path = request.uri().path().trim_start_matches('/').to_owned();
+            let set = json!({"keys": [{
+                "kty": "OKP", "crv": "Ed25519", "kid": path, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+            }]});
+            Box::pin(async move {
+                match path.as_str() {
+                    "away" => Err("nobody answers".to_owned()),
+                    _ => Ok(http::Response::new(set.to_string().into())),
+                }
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_of_an_issuer_are_forgotten_with_it() {
+        let verifier = Verifier::new(Some(Arc::new(Issuers)));
+        let names = async |url: &str| {
+            let any = |_: &Key| true;
+            let keys = verifier.fetched(Source::KeySet(url), "", any).await.ok()?;
+            let names = keys.iter().map(|key| key.id.clone().unwrap());
+            Some(names.collect::<Vec<_>>())
+        };
+        assert_eq!(names("https://x/one").await.unwrap(), ["one"]);
+        assert_eq!(names("https://x/two").await.unwrap(), ["two"]);
+        assert_eq!(names("https://x/away").await, None, "not those of another");
+    }
 }
