@@ -63,6 +63,8 @@ pub(super) struct Segments {
 
 struct Segment {
     first: u64,
+    /// How often its file was replaced.
+    replaced: u32,
     /// Good bytes.
     length: u64,
     /// Some of its frames (index, offset), in order, so that readers need not start at its beginning.
@@ -103,7 +105,7 @@ impl Segments {
     ) -> Result<(), StoreError> {
         let mut chain: Option<Chain> = None;
         let mut next = from.max(1);
-        while let Some(reader) = self.reader(next, chain.is_some())? {
+        while let Some((reader, replaced)) = self.reader(next, chain.is_some())? {
             let (first, start) = (reader.span.first, reader.span.from);
             let chain = chain.get_or_insert_with(|| Chain::at(start.0));
             // Where the segment was not walked when it was opened, its marks are learnt now.
@@ -116,7 +118,7 @@ impl Segments {
                 visit(found)
             })?;
             if start.1 == 0 {
-                self.learn(first, marks);
+                self.learn(first, replaced, marks);
             }
             if !matches!(walked, Walked::All) || chain.next <= next {
                 break;
@@ -127,8 +129,12 @@ impl Segments {
     }
 
     /// Opens the segment that has the durable entry `index`, at a frame not far before it; `at_start`:
-    /// only the segment that begins with it.
-    fn reader(&self, index: u64, at_start: bool) -> Result<Option<segment::Reader>, StoreError> {
+    /// only the segment that begins with it. With how often its file has been replaced.
+    fn reader(
+        &self,
+        index: u64,
+        at_start: bool,
+    ) -> Result<Option<(segment::Reader, u32)>, StoreError> {
         // Held while the file is opened: no other file takes its name in between.
         let list = self.list.read();
         let at = list
@@ -149,12 +155,14 @@ impl Segments {
             from,
             to: segment.length,
         })?;
-        Ok(Some(reader))
+        Ok(Some((reader, segment.replaced)))
     }
 
-    fn learn(&self, first: u64, marks: Marks) {
+    /// `replaced`: which of its files the marks are of.
+    fn learn(&self, first: u64, replaced: u32, marks: Marks) {
         let mut list = self.list.write();
         if let Ok(at) = list.binary_search_by_key(&first, |segment| segment.first)
+            && list[at].replaced == replaced
             && list[at].marks.0.is_empty()
         {
             list[at].marks = marks;
@@ -226,6 +234,7 @@ impl Segments {
         if let Ok(at) = list.binary_search_by_key(&first, |segment| segment.first) {
             list[at] = Segment {
                 first,
+                replaced: list[at].replaced + 1,
                 length,
                 marks,
             };
@@ -269,6 +278,7 @@ impl Log {
             .iter()
             .map(|span| Segment {
                 first: span.first,
+                replaced: 0,
                 length: span.to,
                 marks: Marks::default(),
             })
@@ -422,6 +432,7 @@ impl Log {
         }
         self.segments.list.write().push(Segment {
             first: self.next,
+            replaced: 0,
             length: 0,
             marks: Marks::default(),
         });

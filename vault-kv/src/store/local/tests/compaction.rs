@@ -1,8 +1,9 @@
 //! What compaction takes out, and what a death in the middle of it leaves.
 
-use std::fs;
+use std::{fs, ops::ControlFlow};
 
 use super::*;
+use crate::store::local::log::Marks;
 
 /// Ciphertexts that are looked for on the disk.
 const SECRETS: [&[u8]; 4] = [
@@ -191,6 +192,43 @@ fn reads_and_commits_go_on_while_it_compacts() {
     drop(store);
     assert_eq!(verified(dir.path()).unwrap(), head);
     assert_eq!(contents(&open(dir.path())), before);
+}
+
+#[test]
+fn a_reader_of_a_file_that_is_replaced_meanwhile_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    commit(&store, &[Do::Put(2, b"stays".into())]).unwrap();
+    for _ in 0..40 {
+        commit(&store, &[Do::Put(1, vec![1; 40_000])]).unwrap();
+    }
+    let log = dir.path().join("log");
+    let old = fs::read(segment::segment_path(&log, 1)).unwrap();
+    assert!(compact(&store, 100).redacted > 0);
+    let new = fs::read(segment::segment_path(&log, 1)).unwrap();
+    assert!(new.len() < old.len());
+
+    // The file as it was, and the compacted one in its place while somebody reads the former.
+    let segments = &store.shared.segments;
+    let put = |bytes: &[u8]| {
+        let path = dir.path().join("anew");
+        fs::write(&path, bytes).unwrap();
+        let length = bytes.len() as u64;
+        segments.replace(1, &path, length, Marks::default()).unwrap();
+    };
+    put(&old);
+    let mut replaced = false;
+    segments
+        .walk(1, |_| {
+            if !std::mem::replace(&mut replaced, true) {
+                put(&new);
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+    for from in 1..=41 {
+        assert_eq!(indexes(&store, from).len() as u64, 42 - from);
+    }
 }
 
 #[test]
