@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use crate::audit::{Audit, AuthRecord, Exchange, Hasher, Said};
+use crate::audit::{Audit, AuthRecord, Exchange, Hasher, Said, Submitted};
 use crate::auth::lockout::Lockout;
 use crate::auth::spiffe::Spiffe;
 use crate::clock::Clock;
@@ -170,7 +170,7 @@ impl Api {
             .admit(request.path.as_str(), &request.caller.remote);
         let result = match request.path.as_str() {
             _ if admitted.is_err() => admitted.map(|()| Answer::none()),
-            READ_MANY => self.read_many(&request).await,
+            READ_MANY => Box::pin(self.read_many(&request)).await,
             _ => self.answer(&mut request).await,
         };
         if result.is_err() {
@@ -182,30 +182,35 @@ impl Api {
     }
 
     async fn answer(&self, request: &mut Request) -> Result<Answer, ApiError> {
-        let begun = match self.is_open(request) {
-            true => self.begin_open(request).await?,
-            false => self.begin(request, false).await?,
+        let served = self.mounts.find(request.path.as_str());
+        let begun = match self.is_open(request, served.as_deref()) {
+            true => self.begin_open_at(request, served).await?,
+            false => self.begin_at(request, served, false).await?,
+        };
+        let waited = match request.data.raw("index") {
+            Some(_) if begun.caller.is_some() => {
+                Box::pin(self.wait_for_change(&begun, request)).await
+            }
+            _ => Ok(()),
         };
         let result = match &begun.caller {
-            Some(caller) => match self.wait_for_change(&begun, request).await {
-                Ok(()) => {
-                    let served = begun.served.as_deref();
-                    self.dispatch(caller, &begun.by, request, served).await
-                }
-                Err(error) => Err(error),
-            },
-            None => self.open(&begun, request).await,
+            _ if waited.is_err() => waited.map(|()| Answer::none()),
+            Some(caller) => {
+                let served = begun.served.as_deref();
+                self.dispatch(caller, &begun.by, request, served).await
+            }
+            None => Box::pin(self.open(&begun, request)).await,
         };
         let result = match result {
             Ok(answer) if answer.offer.is_some() => {
                 let caller = begun.caller.as_ref();
-                self.lease(&begun.by, caller, request, answer).await
+                Box::pin(self.lease(&begun.by, caller, request, answer)).await
             }
             result => result,
         };
         let result = match (result, request.wrap_ttl) {
             (Ok(answer), Some(ttl)) if !answer.is_empty() && answer.wrap.is_none() => {
-                self.wrap(&begun.by, request, answer, ttl).await
+                Box::pin(self.wrap(&begun.by, request, answer, ttl)).await
             }
             (result, _) => result,
         };
@@ -213,16 +218,13 @@ impl Api {
     }
 
     /// Whether a request needs nobody's right.
-    fn is_open(&self, request: &Request) -> bool {
+    fn is_open(&self, request: &Request, served: Option<&Served>) -> bool {
         let path = request.path.as_str();
         let nobody = request.token.is_none() && request.caller.spiffe.is_none();
         match path {
             "sys/wrapping/lookup" => true,
             "sys/internal/ui/mounts" => nobody,
-            _ => self
-                .mounts
-                .find(path)
-                .is_some_and(|served| login::is_open(&served, path)),
+            _ => served.is_some_and(|served| login::is_open(served, path)),
         }
     }
 
@@ -260,8 +262,17 @@ impl Api {
     ///
     /// # Errors
     /// 403, or no sink takes the line. Then the request is over; else [`Api::end`] must follow.
-    pub async fn begin(&self, request: &mut Request, sudo: bool) -> Result<Begun, ApiError> {
+    pub async fn begin(&self, request: &Request, sudo: bool) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
+        self.begin_at(request, served, sudo).await
+    }
+
+    async fn begin_at(
+        &self,
+        request: &Request,
+        served: Option<Arc<Served>>,
+        sudo: bool,
+    ) -> Result<Begun, ApiError> {
         let (token, spiffe) = (request.token.as_ref(), request.caller.spiffe.as_deref());
         let caller = match self.authenticate(token, spiffe, Some(&request.caller)) {
             Ok(caller) => caller,
@@ -283,7 +294,8 @@ impl Api {
             actor: caller.actor(),
             via: request.caller.via.as_str(),
         };
-        let record = (!self.audit.is_off()).then(|| caller.record());
+        let sent = request.token.as_ref();
+        let record = (!self.audit.is_off()).then(|| caller.record(&self.hasher, sent));
         let mut operation = request.operation.as_str();
         let (decision, refused) = match self.permit(&caller, request, served.as_deref(), sudo) {
             Ok(permit) => {
@@ -296,7 +308,17 @@ impl Api {
         };
         let (who, what) = (record.as_ref(), decision.as_ref());
         let said = self.said(request, who, what, operation, served.as_deref());
-        self.record(said.as_ref(), refused.as_ref()).await?;
+        let mut recording = said
+            .as_ref()
+            .map(|said| self.audit.submit(|| said.request_line(refused.as_ref())));
+        // What changes nothing and tells nobody anything may run before its line is seen to be written: the answer
+        // waits for both.
+        let waits = refused.is_some()
+            || caller.is_use_limited()
+            || !is_plain_read(request, served.as_deref());
+        if let Some(recording) = recording.take_if(|_| waits) {
+            recording.taken().await?;
+        }
         caller.spend(&self.tokens, &by).await?;
         if let Some(error) = refused {
             caller.finish(&self.tokens, &by).await?;
@@ -306,6 +328,7 @@ impl Api {
             caller: Some(caller),
             by,
             said,
+            recording,
             served,
         })
     }
@@ -313,6 +336,14 @@ impl Api {
     /// The same for what needs no right: on record, with nobody's name.
     pub async fn begin_open(&self, request: &Request) -> Result<Begun, ApiError> {
         let served = self.mounts.find(request.path.as_str());
+        self.begin_open_at(request, served).await
+    }
+
+    async fn begin_open_at(
+        &self,
+        request: &Request,
+        served: Option<Arc<Served>>,
+    ) -> Result<Begun, ApiError> {
         let operation = request.operation.as_str();
         let said = self.said(request, None, None, operation, served.as_deref());
         self.record(said.as_ref(), None).await?;
@@ -323,6 +354,7 @@ impl Api {
                 via: request.caller.via.as_str(),
             },
             said,
+            recording: None,
             served,
         })
     }
@@ -350,7 +382,11 @@ impl Api {
         if let Some(said) = &begun.said {
             let mount = begun.served.as_ref().map(|served| &served.mount);
             let line = || said.response_line(&self.hasher, mount, &result);
-            self.audit.write(line).await?;
+            let written = self.audit.submit(line);
+            if let Some(recording) = begun.recording {
+                recording.taken().await?;
+            }
+            written.taken().await?;
         }
         result
     }
@@ -365,7 +401,7 @@ impl Api {
     fn said(
         &self,
         request: &Request,
-        auth: Option<&AuthRecord>,
+        auth: Option<&AuthRecord<'_>>,
         decision: Option<&Decision>,
         operation: &str,
         served: Option<&Served>,
@@ -398,13 +434,13 @@ impl Api {
             Operation::Write if self.exists(caller, path, served)? => Capability::Update,
             Operation::Write => Capability::Create,
         };
-        let decision = caller.acl.decide(path, capability, Some(&request.data));
+        let decision = caller.acl().decide(path, capability, Some(&request.data));
         let mut allowed = decision.allowed
             && caller
-                .acl
+                .acl()
                 .permits_wrapping(path, capability, request.wrap_ttl);
         if allowed && (sudo || needs_sudo(path)) {
-            allowed = caller.acl.decide(path, Capability::Sudo, None).allowed;
+            allowed = caller.acl().decide(path, Capability::Sudo, None).allowed;
         }
         // Everybody known may ask what a path is for, and which mount it is on; the answer itself depends on the
         // caller's rights.
@@ -468,21 +504,21 @@ impl Api {
         if request.recursive {
             return scan(caller, served, request);
         }
+        // What is large and not asked for often is kept apart: a future is moved whole.
         match &served.engine {
-            Engine::System => self.sys(caller, by, request, &below).await,
-            Engine::Token => self.auth_token(caller, by, request, &below).await,
+            Engine::System => Box::pin(self.sys(caller, by, request, &below)).await,
+            Engine::Token => Box::pin(self.auth_token(caller, by, request, &below)).await,
             Engine::Spiffe => {
                 let spiffe = &self.spiffe;
-                spiffe.handle(by, operation, &below, &request.data).await
+                Box::pin(spiffe.handle(by, operation, &below, &request.data)).await
             }
             Engine::Identity => match below.strip_prefix("oidc/") {
                 Some(below) => {
                     let subject = self.subject(caller);
                     let oidc = &self.oidc;
-                    oidc.handle(by, operation, below, &request.data, subject)
-                        .await
+                    Box::pin(oidc.handle(by, operation, below, &request.data, subject)).await
                 }
-                None => self.identity(by, operation, &below, &request.data).await,
+                None => Box::pin(self.identity(by, operation, &below, &request.data)).await,
             },
             Engine::Kv(kv) => {
                 if let Some(key) = below.strip_prefix("move/") {
@@ -492,16 +528,24 @@ impl Api {
             }
             Engine::Kv1(kv) => {
                 let lease = served.mount.config.default_ttl();
-                kv.handle(by, operation, &below, &request.data, lease).await
+                Box::pin(kv.handle(by, operation, &below, &request.data, lease)).await
             }
             Engine::Ssh(ssh) => {
                 let ttls = served.mount.config.ttls();
-                ssh.handle(by, operation, &below, &request.data, ttls).await
+                Box::pin(ssh.handle(by, operation, &below, &request.data, ttls)).await
             }
-            Engine::Userpass(method) => method.handle(by, operation, &below, &request.data).await,
-            Engine::Approle(method) => method.handle(by, operation, &below, &request.data).await,
-            Engine::Jwt(method) => method.handle(by, operation, &below, &request.data).await,
-            Engine::Cert(method) => method.handle(by, operation, &below, &request.data).await,
+            Engine::Userpass(method) => {
+                Box::pin(method.handle(by, operation, &below, &request.data)).await
+            }
+            Engine::Approle(method) => {
+                Box::pin(method.handle(by, operation, &below, &request.data)).await
+            }
+            Engine::Jwt(method) => {
+                Box::pin(method.handle(by, operation, &below, &request.data)).await
+            }
+            Engine::Cert(method) => {
+                Box::pin(method.handle(by, operation, &below, &request.data)).await
+            }
             Engine::Cubbyhole(cubbyhole) => {
                 let (id, token) = caller.token().ok_or_else(|| {
                     ApiError::bad("a cubbyhole belongs to a token; this caller has none")
@@ -511,9 +555,8 @@ impl Api {
                         "cubbyhole operations are only supported by service tokens",
                     ));
                 }
-                cubbyhole
-                    .handle(by, &id.cubbyhole(), operation, &below, &request.data)
-                    .await
+                let (held, data) = (id.cubbyhole(), &request.data);
+                Box::pin(cubbyhole.handle(by, &held, operation, &below, data)).await
             }
         }
     }
@@ -540,8 +583,8 @@ impl Api {
                 "permission denied: a token with a limited number of uses works on the Vault API only".into(),
             ));
         }
-        if caller.acl.decide(path, capability, None).allowed {
-            Ok(caller.actor())
+        if caller.acl().decide(path, capability, None).allowed {
+            Ok((*caller.actor()).to_owned())
         } else {
             Err(ApiError::Denied)
         }
@@ -561,7 +604,7 @@ fn scan(caller: &Authenticated, served: &Served, request: &Request) -> Result<An
     let mut may_list = |folder| {
         *known.entry(folder).or_insert_with(|| {
             let folder = format!("{path}{folder}");
-            caller.acl.decide(&folder, Capability::List, None).allowed
+            caller.acl().decide(&folder, Capability::List, None).allowed
         })
     };
     let mut shown = Vec::new();
@@ -581,6 +624,8 @@ pub(crate) struct Begun {
     pub by: By,
     /// When there is a log.
     said: Option<Said>,
+    /// Its first line, when nobody has waited for it yet.
+    recording: Option<Submitted>,
     served: Option<Arc<Served>>,
 }
 
@@ -590,6 +635,15 @@ struct Permit {
     refused: Option<ApiError>,
     /// It would write something that is not there yet.
     creates: bool,
+}
+
+/// Whether a request does no more than look up what it answers with.
+fn is_plain_read(request: &Request, served: Option<&Served>) -> bool {
+    let reads = matches!(request.operation, Operation::Read | Operation::List);
+    let engine = served.map(|served| &served.engine);
+    let engine = matches!(engine, Some(Engine::Kv(_) | Engine::Kv1(_) | Engine::Token));
+    // Not one that waits for a change, nor one whose answer is put aside.
+    reads && engine && request.wrap_ttl.is_none() && request.data.raw("index").is_none()
 }
 
 /// Paths that ask for `sudo` besides the right itself.

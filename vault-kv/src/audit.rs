@@ -9,11 +9,14 @@
 //! `hmac-sha256:<hex>` under a key that lives inside the barrier ([`Hasher`]); map keys, numbers and booleans stay.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ring::hmac;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use tokio::time::timeout;
+use tokio::sync::oneshot::Receiver;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::http::{ApiError, push_hex};
 use crate::sys::{Locked, without_traces};
@@ -21,8 +24,8 @@ use crate::sys::{Locked, without_traces};
 mod file;
 mod record;
 
-use file::FileSink;
-pub(crate) use record::{AuthRecord, Exchange, Said};
+use file::{FileSink, Outcome};
+pub(crate) use record::{AuthRecord, Exchange, Said, TokenHashes};
 
 /// Longest wait for a sink to take one line.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -68,7 +71,7 @@ pub enum AuditError {
 
 /// All open sinks.
 pub(crate) struct Audit {
-    sinks: Vec<FileSink>,
+    sinks: Vec<Arc<FileSink>>,
 }
 
 impl Audit {
@@ -78,7 +81,10 @@ impl Audit {
     /// The first sink that cannot be opened: a server that was told to audit does not start without.
     pub fn open(sinks: &[AuditSink]) -> Result<Self, AuditError> {
         Ok(Self {
-            sinks: sinks.iter().map(FileSink::open).collect::<Result<_, _>>()?,
+            sinks: sinks
+                .iter()
+                .map(|sink| FileSink::open(sink).map(Arc::new))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -92,43 +98,25 @@ impl Audit {
     }
 
     /// Write one line to every sink; one that takes it is enough.
-    pub async fn write(&self, line: impl FnOnce() -> String) -> Result<(), ApiError> {
-        // Without a sink a line costs nothing.
-        if self.sinks.is_empty() {
-            return Ok(());
-        }
-        let text = line().into_bytes();
+    pub async fn write(&self, line: impl FnOnce() -> Vec<u8>) -> Result<(), ApiError> {
+        self.submit(line).taken().await
+    }
+
+    /// Hand one line to every sink, behind those before it.
+    pub fn submit(&self, line: impl FnOnce() -> Vec<u8>) -> Submitted {
         let mut pending = Vec::with_capacity(self.sinks.len());
-        for sink in &self.sinks {
-            pending.push((sink, sink.submit(text.clone())));
-        }
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        let (mut taken, mut failures) = (false, Vec::new());
-        for (sink, done) in pending {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let outcome = match done {
-                Err(full) => Err(full),
-                Ok(done) => match timeout(left, done).await {
-                    Ok(Ok(result)) => result,
-                    Ok(Err(_)) => Err("its writer has stopped".into()),
-                    Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-                },
-            };
-            match outcome {
-                Ok(()) => taken = true,
-                Err(why) => {
-                    tracing::error!(sink = %sink.config.path.display(), %why, "audit line not written");
-                    failures.push(format!("{}: {why}", sink.config.name));
-                }
+        // Without a sink a line costs nothing.
+        if let Some((last, others)) = self.sinks.split_last() {
+            let text = line();
+            for sink in others {
+                pending.push((Arc::clone(sink), sink.submit(text.clone())));
             }
+            pending.push((Arc::clone(last), last.submit(text)));
         }
-        if taken {
-            return Ok(());
+        Submitted {
+            pending,
+            deadline: Instant::now() + PATIENCE,
         }
-        Err(ApiError::Unavailable(format!(
-            "no audit sink takes this request ({}); it was not carried out, or its answer is withheld",
-            failures.join("; ")
-        )))
     }
 
     /// Opens every file at its path again, after the old one was renamed: what is written from here on goes to
@@ -161,6 +149,49 @@ impl Audit {
     }
 }
 
+/// A line that the sinks have, or not.
+pub(crate) struct Submitted {
+    pending: Vec<(Arc<FileSink>, Result<Receiver<Outcome>, String>)>,
+    deadline: Instant,
+}
+
+impl Submitted {
+    /// Wait until one sink has written it.
+    ///
+    /// # Errors
+    /// 503: none does, or not in time.
+    pub async fn taken(self) -> Result<(), ApiError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let (mut taken, mut failures) = (false, Vec::new());
+        for (sink, done) in self.pending {
+            let outcome = match done {
+                Err(full) => Err(full),
+                Ok(done) => match timeout_at(self.deadline, done).await {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(_)) => Err("its writer has stopped".into()),
+                    Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+                },
+            };
+            match outcome {
+                Ok(()) => taken = true,
+                Err(why) => {
+                    tracing::error!(sink = %sink.config.path.display(), %why, "audit line not written");
+                    failures.push(format!("{}: {why}", sink.config.name));
+                }
+            }
+        }
+        if taken {
+            return Ok(());
+        }
+        Err(ApiError::Unavailable(format!(
+            "no audit sink takes this request ({}); it was not carried out, or its answer is withheld",
+            failures.join("; ")
+        )))
+    }
+}
+
 /// Turns secrets into `hmac-sha256:` texts that can be compared but not read back.
 pub(crate) struct Hasher(Locked<hmac::Key>);
 
@@ -179,35 +210,50 @@ impl Hasher {
         out
     }
 
-    /// Replace every string in a value; keys, numbers and booleans stay.
-    pub fn value(&self, value: &Value) -> Value {
+    /// A value with every text replaced, but for those at the top whose key is in `plain`.
+    pub fn hashed<'a>(&'a self, value: &'a Value, plain: &'a [String]) -> Hashed<'a> {
         match value {
-            Value::String(text) => Value::String(self.text(text)),
-            Value::Array(items) => Value::Array(items.iter().map(|v| self.value(v)).collect()),
-            Value::Object(map) => Value::Object(self.map(map)),
-            other => other.clone(),
+            Value::Object(map) => self.hashed_map(map, plain),
+            value => Hashed::Value(self, value),
         }
     }
 
-    fn map(&self, map: &Map<String, Value>) -> Map<String, Value> {
-        self.map_but(map, &[])
+    /// The same for an object.
+    pub fn hashed_map<'a>(
+        &'a self,
+        map: &'a Map<String, Value>,
+        plain: &'a [String],
+    ) -> Hashed<'a> {
+        Hashed::Map(self, map, plain)
     }
+}
 
-    /// The same, with the values of some keys as they are.
-    pub fn map_but(&self, map: &Map<String, Value>, plain: &[String]) -> Map<String, Value> {
-        map.iter()
-            .map(|(key, value)| match plain.contains(key) {
-                true => (key.clone(), value.clone()),
-                false => (key.clone(), self.value(value)),
-            })
-            .collect()
-    }
+/// What serialises with its texts replaced; keys, numbers and booleans stay.
+pub(crate) enum Hashed<'a> {
+    Map(&'a Hasher, &'a Map<String, Value>, &'a [String]),
+    Value(&'a Hasher, &'a Value),
+    Plain(&'a Value),
+}
 
-    /// The same for a value, which is mostly an object.
-    pub fn value_but(&self, value: &Value, plain: &[String]) -> Value {
-        match value {
-            Value::Object(map) => Value::Object(self.map_but(map, plain)),
-            other => self.value(other),
+impl Serialize for Hashed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::Map(hasher, map, plain) => {
+                serializer.collect_map(map.iter().map(|(key, value)| {
+                    let value = match plain.contains(key) {
+                        true => Self::Plain(value),
+                        false => hasher.hashed(value, &[]),
+                    };
+                    (key, value)
+                }))
+            }
+            Self::Value(hasher, Value::String(text)) => {
+                serializer.serialize_str(&hasher.text(text))
+            }
+            Self::Value(hasher, Value::Array(items)) => {
+                serializer.collect_seq(items.iter().map(|item| hasher.hashed(item, &[])))
+            }
+            Self::Value(_, value) | Self::Plain(value) => value.serialize(serializer),
         }
     }
 }

@@ -24,14 +24,13 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::{
-    barrier::{
-        Barrier,
-        names::{NameIndex, Stamp},
-    },
+    barrier::{Barrier, names::NameIndex},
     store::{Compacted, FoldKey, Head, Pace, Record, Store, StoreError},
 };
 
 mod keeper;
+mod kept;
+mod marks;
 mod prepare;
 #[cfg(test)]
 mod tests;
@@ -40,6 +39,7 @@ mod waiters;
 mod writer;
 
 use keeper::Keeper;
+use marks::Marks;
 use prepare::Prepared;
 pub(crate) use transact::View;
 use waiters::{Waiter, Waiters};
@@ -133,6 +133,7 @@ struct Shared {
     store: Arc<dyn Store>,
     state: RwLock<Option<Unsealed>>,
     waiters: Waiters,
+    marks: Marks,
     keeper: Keeper,
 }
 
@@ -140,6 +141,10 @@ struct Shared {
 struct Unsealed {
     barrier: Arc<Barrier>,
     names: NameIndex,
+    /// The entry that the names are as of.
+    head: Head,
+    /// Changes of names since the index was written down.
+    unkept: u64,
 }
 
 /// A record as a reader gets it.
@@ -159,14 +164,18 @@ impl Core {
         barrier: Barrier,
         epoch: u64,
     ) -> Result<Self, Error> {
-        let names = name_index(&*store, &barrier)?;
+        let head = store.head();
+        let (names, unkept) = kept::name_index(&*store, &barrier)?;
         let shared = Arc::new(Shared {
             store,
             state: RwLock::new(Some(Unsealed {
                 barrier: Arc::new(barrier),
                 names,
+                head,
+                unkept,
             })),
             waiters: Waiters::default(),
+            marks: Marks::default(),
             keeper: Keeper::default(),
         });
         let jobs = writer::start(Arc::clone(&shared), epoch);
@@ -176,8 +185,10 @@ impl Core {
     /// Drops the keys and the name index, and wakes all waiters. What was handed to the writer before
     /// is either durable and acknowledged, or refused as sealed.
     pub(crate) fn seal(&self) {
+        self.shared.keep_names();
         let dropped = self.shared.state.write().take();
         drop(dropped);
+        self.shared.marks.seal();
         self.shared.waiters.wake_all();
         self.shared.keeper.stop();
     }
@@ -224,6 +235,12 @@ impl Core {
         self.with_names(|names| names.get(path).map(|stamp| stamp.modified))
     }
 
+    /// What is the same for as long as `path` has not changed, and soon after. Costs a hash of the path, where
+    /// [`Core::index_of`] looks it up among all names.
+    pub(crate) fn mark_of(&self, path: &str) -> Result<u64, Error> {
+        self.shared.marks.of(path).ok_or(Error::Sealed)
+    }
+
     /// What lies directly below `prefix`, relative to it; folders end with `/`.
     pub(crate) fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
         let level = self.with_names(|names| names.level(prefix, "/"))?;
@@ -251,10 +268,7 @@ impl Core {
         last: &str,
         most: usize,
     ) -> Result<Vec<String>, Error> {
-        self.with_names(|names| {
-            let after = names.after(prefix, last);
-            after.take(most).map(str::to_owned).collect()
-        })
+        self.with_names(|names| names.after(prefix, last, most))
     }
 
     /// The ledger index of the last change to `path`, its deletion included.
@@ -356,10 +370,9 @@ impl Shared {
 
     fn scan(&self, prefix: &str) -> Result<Vec<String>, Error> {
         self.with_names(|names| {
-            names
-                .under(prefix)
-                .map(|(name, _)| name.to_owned())
-                .collect()
+            let mut all = Vec::new();
+            names.each_under(prefix, |name, _| all.push(name.to_owned()));
+            all
         })
     }
 
@@ -415,35 +428,6 @@ pub(crate) fn now_micros() -> i64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// Every name with its indexes.
-fn name_index(store: &dyn Store, barrier: &Barrier) -> Result<NameIndex, Error> {
-    let mut names = Vec::new();
-    let mut unreadable = None;
-    store.scan(&mut |sealed| {
-        let opened = barrier.open(&sealed.key.0, sealed.name.to_vec());
-        match opened.ok().and_then(|name| boxed(&name)) {
-            Some(name) => names.push((
-                name,
-                Stamp {
-                    created: sealed.created,
-                    modified: sealed.modified,
-                },
-            )),
-            None => unreadable = Some((sealed.key, sealed.modified)),
-        }
-    })?;
-    let index = NameIndex::of(store.head().index, names);
-    match unreadable {
-        Some(_) if index.is_empty() => Err(Error::Unreadable),
-        Some((key, modified)) => Err(unopenable(&key, modified)),
-        None => Ok(index),
-    }
-}
-
-fn boxed(name: &[u8]) -> Option<Box<str>> {
-    Some(std::str::from_utf8(name).ok()?.into())
 }
 
 fn unopenable(key: &FoldKey, index: u64) -> Error {

@@ -19,7 +19,7 @@ use crate::http::ApiError;
 /// Who makes a change and through which door.
 #[derive(Debug, Clone)]
 pub(crate) struct By {
-    pub actor: String,
+    pub actor: Arc<str>,
     pub via: &'static str,
 }
 
@@ -27,7 +27,7 @@ impl By {
     /// The server itself.
     pub fn system(part: &str) -> Self {
         Self {
-            actor: format!("system: {part}"),
+            actor: format!("system: {part}").into(),
             via: "internal",
         }
     }
@@ -43,7 +43,7 @@ pub(crate) struct Batch {
 impl Batch {
     pub fn new(by: &By, operation: &str) -> Self {
         let meta = Meta {
-            actor: by.actor.clone(),
+            actor: (*by.actor).to_owned(),
             via: by.via.into(),
             operation: operation.into(),
             ..Meta::default()
@@ -223,13 +223,13 @@ impl Db {
     }
 }
 
-/// Records that are read often, as they were at an index: an entry counts while the record has not changed, which the
-/// index of names tells, so nobody has to take anything out. What it saves is a look-up in the store, opening and parsing.
+/// Records that are read often, as they were at a mark: an entry counts while that is the same, so nobody has to take
+/// anything out. What it saves is looking the record up by name and in the store, opening and parsing it.
 pub(crate) struct Cached<T> {
     known: RwLock<HashMap<Box<str>, Known<T>>>,
 }
 
-/// A record and the index it had at the latest.
+/// A record and its mark before it was read.
 type Known<T> = (u64, Arc<T>);
 
 impl<T> Default for Cached<T> {
@@ -245,15 +245,13 @@ impl<T: DeserializeOwned> Cached<T> {
     const MOST: usize = 4096;
 
     pub fn get(&self, db: &Db, path: &str) -> Result<Option<Arc<T>>, ApiError> {
-        let Some(index) = db.index(path)? else {
-            return Ok(None);
-        };
+        let mark = db.core.mark_of(path).map_err(failure)?;
         if let Some((at, value)) = self.known.read().get(path)
-            && *at == index
+            && *at == mark
         {
             return Ok(Some(Arc::clone(value)));
         }
-        // What is read may be newer than the index, never older.
+        // What is read may be newer than the mark, never older.
         let Some((value, _)) = db.get::<T>(path)? else {
             return Ok(None);
         };
@@ -262,7 +260,7 @@ impl<T: DeserializeOwned> Cached<T> {
         if known.len() >= Self::MOST {
             known.clear();
         }
-        known.insert(path.into(), (index, Arc::clone(&value)));
+        known.insert(path.into(), (mark, Arc::clone(&value)));
         Ok(Some(value))
     }
 }

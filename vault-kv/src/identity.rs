@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,7 @@ pub(crate) struct Identities {
     db: Db,
     clock: Clock,
     table: RwLock<Table>,
+    changes: AtomicU64,
     /// Locks of their own, and not among those of [`Db::lock`]: a login holds one of these, and two names may share one.
     entity_order: Mutex<()>,
     group_order: Mutex<()>,
@@ -181,6 +183,7 @@ impl Identities {
             db,
             clock,
             table: RwLock::new(table),
+            changes: AtomicU64::new(0),
             entity_order: Mutex::default(),
             group_order: Mutex::default(),
         })
@@ -423,6 +426,7 @@ impl Identities {
         entities
             .into_iter()
             .for_each(|entity| table.put_entity(entity));
+        self.changed();
         Ok(ids
             .iter()
             .filter_map(|id| table.entities.get(id).cloned())
@@ -442,7 +446,9 @@ impl Identities {
             .put(&format!("{GROUPS}{}", group.id), &group)?
             .key(format!("group {}", group.name));
         self.db.commit(batch).await?;
-        self.table.write().put_group(group);
+        let mut table = self.table.write();
+        table.put_group(group);
+        self.changed();
         Ok(())
     }
 
@@ -467,7 +473,18 @@ impl Identities {
         let mut table = self.table.write();
         table.remove_group(id);
         others.into_iter().for_each(|other| table.put_group(other));
+        self.changed();
         Ok(())
+    }
+
+    /// The table was changed; while nobody else reads it.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes so far: as long as that stays, so does what everybody is.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// No group may lie in itself, however deep.

@@ -118,22 +118,6 @@ impl Mount {
         self.path.strip_prefix("auth/").unwrap_or(&self.path)
     }
 
-    /// What the audit log says of it; `version` ends the name of the field with the running version, which Vault
-    /// calls differently in requests and responses.
-    pub fn audited(&self, version: &str) -> [(String, Value); 5] {
-        let class = match self.is_auth() {
-            true => "auth",
-            false => "secret",
-        };
-        [
-            ("mount_point".to_owned(), self.path.as_str().into()),
-            ("mount_type".to_owned(), self.kind.as_str().into()),
-            ("mount_accessor".to_owned(), self.accessor.as_str().into()),
-            ("mount_class".to_owned(), class.into()),
-            (format!("mount_running_{version}"), BUILTIN_VERSION.into()),
-        ]
-    }
-
     /// Where the engine's records are.
     pub fn storage(&self) -> String {
         format!("logical/{}/", self.uuid)

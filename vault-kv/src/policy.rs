@@ -11,12 +11,14 @@ mod acl;
 pub(crate) mod builtin;
 mod parse;
 mod pattern;
+mod rights;
 mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use acl::{Acl, Decision, Identity};
+pub(crate) use rights::Rights;
 pub(crate) use store::Policies;
 
 use crate::http::ApiError;

@@ -13,7 +13,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, Method};
 use zeroize::Zeroizing;
 
 pub(crate) mod body;
@@ -215,7 +216,7 @@ impl Request {
             return Err(ApiError::TooLarge.into());
         }
         // What is meant for a namespace must not be done outside of it.
-        let namespace = header(request.headers(), "x-vault-namespace").unwrap_or_default();
+        let namespace = header(request.headers(), NAMESPACE).unwrap_or_default();
         if !matches!(namespace.trim_matches('/'), "" | "root") {
             return Err(ApiError::NoNamespace.into());
         }
@@ -247,10 +248,10 @@ impl Request {
                 if path.is_folder() {
                     return Err(ApiError::bad("cannot write to a path ending in '/'").into());
                 }
-                body::parse(request.body(), header(headers, "content-type"))?
+                body::parse(request.body(), header(headers, CONTENT_TYPE))?
             }
             Operation::Patch => {
-                let kind = header(headers, "content-type").unwrap_or_default();
+                let kind = header(headers, CONTENT_TYPE).unwrap_or_default();
                 if kind.split(';').next().map(str::trim) != Some("application/merge-patch+json") {
                     return Err(ApiError::MediaType.into());
                 }
@@ -262,7 +263,7 @@ impl Request {
             }
             // Not Vault's way, but shares must not stand in a query, and cancelling a rekey may take some.
             Operation::Delete if !request.body().is_empty() => {
-                body::parse(request.body(), header(headers, "content-type"))?
+                body::parse(request.body(), header(headers, CONTENT_TYPE))?
             }
             Operation::Read | Operation::Delete => query,
         };
@@ -288,16 +289,20 @@ pub(crate) fn random_id() -> String {
     random.into_uuid().to_string()
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+const WRAP_TTL: HeaderName = HeaderName::from_static("x-vault-wrap-ttl");
+
+fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 
 /// `X-Vault-Token` first, else `Authorization: Bearer`.
 fn token(headers: &HeaderMap) -> Option<ClientToken> {
-    let text = header(headers, "x-vault-token")
+    let text = header(headers, TOKEN)
         .filter(|t| !t.is_empty())
         .or_else(|| {
-            let value = header(headers, "authorization")?;
+            let value = header(headers, AUTHORIZATION)?;
             let (scheme, rest) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
         })?;
@@ -305,7 +310,7 @@ fn token(headers: &HeaderMap) -> Option<ClientToken> {
 }
 
 fn wrap_ttl(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let Some(text) = header(headers, "x-vault-wrap-ttl").filter(|t| !t.is_empty()) else {
+    let Some(text) = header(headers, WRAP_TTL).filter(|t| !t.is_empty()) else {
         return Ok(None);
     };
     match duration::parse(text) {

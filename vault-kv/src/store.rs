@@ -181,6 +181,13 @@ pub(crate) trait Store: Send + Sync {
         check: &mut dyn FnMut(&Entry) -> Result<(), &'static str>,
     ) -> Result<Extent, StoreError>;
 
+    /// Keeps something that whoever wants it can do without, in the place of what it kept under this name: after a crash it
+    /// may be there, gone, or neither.
+    fn keep(&self, name: &'static str, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// What was kept.
+    fn kept(&self, name: &'static str) -> Option<Vec<u8>>;
+
     /// Reads a record anew from the log after what [`get`](Store::get) gave did not open.
     fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError>;
 }

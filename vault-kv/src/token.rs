@@ -24,11 +24,13 @@ use crate::sys::{Locked, without_traces};
 
 mod batch;
 mod binding;
+mod live;
 mod purge;
 pub(crate) mod role;
 
 use batch::BatchKey;
 pub(crate) use binding::{Binding, fingerprint};
+pub(crate) use live::Live;
 pub(crate) use purge::purge_expired;
 
 /// Default and largest time to live of a token (768 h, as in Vault).
@@ -186,7 +188,7 @@ impl NameKey {
 /// The token store of an unsealed server.
 pub(crate) struct Tokens {
     db: Db,
-    known: Cached<Token>,
+    known: Cached<Live>,
     key: Arc<NameKey>,
     batch: BatchKey,
     clock: Clock,
@@ -207,7 +209,7 @@ impl Tokens {
         Ok(secret)
     }
 
-    /// Read the key and the expiry of every token. `ended` hears of tokens that ended.
+    /// Read the key. When tokens expire [`purge_expired`] finds out. `ended` hears of tokens that ended.
     pub fn load(db: Db, clock: Clock, ended: UnboundedSender<TokenId>) -> Result<Self, ApiError> {
         let key = db.bytes(KEY)?.ok_or_else(|| {
             ApiError::Internal(
@@ -216,22 +218,13 @@ impl Tokens {
         })?;
         let batch = BatchKey::derive(&key);
         let key = Arc::new(NameKey::new(&key));
-        let mut expiries = BTreeSet::new();
-        for name in db.names("token/id/")? {
-            let id = TokenId::from(name.trim_start_matches("token/id/"));
-            if let Some((token, _)) = db.get::<Token>(&name)?
-                && let Some(at) = token.expires
-            {
-                expiries.insert((at, id));
-            }
-        }
         Ok(Self {
             db,
             known: Cached::default(),
             key,
             batch,
             clock,
-            expiries: Mutex::new(expiries),
+            expiries: Mutex::default(),
             ended,
         })
     }
@@ -246,7 +239,7 @@ impl Tokens {
     }
 
     /// The token behind what a client sent; `None` when unknown, expired or used up.
-    pub fn find(&self, token: &ClientToken) -> Result<Option<(TokenId, Token)>, ApiError> {
+    pub fn find(&self, token: &ClientToken) -> Result<Option<(TokenId, Arc<Live>)>, ApiError> {
         let id = self.id_of(token);
         if let Some(sealed) = token.expose().strip_prefix(batch::PREFIX) {
             let found = self.batch.open(sealed).filter(|t| self.is_alive(t));
@@ -256,7 +249,7 @@ impl Tokens {
                     parent: Some(parent),
                     ..
                 }) if self.by_id(&parent)?.is_none() => Ok(None),
-                found => Ok(found.map(|token| (id, token))),
+                found => Ok(found.map(|token| (id, Arc::new(token.into())))),
             };
         }
         Ok(self
@@ -266,10 +259,9 @@ impl Tokens {
     }
 
     /// A live token by its stored name.
-    pub fn by_id(&self, id: &TokenId) -> Result<Option<Token>, ApiError> {
+    pub fn by_id(&self, id: &TokenId) -> Result<Option<Arc<Live>>, ApiError> {
         let found = self.known.get(&self.db, &id.path())?;
-        let alive = found.filter(|token| self.is_alive(token));
-        Ok(alive.map(|token| (*token).clone()))
+        Ok(found.filter(|token| self.is_alive(token)))
     }
 
     /// Whether there is one, alive or to be removed soon. Costs less than to read it.
@@ -281,7 +273,7 @@ impl Tokens {
         token.expires.is_none_or(|at| at > self.clock.unix())
     }
 
-    pub fn by_accessor(&self, accessor: &str) -> Result<Option<(TokenId, Token)>, ApiError> {
+    pub fn by_accessor(&self, accessor: &str) -> Result<Option<(TokenId, Arc<Live>)>, ApiError> {
         let Some((id, _)) = self.db.get::<TokenId>(&accessor_path(accessor))? else {
             return Ok(None);
         };
@@ -571,14 +563,14 @@ impl Tokens {
         }
     }
 
-    /// The tokens that have expired by now, and how long until the next one does.
-    fn due(&self) -> (Vec<TokenId>, Option<Duration>) {
+    /// The tokens that may have expired by now, and how long until the next one does.
+    fn due(&self) -> (Vec<(i64, TokenId)>, Option<Duration>) {
         let now = self.clock.unix();
         let expiries = self.expiries.lock();
         let due = expiries
             .iter()
             .take_while(|(at, _)| *at <= now)
-            .map(|(_, id)| id.clone())
+            .cloned()
             .collect();
         let next = expiries
             .iter()
@@ -587,9 +579,9 @@ impl Tokens {
         (due, next)
     }
 
-    /// Drop an expiry whose token is gone already.
-    fn forget(&self, id: &TokenId) {
-        self.expiries.lock().retain(|(_, other)| other != id);
+    /// Drop an expiry that is seen to.
+    fn forget(&self, due: &(i64, TokenId)) {
+        self.expiries.lock().remove(due);
     }
 }
 

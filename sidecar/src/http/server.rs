@@ -20,7 +20,11 @@ use std::{
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
@@ -299,21 +303,22 @@ where
             proof: Mutex::default(),
             shutdown: self.shutdown.clone(),
         });
+        let worker = Arc::new(self);
         let service = service_fn(|request| {
-            let (worker, conn) = (self.clone(), Arc::clone(&conn));
+            let (worker, conn) = (Arc::clone(&worker), Arc::clone(&conn));
             async move { Ok::<_, Infallible>(worker.answer(request, conn).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.header_timeout)
+            .header_read_timeout(worker.limits.header_timeout)
             .max_buf_size(64 << 10)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => Some(ended),
-            () = self.shutdown.cancelled() => {
+            () = worker.shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                timeout(self.limits.drain, connection).await.ok()
+                timeout(worker.limits.drain, connection).await.ok()
             }
         };
         match ended {
@@ -323,7 +328,7 @@ where
         }
     }
 
-    async fn answer(self, request: Request<Incoming>, conn: Arc<ConnInfo>) -> Reply {
+    async fn answer(&self, request: Request<Incoming>, conn: Arc<ConnInfo>) -> Reply {
         let limit = self.limits.body;
         let (head, mut body) = request.into_parts();
         let declared = head
@@ -336,6 +341,9 @@ where
                 tokio::spawn(discard(body));
             }
             return too_large(&self.limits);
+        }
+        if body.is_end_stream() {
+            return (self.handler)(Request::from_parts(head, Bytes::new()), conn).await;
         }
         let collected = timeout(
             self.limits.body_timeout,

@@ -1,5 +1,7 @@
 //! `auth/token/*`: make, look at, renew and revoke tokens.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -14,7 +16,7 @@ use crate::policy::builtin::WRAPPING_NAME;
 use crate::policy::{Capability, PolicyName};
 use crate::request::{ClientToken, Data, Operation, Request};
 use crate::token::role::TokenRole;
-use crate::token::{MAX_TTL, NewToken, Token, TokenId, TokenKind};
+use crate::token::{Live, MAX_TTL, NewToken, Token, TokenId, TokenKind};
 
 impl Api {
     pub(super) async fn auth_token(
@@ -111,7 +113,7 @@ impl Api {
         }
     }
 
-    fn by_accessor(&self, data: &Data) -> Result<(TokenId, Token), ApiError> {
+    fn by_accessor(&self, data: &Data) -> Result<(TokenId, Arc<Live>), ApiError> {
         let accessor = data
             .text("accessor")?
             .ok_or_else(|| ApiError::bad("missing accessor"))?;
@@ -156,7 +158,7 @@ impl Api {
             .ok_or_else(|| ApiError::bad("only the holder of a token can create tokens"))?;
         not_batch(parent, "used to create tokens")?;
         let sudo = caller
-            .acl
+            .acl()
             .decide(&format!("auth/token/{path}"), Capability::Sudo, None)
             .allowed;
         if parent.num_uses != 0 {
@@ -296,9 +298,9 @@ impl Api {
         request: &Request,
     ) -> Result<Answer, ApiError> {
         // CVE-2026-39388: not over another certificate than the login's.
-        if let Some(bound) = self.tokens.by_id(id)?.and_then(|token| token.certificate)
-            && !bound.allows_renewal(&request.caller)
-        {
+        let token = self.tokens.by_id(id)?;
+        let bound = token.as_ref().and_then(|token| token.certificate.as_ref());
+        if bound.is_some_and(|bound| !bound.allows_renewal(&request.caller)) {
             return Err(ApiError::bad(
                 "this token renews over a connection with the certificate of its login only",
             ));
@@ -397,7 +399,7 @@ fn child_policies(
         )));
     }
     let root = names.iter().any(|p| p == "root");
-    if root && !caller.acl.is_root() {
+    if root && !caller.acl().is_root() {
         return Err(ApiError::bad(
             "root tokens may not be created without parent token being root",
         ));

@@ -3,25 +3,24 @@
 use std::sync::Arc;
 
 use super::Api;
-use crate::audit::AuthRecord;
+use crate::audit::{AuthRecord, Hasher};
 use crate::auth::{params::is_within, spiffe};
 use crate::db::By;
 use crate::http::ApiError;
 use crate::identity::Memberships;
 use crate::oidc::Subject;
-use crate::policy::{Acl, Identity, PolicyName};
+use crate::policy::{Acl, Identity, PolicyName, Rights};
 use crate::request::{Caller, ClientToken};
-use crate::token::{Token, TokenId, Tokens};
+use crate::token::{Live, Token, TokenId, Tokens};
 
 /// A caller with its rights.
 pub(crate) struct Authenticated {
     pub who: Who,
-    pub policies: Vec<PolicyName>,
-    pub acl: Arc<Acl>,
+    rights: Arc<Rights>,
 }
 
 pub(crate) enum Who {
-    Token { id: TokenId, token: Box<Token> },
+    Token { id: TokenId, token: Arc<Live> },
     Spiffe(String),
 }
 
@@ -36,7 +35,7 @@ impl Api {
         spiffe: Option<&str>,
         caller: Option<&Caller>,
     ) -> Result<Authenticated, ApiError> {
-        let (who, names, identity) = match (token, spiffe) {
+        match (token, spiffe) {
             (Some(secret), _) => {
                 let (id, token) = self.tokens.find(secret)?.ok_or(ApiError::Unauthenticated)?;
                 let here = match caller {
@@ -47,25 +46,33 @@ impl Api {
                 if !here || !bound.is_none_or(|bound| bound.allows_use(caller)) {
                     return Err(ApiError::Unauthenticated);
                 }
-                let (names, identity) = self.of_token(&token)?;
-                let token = Box::new(token);
-                (Who::Token { id, token }, names, identity)
+                let rights = self.rights_of(&token)?;
+                let who = Who::Token { id, token };
+                Ok(Authenticated { who, rights })
             }
             (None, Some(id)) => {
                 let names = self.spiffe.policies(id);
                 if names.is_empty() {
                     return Err(ApiError::Unauthenticated);
                 }
-                (Who::Spiffe(id.into()), names, spiffe::identity(id))
+                let rights = self.rights(&names, &spiffe::identity(id), self.changes())?;
+                let who = Who::Spiffe(id.into());
+                Ok(Authenticated { who, rights })
             }
-            (None, None) => return Err(ApiError::Unauthenticated),
-        };
-        let (policies, acl) = self.rights(&names, &identity)?;
-        Ok(Authenticated { who, policies, acl })
+            (None, None) => Err(ApiError::Unauthenticated),
+        }
     }
 
-    /// The policies of a token and its entity, and what templates may say about it.
-    fn of_token(&self, token: &Token) -> Result<(Vec<String>, Identity), ApiError> {
+    /// What a token may do: as it was last worked out, unless something has changed since.
+    ///
+    /// # Errors
+    /// 403 when its entity is gone or disabled.
+    pub(super) fn rights_of(&self, token: &Live) -> Result<Arc<Rights>, ApiError> {
+        let now = self.changes();
+        let known = token.rights.load();
+        if let Some(known) = known.as_ref().filter(|known| known.as_of == now) {
+            return Ok(Arc::clone(known));
+        }
         let mut names = token.policies.clone();
         let mut identity = Identity::default();
         if !token.entity.is_empty() {
@@ -75,16 +82,13 @@ impl Api {
             names.dedup();
             identity.entity = Some(token.entity.clone());
         }
-        Ok((names, identity))
+        let rights = self.rights(&names, &identity, now)?;
+        token.rights.store(Some(Arc::clone(&rights)));
+        Ok(rights)
     }
 
-    /// What a token may do.
-    ///
-    /// # Errors
-    /// 403 when its entity is gone or disabled.
-    pub(super) fn acl_of(&self, token: &Token) -> Result<Arc<Acl>, ApiError> {
-        let (names, identity) = self.of_token(token)?;
-        Ok(self.rights(&names, &identity)?.1)
+    fn changes(&self) -> (u64, u64) {
+        (self.policies.changes(), self.identities.changes())
     }
 
     /// Whom an identity token of this caller would be about; `None`: nobody's entity.
@@ -108,55 +112,64 @@ impl Api {
         &self,
         names: &[String],
         identity: &Identity,
-    ) -> Result<(Vec<PolicyName>, Arc<Acl>), ApiError> {
+        as_of: (u64, u64),
+    ) -> Result<Arc<Rights>, ApiError> {
         let policies: Vec<_> = names
             .iter()
             .map(|n| PolicyName::parse(n))
             .collect::<Result<_, _>>()?;
         let facts = |id: &str| self.identities.facts(id);
         let acl = self.policies.acl(&policies, identity, &facts);
-        Ok((policies, acl))
+        Ok(Arc::new(Rights {
+            policies,
+            acl,
+            as_of,
+        }))
     }
 }
 
 impl Authenticated {
+    pub fn acl(&self) -> &Acl {
+        &self.rights.acl
+    }
+
     /// The name in the ledger.
-    pub fn actor(&self) -> String {
+    pub fn actor(&self) -> Arc<str> {
         match &self.who {
-            Who::Token { token, .. } => {
-                format!("{} (accessor {})", token.display_name, token.accessor)
-            }
-            Who::Spiffe(id) => id.clone(),
+            Who::Token { token, .. } => Arc::clone(&token.actor),
+            Who::Spiffe(id) => id.as_str().into(),
         }
     }
 
-    pub fn record(&self) -> AuthRecord {
-        let policies = self.policy_names();
+    /// What the log says of it.
+    pub fn record<'a>(&'a self, hasher: &Hasher, sent: Option<&ClientToken>) -> AuthRecord<'a> {
+        let policies = &self.rights.policies[..];
         match &self.who {
             Who::Token { token, .. } => AuthRecord {
-                display_name: token.display_name.clone(),
-                accessor: token.accessor.clone(),
+                display_name: &token.display_name,
                 policies,
                 token_type: token.kind.as_str(),
                 spiffe: None,
                 issued: Some(token.created),
                 ttl: token.creation_ttl,
                 remaining_uses: token.num_uses,
-                metadata: token.meta.clone(),
-                entity_id: token.entity.clone(),
+                metadata: token.meta.as_ref(),
+                entity_id: &token.entity,
+                token: sent.map(|sent| token.hashes(hasher, sent.expose())),
             },
             Who::Spiffe(id) => AuthRecord {
-                display_name: id.clone(),
+                display_name: id,
                 policies,
                 token_type: "spiffe",
-                spiffe: Some(id.clone()),
+                spiffe: Some(id),
                 ..AuthRecord::default()
             },
         }
     }
 
     pub fn policy_names(&self) -> Vec<String> {
-        self.policies
+        self.rights
+            .policies
             .iter()
             .map(|p| p.as_str().to_string())
             .collect()
@@ -177,7 +190,7 @@ impl Authenticated {
     /// Count one use of a use-limited token, before anything happens.
     pub async fn spend(&self, tokens: &Tokens, by: &By) -> Result<(), ApiError> {
         match self.token() {
-            Some((id, token)) if token.num_uses != 0 => tokens.spend(by, id).await,
+            Some((id, token)) if token.num_uses != 0 => Box::pin(tokens.spend(by, id)).await,
             _ => Ok(()),
         }
     }
@@ -189,7 +202,7 @@ impl Authenticated {
         };
         let used_up = token.num_uses != 0 && tokens.by_id(id)?.is_some_and(|t| t.num_uses < 0);
         if used_up {
-            tokens.revoke(by, id).await?;
+            Box::pin(tokens.revoke(by, id)).await?;
         }
         Ok(())
     }

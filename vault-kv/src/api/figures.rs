@@ -1,6 +1,5 @@
 //! What the interface does at the moment and did so far: `sys/metrics`, `sys/in-flight-req`.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -19,12 +18,32 @@ use crate::request::{Data, Remote, Request};
 pub(super) struct Figures {
     requests: AtomicU64,
     failures: AtomicU64,
-    in_flight: Mutex<HashMap<u64, InFlight>>,
+    in_flight: Mutex<InFlight>,
 }
 
+/// Every request makes an entry: places, and what they have allocated, are used again.
+#[derive(Default)]
 struct InFlight {
+    places: Vec<Place>,
+    free: Vec<usize>,
+}
+
+impl InFlight {
+    fn count(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+}
+
+#[derive(Default)]
+struct Place {
     id: String,
     path: String,
+    asked: Option<Asked>,
+}
+
+/// `None`: nobody is in this place.
+#[derive(Clone, Copy)]
+struct Asked {
     operation: &'static str,
     remote: Remote,
     since: OffsetDateTime,
@@ -33,23 +52,30 @@ struct InFlight {
 /// A request that is being answered; it is not any more when this is dropped.
 pub(super) struct Flight<'a> {
     figures: &'a Figures,
-    number: u64,
+    place: usize,
 }
 
 impl Figures {
     pub fn begin(&self, request: &Request, clock: &Clock) -> Flight<'_> {
-        let number = self.requests.fetch_add(1, Relaxed);
-        let flight = InFlight {
-            id: request.id.clone(),
-            path: request.path.as_str().to_owned(),
+        self.requests.fetch_add(1, Relaxed);
+        let asked = Asked {
             operation: request.operation.as_str(),
             remote: request.caller.remote,
             since: clock.now(),
         };
-        self.in_flight.lock().insert(number, flight);
+        let mut in_flight = self.in_flight.lock();
+        let place = in_flight.free.pop().unwrap_or_else(|| {
+            in_flight.places.push(Place::default());
+            in_flight.places.len() - 1
+        });
+        let taken = &mut in_flight.places[place];
+        taken.asked = Some(asked);
+        taken.id.push_str(&request.id);
+        taken.path.push_str(request.path.as_str());
+        drop(in_flight);
         Flight {
             figures: self,
-            number,
+            place,
         }
     }
 }
@@ -62,7 +88,12 @@ impl Flight<'_> {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.figures.in_flight.lock().remove(&self.number);
+        let mut in_flight = self.figures.in_flight.lock();
+        let left = &mut in_flight.places[self.place];
+        left.asked = None;
+        left.id.clear();
+        left.path.clear();
+        in_flight.free.push(self.place);
     }
 }
 
@@ -71,13 +102,15 @@ impl Api {
     pub(super) fn in_flight(&self) -> Answer {
         let in_flight = self.figures.in_flight.lock();
         let all: Map<_, _> = in_flight
-            .values()
-            .map(|flight| {
+            .places
+            .iter()
+            .filter_map(|place| {
+                let asked = place.asked?;
                 let seen = json!({
-                    "start_time": rfc3339(flight.since), "client_remote_address": flight.remote.to_string(), "request_path": flight.path,
-                    "request_method": flight.operation, "client_id": "",
+                    "start_time": rfc3339(asked.since), "client_remote_address": asked.remote.to_string(),
+                    "request_path": place.path, "request_method": asked.operation, "client_id": "",
                 });
-                (flight.id.clone(), seen)
+                Some((place.id.clone(), seen))
             })
             .collect();
         Answer::bare(200, Value::Object(all))
@@ -92,7 +125,7 @@ impl Api {
             ("vault.core.unsealed", 1),
             (
                 "vault.core.in_flight_requests",
-                self.figures.in_flight.lock().len() as u64,
+                self.figures.in_flight.lock().count() as u64,
             ),
             ("vault.expire.num_leases", leases + tokens),
             ("vault.expire.num_irrevocable_leases", irrevocable),

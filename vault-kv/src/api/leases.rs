@@ -2,6 +2,8 @@
 //!
 //! The lease of a token is its path and the name it is stored under, which nobody could log in with.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use crate::http::ApiError;
 use crate::http::reply::{Answer, LeaseInfo};
 use crate::lease::{Lease, Owner, Refused};
 use crate::request::{Data, Operation, Request};
-use crate::token::{Token, TokenId, TokenKind};
+use crate::token::{Live, TokenId, TokenKind};
 
 /// Irrevocable leases that an answer names when the request does not say how many.
 const LISTED: usize = 10_000;
@@ -21,7 +23,7 @@ const LISTED: usize = 10_000;
 /// What a lease id stands for.
 enum Leased {
     Secret(Lease),
-    Token(TokenId, Box<Token>),
+    Token(TokenId, Arc<Live>),
 }
 
 impl Api {
@@ -118,7 +120,7 @@ impl Api {
         };
         let token = self.tokens.by_id(&token_id)?;
         let token = token.filter(|token| token.path == path && token.expires.is_some());
-        Ok(token.map(|token| Leased::Token(token_id, Box::new(token))))
+        Ok(token.map(|token| Leased::Token(token_id, token)))
     }
 
     fn lookup_lease(&self, data: &Data) -> Result<Answer, ApiError> {

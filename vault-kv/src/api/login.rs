@@ -120,7 +120,7 @@ impl Api {
         let display_name = format!("{}{name}", mount.shown().replace('/', "-"));
         let display_name = display_name.trim_end_matches('-').to_string();
         let by = By {
-            actor: display_name.clone(),
+            actor: display_name.as_str().into(),
             via: request.caller.via.as_str(),
         };
         let mut warnings = Vec::new();

@@ -178,7 +178,7 @@ impl Api {
     /// What the CLI asks before it builds a KV path: which mount is this, and which version?
     pub(super) fn ui_mounts(&self, caller: &Authenticated, path: &str) -> Result<Answer, ApiError> {
         if path.is_empty() {
-            let seen = |p: &str| caller.acl.touches(p);
+            let seen = |p: &str| caller.acl().touches(p);
             return Ok(Answer::data(json!({
                 "secret": self.mounts.describe(false, seen), "auth": self.mounts.describe(true, seen),
             })));
@@ -187,7 +187,7 @@ impl Api {
         let served = self
             .mounts
             .find(&format!("{path}/"))
-            .filter(|s| caller.acl.touches(&s.mount.path))
+            .filter(|s| caller.acl().touches(&s.mount.path))
             .ok_or_else(|| {
                 ApiError::Forbidden(format!(
                     "preflight capability check returned 403, please ensure client's policies grant access to path \"{path}/\""

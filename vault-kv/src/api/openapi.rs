@@ -112,7 +112,7 @@ impl Api {
         let mut paths = Map::new();
         for served in self.mounts.all() {
             let mount = &served.mount;
-            if !caller.acl.touches(&mount.path) {
+            if !caller.acl().touches(&mount.path) {
                 continue;
             }
             for route in of(mount.kind) {
@@ -144,7 +144,7 @@ impl Api {
         let path = request.path.as_str();
         let whole = format!("{}/", path.trim_end_matches('/'));
         let found = self.mounts.at(path).or_else(|| self.mounts.find(path));
-        let found = found.filter(|served| caller.acl.touches(&served.mount.path));
+        let found = found.filter(|served| caller.acl().touches(&served.mount.path));
         let served = found.ok_or(ApiError::Denied)?;
         let mount = &served.mount;
         let routes = of(mount.kind);

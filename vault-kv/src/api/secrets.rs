@@ -40,7 +40,7 @@ impl Api {
         for path in paths {
             match self.read_one(request, &path).await {
                 Ok(mut answer) => {
-                    let data = answer.data.take().unwrap_or_default();
+                    let data = answer.take_data().unwrap_or_default();
                     secrets.insert(path, data);
                 }
                 Err(error) => {
@@ -100,7 +100,7 @@ impl Api {
             Engine::Kv1(kv) => kv.watched(operation, below),
             _ => None,
         };
-        let Some(watched) = watched.filter(|_| request.data.raw("index").is_some()) else {
+        let Some(watched) = watched else {
             return Ok(());
         };
         let index = request.data.int("index")?.unwrap_or(0);
@@ -148,7 +148,7 @@ impl Api {
         };
         let path = request.path.as_str();
         match caller
-            .acl
+            .acl()
             .decide(path, capability, Some(&request.data))
             .allowed
         {
@@ -165,7 +165,7 @@ impl Api {
         data: &Data,
     ) -> Result<(), ApiError> {
         let to = data_key(data)?;
-        let may = |path: String, capability| caller.acl.decide(&path, capability, None).allowed;
+        let may = |path: String, capability| caller.acl().decide(&path, capability, None).allowed;
         let may = may(format!("{mount}data/{key}"), Capability::Read)
             && may(format!("{mount}metadata/{key}"), Capability::Delete)
             && may(format!("{mount}data/{to}"), Capability::Create);

@@ -91,7 +91,7 @@ impl Api {
         match (path, operation) {
             ("policy" | "policies/acl", Read) => Ok(self.policy_names()),
             ("capabilities-self", Write) => {
-                let ask = |path: &str| caller.acl.capabilities(path);
+                let ask = |path: &str| caller.acl().capabilities(path);
                 Ok(capabilities(data, ask)?.top_level())
             }
             ("capabilities" | "capabilities-accessor", Write) => {
@@ -107,7 +107,7 @@ impl Api {
                         found.ok_or_else(|| ApiError::bad(multi("invalid accessor")))?
                     }
                 };
-                let acl = self.acl_of(&token.1)?;
+                let acl = &self.rights_of(&token.1)?.acl;
                 Ok(capabilities(data, |path| acl.capabilities(path))?.top_level())
             }
             ("remount", Write) => self.remount(by, data).await,
@@ -285,7 +285,7 @@ fn explain(caller: &Authenticated, data: &Data) -> Result<Answer, ApiError> {
     .ok_or_else(|| {
         ApiError::bad("capability: create, read, update, patch, delete, list or sudo")
     })?;
-    let decision = caller.acl.decide(&path, capability, None);
+    let decision = caller.acl().decide(&path, capability, None);
     Ok(Answer::data(json!({
         "allowed": decision.allowed, "reason": decision.explain(capability, &path), "policies": caller.policy_names(),
     })))

@@ -2,6 +2,7 @@
 //!
 //! Whoever was meant to unwrap it and cannot knows that somebody else did.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use crate::http::ApiError;
 use crate::http::reply::{Answer, WrapInfo, body};
 use crate::policy::builtin::WRAPPING_NAME;
 use crate::request::{ClientToken, Operation, Request};
-use crate::token::{MAX_TTL, NewToken, Token, TokenId};
+use crate::token::{Live, MAX_TTL, NewToken, Token, TokenId};
 
 const RESPONSE: &str = "response";
 const INFO: &str = "wrapinfo";
@@ -179,7 +180,7 @@ impl Api {
         Ok(id)
     }
 
-    fn wrapping_token(&self, request: &Request) -> Result<(TokenId, Token), ApiError> {
+    fn wrapping_token(&self, request: &Request) -> Result<(TokenId, Arc<Live>), ApiError> {
         let given = request.data.text("token")?.map(ClientToken::new);
         let token = given.as_ref().or(request.token.as_ref());
         let found = match token {

@@ -18,7 +18,9 @@ const QUEUE: usize = 4096;
 /// Bytes written with one call.
 const BATCH: usize = 256 * 1024;
 
-type Done = oneshot::Sender<Result<(), String>>;
+/// What came of a line.
+pub(super) type Outcome = Result<(), String>;
+type Done = oneshot::Sender<Outcome>;
 
 enum Job {
     Line(Vec<u8>, Done),
@@ -49,19 +51,19 @@ impl FileSink {
     }
 
     /// Hand over a line; the receiver tells how it went.
-    pub fn submit(&self, line: Vec<u8>) -> Result<oneshot::Receiver<Result<(), String>>, String> {
+    pub fn submit(&self, line: Vec<u8>) -> Result<oneshot::Receiver<Outcome>, String> {
         self.hand_over(|done| Job::Line(line, done))
     }
 
     /// Have the file at the path opened, after the lines handed over so far; the receiver tells how it went.
-    pub fn reopen(&self) -> Result<oneshot::Receiver<Result<(), String>>, String> {
+    pub fn reopen(&self) -> Result<oneshot::Receiver<Outcome>, String> {
         self.hand_over(Job::Reopen)
     }
 
     fn hand_over(
         &self,
         job: impl FnOnce(Done) -> Job,
-    ) -> Result<oneshot::Receiver<Result<(), String>>, String> {
+    ) -> Result<oneshot::Receiver<Outcome>, String> {
         let (done, wait) = oneshot::channel();
         match self.queue.try_send(job(done)) {
             Ok(()) => Ok(wait),

@@ -1,8 +1,8 @@
 //! The ordered index of names, in memory only.
 //!
 //! Storage sees HMACs, so it cannot answer LIST, `recurse` or "what changed under this prefix". This
-//! index can: it is built at unseal from the sealed names, and wiped at seal. Each name costs its own
-//! bytes plus about 50.
+//! index can: it is built at unseal from the sealed names, and wiped at seal. A name costs what is new in it
+//! beside the one before, and some ten bytes ([`coded`]).
 //!
 //! Deleted names leave a tombstone, so that a waiter for a name or prefix learns of the deletion. There
 //! are at most [`TOMBSTONES`]; when the oldest go (and after a restart) their place is taken by a
@@ -11,7 +11,11 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
+
+mod coded;
+
+use coded::Coded;
 
 /// Deletions that are remembered by name.
 pub(crate) const TOMBSTONES: usize = 65_536;
@@ -25,7 +29,7 @@ pub(crate) struct Stamp {
 
 /// Names in order, with their stamps.
 pub(crate) struct NameIndex {
-    names: BTreeMap<Box<str>, Stamp>,
+    names: Coded,
     tombstones: BTreeMap<Box<str>, u64>,
     tombstones_by_age: BTreeMap<(u64, Box<str>), ()>,
     floor: u64,
@@ -39,20 +43,44 @@ impl NameIndex {
     }
 
     /// The index of a store with these names, each once, whose head is `floor`.
-    pub(crate) fn of(floor: u64, names: Vec<(Box<str>, Stamp)>) -> Self {
-        // Made of all at once, which sorts them first: far less than inserting them one by one.
+    pub(crate) fn of(floor: u64, mut names: Vec<(Box<str>, Stamp)>) -> Self {
+        // Made of all at once, in order: far less than inserting them one by one.
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let mut index = Self::new(floor);
-        index.names = names.into_iter().collect();
+        index.names = Coded::of(names.iter().map(|(name, stamp)| (&**name, *stamp)));
+        names.into_iter().for_each(|(name, _)| wipe(name));
         index
     }
 
+    /// What [`NameIndex::to_bytes`] has made, for a store whose head is `floor`; `None`: these bytes are none.
+    pub(crate) fn from_bytes(floor: u64, bytes: &[u8]) -> Option<Self> {
+        let mut index = Self::new(floor);
+        index.names = Coded::from_bytes(bytes)?;
+        Some(index)
+    }
+
+    /// The names with their stamps, behind `head`.
+    pub(crate) fn to_bytes(&self, head: &[u8]) -> Zeroizing<Vec<u8>> {
+        self.names.to_bytes(head)
+    }
+
+    /// Names that are there.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// A name that was gone before this index began.
+    pub(crate) fn drop_name(&mut self, name: &str) {
+        self.names.remove(name);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.names.len() == 0
     }
 
     fn with_limit(floor: u64, limit: usize) -> Self {
         Self {
-            names: BTreeMap::new(),
+            names: Coded::default(),
             tombstones: BTreeMap::new(),
             tombstones_by_age: BTreeMap::new(),
             floor,
@@ -61,24 +89,22 @@ impl NameIndex {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Stamp> {
-        self.names.get(name).copied()
+        self.names.get(name)
     }
 
     pub(crate) fn put(&mut self, name: &str, stamp: Stamp) {
-        if let Some(known) = self.names.get_mut(name) {
-            *known = stamp;
-            return;
+        if !self.tombstones.is_empty() {
+            self.bury_out(name);
         }
-        self.bury_out(name);
-        self.names.insert(name.into(), stamp);
+        self.names.put(name, stamp);
     }
 
     pub(crate) fn delete(&mut self, name: &str, index: u64) {
-        let Some((name, _)) = self.names.remove_entry(name) else {
+        if !self.names.remove(name) {
             return;
-        };
-        self.tombstones_by_age.insert((index, name.clone()), ());
-        self.tombstones.insert(name, index);
+        }
+        self.tombstones_by_age.insert((index, name.into()), ());
+        self.tombstones.insert(name.into(), index);
         while self.tombstones.len() > self.limit {
             let Some(((age, name), ())) = self.tombstones_by_age.pop_first() else {
                 break;
@@ -110,29 +136,32 @@ impl NameIndex {
 
     /// The index of the last change to a name that starts with `prefix`, deletions included.
     pub(crate) fn changed_under(&self, prefix: &str) -> u64 {
-        let alive = self.under(prefix).map(|(_, stamp)| stamp.modified).max();
-        let dead = starting_with(&self.tombstones, prefix)
-            .map(|(_, index)| *index)
-            .max();
-        alive.max(dead).unwrap_or(0).max(self.floor)
+        let mut newest = self.floor;
+        self.each_under(prefix, |_, stamp| newest = newest.max(stamp.modified));
+        let dead = starting_with(&self.tombstones, prefix).map(|(_, index)| *index);
+        dead.max().unwrap_or(0).max(newest)
     }
 
     /// Names that start with `prefix`, in order.
-    pub(crate) fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, Stamp)> {
-        starting_with(&self.names, prefix).map(|(name, stamp)| (&**name, *stamp))
+    pub(crate) fn each_under(&self, prefix: &str, mut visit: impl FnMut(&str, Stamp)) {
+        let mut cursor = self.names.from(Bound::Included(prefix));
+        while let Some(stamp) = cursor.next() {
+            let name = cursor.name();
+            if !name.starts_with(prefix) {
+                return;
+            }
+            visit(name, stamp);
+        }
     }
 
-    /// Names that start with `prefix` and sort after `last`, in order.
-    pub(crate) fn after<'a>(
-        &'a self,
-        prefix: &'a str,
-        last: &'a str,
-    ) -> impl Iterator<Item = &'a str> {
-        let from = Bound::Excluded(last.max(prefix));
-        self.names
-            .range::<str, _>((from, Bound::Unbounded))
-            .map(|(name, _)| &**name)
-            .take_while(move |name| name.starts_with(prefix))
+    /// The first `most` names that start with `prefix` and sort after `last`, in order.
+    pub(crate) fn after(&self, prefix: &str, last: &str, most: usize) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut cursor = self.names.from(Bound::Excluded(last.max(prefix)));
+        while found.len() < most && cursor.next().is_some() && cursor.name().starts_with(prefix) {
+            found.push(cursor.name().to_owned());
+        }
+        found
     }
 
     /// Names that start with `prefix`, cut after the first `separator` behind the prefix, each once.
@@ -140,35 +169,28 @@ impl NameIndex {
     /// Whole folders are skipped over, so the cost is that of the answer, not of what is below it.
     pub(crate) fn level(&self, prefix: &str, separator: &str) -> Vec<String> {
         let mut found = Vec::new();
-        let mut from = Bound::Included(prefix.to_owned());
-        loop {
-            let start = match &from {
-                Bound::Included(start) => Bound::Included(start.as_str()),
-                Bound::Excluded(start) => Bound::Excluded(start.as_str()),
-                Bound::Unbounded => return found,
-            };
-            let Some((name, _)) = self.names.range::<str, _>((start, Bound::Unbounded)).next()
-            else {
-                return found;
-            };
+        let mut cursor = self.names.from(Bound::Included(prefix));
+        while cursor.next().is_some() {
+            let name = cursor.name();
             let Some(rest) = name.strip_prefix(prefix) else {
-                return found;
+                break;
             };
             let folder = (!separator.is_empty())
                 .then(|| rest.find(separator))
                 .flatten()
                 .map(|at| &name[..prefix.len() + at + separator.len()]);
-            from = match folder {
-                Some(folder) => {
-                    found.push(folder.to_owned());
-                    after_all_with(folder).map_or(Bound::Unbounded, Bound::Included)
-                }
-                None => {
-                    found.push(name.to_string());
-                    Bound::Excluded(name.to_string())
-                }
+            let Some(folder) = folder else {
+                found.push(name.to_owned());
+                continue;
             };
+            let next = after_all_with(folder);
+            found.push(folder.to_owned());
+            match next {
+                Some(next) => cursor = self.names.from(Bound::Included(&next)),
+                None => break,
+            }
         }
+        found
     }
 }
 
@@ -199,7 +221,6 @@ fn wipe(name: Box<str>) {
 
 impl Drop for NameIndex {
     fn drop(&mut self) {
-        std::mem::take(&mut self.names).into_keys().for_each(wipe);
         std::mem::take(&mut self.tombstones)
             .into_keys()
             .for_each(wipe);
@@ -253,7 +274,8 @@ mod tests {
     #[test]
     fn a_prefix_is_read_in_pieces() {
         let index = index(&["a", "a/b", "a/c", "a/d", "b"]);
-        let after = |last| index.after("a/", last).collect::<Vec<_>>();
+        let after = |last| index.after("a/", last, 9);
+        assert_eq!(index.after("a/", "", 2), ["a/b", "a/c"]);
         assert_eq!(after(""), ["a/b", "a/c", "a/d"]);
         assert_eq!(after("a/b"), ["a/c", "a/d"]);
         assert!(after("a/d").is_empty() && after("z").is_empty());
@@ -331,7 +353,8 @@ mod tests {
             }
             prop_assert_eq!(index.names.len(), model.len());
             let under: Vec<_> = model.iter().filter(|(name, _)| name.starts_with(&prefix)).collect();
-            let got: Vec<_> = index.under(&prefix).map(|(name, stamp)| (name.to_owned(), stamp)).collect();
+            let mut got = Vec::new();
+            index.each_under(&prefix, |name, stamp| got.push((name.to_owned(), stamp)));
             let want: Vec<_> = under.iter().map(|(name, stamp)| ((*name).clone(), **stamp)).collect();
             prop_assert_eq!(got, want);
             let level: BTreeSet<String> = under.iter().map(|(name, _)| {

@@ -1,11 +1,11 @@
-//! Compacting by itself: when the store says that enough was written, and once a day for the sake of what
+//! What happens by itself behind the writer's back. The index of names is written down after many changes. And compacting: when the store says that enough was written, and once a day for the sake of what
 //! was destroyed.
 
 use std::{
     ops::ControlFlow,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -20,6 +20,9 @@ use crate::store::{Compacted, Pace};
 const LOOK: Duration = Duration::from_secs(60);
 /// The longest that a destroyed value stays on the disk of a server that runs.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Changes of names that make it look at once.
+const NAMES: u64 = 65_536;
 
 /// A disk that is full is not read through every minute.
 const AFTER_FAILURE: Duration = Duration::from_secs(3600);
@@ -38,6 +41,8 @@ struct Stop {
     /// For those who wait.
     stopped: Mutex<bool>,
     changed: Condvar,
+    /// Changes of names since the last look.
+    names: AtomicU64,
 }
 
 impl Keeper {
@@ -49,6 +54,14 @@ impl Keeper {
         match started {
             Ok(thread) => *self.thread.lock() = Some(thread),
             Err(error) => tracing::warn!(%error, "the store is not compacted by itself"),
+        }
+    }
+
+    /// So many names have changed; after many there is a look out of turn.
+    pub(super) fn look_soon(&self, names: u64) {
+        let before = self.stop.names.fetch_add(names, Ordering::Relaxed);
+        if before < NAMES && before + names >= NAMES {
+            self.stop.changed.notify_all();
         }
     }
 
@@ -82,6 +95,10 @@ fn keep(shared: &Weak<Shared>, stop: &Stop, retention: Duration) {
         let Some(shared) = shared.upgrade() else {
             return;
         };
+        stop.names.store(0, Ordering::Relaxed);
+        if shared.names_are_worth_keeping() {
+            shared.keep_names();
+        }
         let head = shared.store.head().index;
         let now = Instant::now();
         let due = now - last.0 >= AT_LEAST_EVERY && head > last.1;
@@ -103,9 +120,11 @@ fn keep(shared: &Weak<Shared>, stop: &Stop, retention: Duration) {
 impl Shared {
     pub(super) fn compact(&self, retention: Duration, pace: Pace) -> Result<Compacted, Error> {
         let keep_from = self.keep_from(retention)?;
-        Ok(self
-            .store
-            .compact(keep_from, pace, &self.keeper.stop.flag)?)
+        let stop = &self.keeper.stop.flag;
+        let compacted = self.store.compact(keep_from, pace, stop)?;
+        // The one that was kept may have names of what was taken out.
+        self.keep_names();
+        Ok(compacted)
     }
 
     /// The first entry that is not older than `retention`, by bisection: times are sealed in the metas.

@@ -171,7 +171,8 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
         (group.entries, group.stamps)
     };
 
-    let newest = entries.last().map_or(expected.index, |entry| entry.index);
+    let head = entries.last().map_or(expected, Entry::head);
+    let newest = head.index;
     if !entries.is_empty()
         && let Err(error) = shared.store.commit(&expected, entries)
     {
@@ -187,8 +188,12 @@ fn write(shared: &Shared, epoch: u64, jobs: Vec<Job>) -> Vec<Answer> {
                 Some(stamp) => unsealed.names.put(name, *stamp),
                 None => unsealed.names.delete(name, newest),
             }
+            shared.marks.changed(name, newest);
         }
+        unsealed.head = head;
+        unsealed.unkept += stamps.len() as u64;
     }
+    shared.keeper.look_soon(stamps.len() as u64);
     let changes = stamps.values().map(|(name, stamp)| {
         let index = stamp.map_or(newest, |stamp| stamp.modified);
         (&**name, index)

@@ -21,7 +21,7 @@ mod settings;
 mod subkeys;
 mod versions;
 
-use record::{Record, Stamp};
+use record::{Record, Seen, Stamp};
 
 /// One mount of the engine.
 pub(crate) struct Kv2 {
@@ -31,7 +31,7 @@ pub(crate) struct Kv2 {
     /// Where it is mounted, e.g. `secret/`; names its keys in the ledger.
     mount: String,
     clock: Clock,
-    known: Cached<Record>,
+    known: Cached<Seen>,
 }
 
 impl Kv2 {
@@ -61,7 +61,7 @@ impl Kv2 {
         if path == "config" {
             return match operation {
                 Read => self.read_config(),
-                Write => self.write_config(by, data).await,
+                Write => Box::pin(self.write_config(by, data)).await,
                 _ => Err(ApiError::UnsupportedOperation),
             };
         }
@@ -78,18 +78,18 @@ impl Kv2 {
                 Err(ApiError::bad("cannot write to a path ending in '/'"))
             }
             ("data", Read) => self.read(key, data),
-            ("data", Write) => self.write(by, key, data).await,
-            ("data", Patch) => self.patch(by, key, data).await,
-            ("data", Delete) => self.delete_newest(by, key).await,
+            ("data", Write) => Box::pin(self.write(by, key, data)).await,
+            ("data", Patch) => Box::pin(self.patch(by, key, data)).await,
+            ("data", Delete) => Box::pin(self.delete_newest(by, key)).await,
             ("metadata", Read) => self.read_metadata(key),
-            ("metadata", Write) => self.write_metadata(by, key, data).await,
-            ("metadata", Patch) => self.patch_metadata(by, key, data).await,
-            ("metadata", Delete) => self.remove(by, key).await,
+            ("metadata", Write) => Box::pin(self.write_metadata(by, key, data)).await,
+            ("metadata", Patch) => Box::pin(self.patch_metadata(by, key, data)).await,
+            ("metadata", Delete) => Box::pin(self.remove(by, key)).await,
             ("subkeys", Read) => self.subkeys(key, data),
-            ("delete", Write) => self.delete_versions(by, key, data).await,
-            ("undelete", Write) => self.undelete(by, key, data).await,
-            ("destroy", Write) => self.destroy(by, key, data).await,
-            ("move", Write) => self.rename(by, key, data).await,
+            ("delete", Write) => Box::pin(self.delete_versions(by, key, data)).await,
+            ("undelete", Write) => Box::pin(self.undelete(by, key, data)).await,
+            ("destroy", Write) => Box::pin(self.destroy(by, key, data)).await,
+            ("move", Write) => Box::pin(self.rename(by, key, data)).await,
             ("move" | "data" | "subkeys" | "delete" | "undelete" | "destroy", _) => {
                 Err(ApiError::UnsupportedOperation)
             }
@@ -159,7 +159,7 @@ impl Kv2 {
     }
 
     /// The record for who only reads it.
-    fn seen(&self, key: &str) -> Result<Option<Arc<Record>>, ApiError> {
+    fn seen(&self, key: &str) -> Result<Option<Arc<Seen>>, ApiError> {
         self.known.get(&self.db, &self.record_path(key))
     }
 

@@ -27,8 +27,8 @@ fn fields(body: Value) -> Data {
 
 fn shown(result: Result<Answer, ApiError>) -> (Value, u64) {
     match result {
-        Ok(answer) => (
-            answer.data.clone().unwrap_or_default(),
+        Ok(mut answer) => (
+            answer.take_data().unwrap_or_default(),
             answer.lease_duration,
         ),
         Err(error) => (json!([error.status().as_u16(), error.texts()]), 0),

@@ -37,9 +37,9 @@ impl Vault {
     pub async fn attend(&self, access: Access<'_>) -> Result<Attended, AuthorizeError> {
         let open = self.unsealed().map_err(|_| AuthorizeError::Sealed)?;
         let (capability, path) = (access.capability, access.path);
-        let mut request = request(access);
+        let request = request(access);
         let sudo = capability == Capability::Sudo;
-        match open.api.begin(&mut request, sudo).await {
+        match open.api.begin(&request, sudo).await {
             Ok(begun) => Ok(Attended { open, begun }),
             Err(error) => Err(AuthorizeError::of(error, capability, path)),
         }

@@ -126,7 +126,7 @@ impl Vault {
         };
         let (id, head) = (request.id.clone(), request.head);
         let result = match asked {
-            Ok(asked) => self.recorded(open, &mut request, &asked).await,
+            Ok(asked) => Box::pin(self.recorded(open, &mut request, &asked)).await,
             Err(error) => Err(error),
         };
         Ok(render(&result, &id, head))

@@ -1,9 +1,12 @@
 //! Answers: Vault's envelope, bare bodies, and errors.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{StatusCode, header};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use super::error::ApiError;
 use crate::lease::Offer;
@@ -14,6 +17,8 @@ use crate::request::body::wipe;
 pub(crate) struct Answer {
     /// `data` of the envelope.
     pub data: Option<Value>,
+    /// The same as JSON text, instead of `data`: what is stored as JSON need not be taken apart and put together.
+    pub json: Option<Zeroizing<Vec<u8>>>,
     /// `auth` of the envelope.
     pub auth: Option<AuthInfo>,
     /// `wrap_info` of the envelope: the answer lies elsewhere.
@@ -60,6 +65,27 @@ impl Answer {
         answer
     }
 
+    /// The JSON text of an object as it is.
+    pub fn json(text: Zeroizing<Vec<u8>>) -> Self {
+        let mut answer = Self::default();
+        answer.json = Some(text);
+        answer
+    }
+
+    /// `data`, whichever form it has.
+    pub fn value(&self) -> Option<Cow<'_, Value>> {
+        match (&self.data, &self.json) {
+            (Some(data), _) => Some(Cow::Borrowed(data)),
+            (None, json) => json.as_ref().map(|text| Cow::Owned(parsed(text))),
+        }
+    }
+
+    /// The same for who keeps it.
+    pub fn take_data(&mut self) -> Option<Value> {
+        let json = self.json.take();
+        self.data.take().or_else(|| Some(parsed(&json?)))
+    }
+
     pub fn bare(status: u16, data: Value) -> Self {
         let mut answer = Self::data(data);
         answer.status = StatusCode::from_u16(status).ok();
@@ -101,6 +127,7 @@ impl Answer {
     /// Whether there is nothing to say but a status.
     pub fn is_empty(&self) -> bool {
         self.data.is_none()
+            && self.json.is_none()
             && self.auth.is_none()
             && self.wrap.is_none()
             && self.lease.is_none()
@@ -127,6 +154,11 @@ impl Answer {
         self.warnings.push(text.into());
         self
     }
+}
+
+/// Text that was written by this program, and is wiped by who gets the answer or by the allocator.
+fn parsed(text: &[u8]) -> Value {
+    serde_json::from_slice(text).unwrap_or_default()
 }
 
 impl Drop for Answer {
@@ -188,13 +220,18 @@ impl Drop for WrapInfo {
     }
 }
 
+/// What is in the envelope before `data`.
 #[derive(Serialize)]
-struct Envelope<'a> {
+struct Head<'a> {
     request_id: &'a str,
     lease_id: &'a str,
     renewable: bool,
     lease_duration: u64,
-    data: Option<&'a Value>,
+}
+
+/// And what is behind it.
+#[derive(Serialize)]
+struct Rest<'a> {
     wrap_info: Option<&'a WrapInfo>,
     warnings: Option<&'a [String]>,
     auth: Option<&'a AuthInfo>,
@@ -256,7 +293,7 @@ fn render_answer(answer: &Answer, request_id: &str, head: bool) -> http::Respons
 
 /// The envelope with an answer in it.
 pub(crate) fn body(answer: &Answer, request_id: &str) -> Bytes {
-    let envelope = Envelope {
+    let head = Head {
         // What is wrapped has the request's id.
         request_id: if answer.wrap.is_some() {
             ""
@@ -266,21 +303,37 @@ pub(crate) fn body(answer: &Answer, request_id: &str) -> Bytes {
         lease_id: answer.lease.as_ref().map_or("", |lease| &lease.id),
         renewable: answer.lease.as_ref().is_some_and(|lease| lease.renewable),
         lease_duration: answer.lease_duration,
-        data: answer.data.as_ref(),
+    };
+    let rest = Rest {
         wrap_info: answer.wrap.as_ref(),
         warnings: (!answer.warnings.is_empty()).then_some(&answer.warnings[..]),
         auth: answer.auth.as_ref(),
     };
     match (&answer.data, answer.shape) {
-        (Some(Value::Object(data)), Shape::TopLevel) => to_bytes(&Injected { data, envelope }),
-        _ => to_bytes(&envelope),
+        (Some(Value::Object(data)), Shape::TopLevel) => to_bytes(&Injected { data, head, rest }),
+        (data, _) => {
+            let data = match &answer.json {
+                Some(json) => Cow::Borrowed(&json[..]),
+                None => Cow::Owned(to_vec(data)),
+            };
+            let (mut head, mut rest) = (to_vec(&head), to_vec(&rest));
+            // Three objects become one.
+            head.pop();
+            rest[0] = b',';
+            let mut body = Vec::with_capacity(head.len() + 8 + data.len() + rest.len());
+            for part in [&head[..], b",\"data\":", &data[..], &rest[..]] {
+                body.extend_from_slice(part);
+            }
+            body.into()
+        }
     }
 }
 
 /// The envelope with the data's keys beside its own; the envelope's keys win.
 struct Injected<'a> {
     data: &'a Map<String, Value>,
-    envelope: Envelope<'a>,
+    head: Head<'a>,
+    rest: Rest<'a>,
 }
 
 impl Serialize for Injected<'_> {
@@ -296,7 +349,7 @@ impl Serialize for Injected<'_> {
             "warnings",
             "auth",
         ];
-        let e = &self.envelope;
+        let (head, rest) = (&self.head, &self.rest);
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in self
             .data
@@ -305,14 +358,14 @@ impl Serialize for Injected<'_> {
         {
             map.serialize_entry(name, value)?;
         }
-        map.serialize_entry("request_id", e.request_id)?;
-        map.serialize_entry("lease_id", e.lease_id)?;
-        map.serialize_entry("renewable", &e.renewable)?;
-        map.serialize_entry("lease_duration", &e.lease_duration)?;
-        map.serialize_entry("data", &e.data)?;
-        map.serialize_entry("wrap_info", &e.wrap_info)?;
-        map.serialize_entry("warnings", &e.warnings)?;
-        map.serialize_entry("auth", &e.auth)?;
+        map.serialize_entry("request_id", head.request_id)?;
+        map.serialize_entry("lease_id", head.lease_id)?;
+        map.serialize_entry("renewable", &head.renewable)?;
+        map.serialize_entry("lease_duration", &head.lease_duration)?;
+        map.serialize_entry("data", self.data)?;
+        map.serialize_entry("wrap_info", &rest.wrap_info)?;
+        map.serialize_entry("warnings", &rest.warnings)?;
+        map.serialize_entry("auth", &rest.auth)?;
         map.end()
     }
 }
@@ -335,8 +388,12 @@ pub(crate) fn redirect(location: &str) -> http::Response<Bytes> {
 }
 
 fn to_bytes(value: &impl Serialize) -> Bytes {
+    to_vec(value).into()
+}
+
+fn to_vec(value: &impl Serialize) -> Vec<u8> {
     // Maps with text keys and plain values always serialise.
-    serde_json::to_vec(value).unwrap_or_default().into()
+    serde_json::to_vec(value).unwrap_or_else(|_| b"{}".to_vec())
 }
 
 fn respond(status: StatusCode, body: Bytes) -> http::Response<Bytes> {

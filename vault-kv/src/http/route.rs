@@ -62,7 +62,7 @@ impl Vault {
         let response = open.api.handle(request).await;
         // The interface has checked and recorded that the caller may; the keys are ours to drop.
         if sealing && response.status() == StatusCode::NO_CONTENT {
-            self.close().await;
+            Box::pin(self.close()).await;
         }
         response
     }
@@ -108,8 +108,8 @@ impl Vault {
                 "a store is initialised from its own machine only; run `mesh operator init` there"
                     .into(),
             )),
-            ("sys/init", Write) => self.init_answer(data).await,
-            ("sys/unseal", Write) => self.unseal_answer(data).await,
+            ("sys/init", Write) => Box::pin(self.init_answer(data)).await,
+            ("sys/unseal", Write) => Box::pin(self.unseal_answer(data)).await,
             ("sys/leader", Read) => Ok(self.leader()),
             ("sys/seal", Write) if self.is_sealed() => Ok(Answer::none()),
             ("sys/health" | "sys/seal-status" | "sys/init" | "sys/unseal" | "sys/leader", _) => {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ struct Stored {
 pub(crate) struct Policies {
     db: Db,
     state: RwLock<State>,
+    changes: AtomicU64,
 }
 
 struct State {
@@ -76,6 +78,7 @@ impl Policies {
                 all,
                 acls: HashMap::new(),
             }),
+            changes: AtomicU64::new(0),
         })
     }
 
@@ -115,7 +118,7 @@ impl Policies {
         self.db.commit(batch).await?;
         let mut state = self.state.write();
         state.all.insert(name, Arc::new(policy));
-        state.acls.clear();
+        self.changed(&mut state);
         Ok(())
     }
 
@@ -137,8 +140,18 @@ impl Policies {
         }
         let mut state = self.state.write();
         state.all.remove(name);
-        state.acls.clear();
+        self.changed(&mut state);
         Ok(())
+    }
+
+    fn changed(&self, state: &mut State) {
+        state.acls.clear();
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes so far: as long as that stays, so do everybody's rights, but for their identities.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// The rights of a caller with these policies. Names without a policy grant nothing. `facts` of an entity are

@@ -21,7 +21,8 @@ impl ApiPath {
         if text.len() > MAX_PATH {
             return Err(ApiError::bad("the path is longer than 4096 bytes"));
         }
-        if text.chars().any(unprintable) {
+        let plain = |byte: &u8| matches!(byte, b' '..=b'~');
+        if !text.as_bytes().iter().all(plain) && text.chars().any(unprintable) {
             return Err(ApiError::bad(
                 "the path contains characters that do not print",
             ));
@@ -79,6 +80,9 @@ pub(crate) fn unprintable(c: char) -> bool {
 /// Undo percent-encoding, once.
 pub(super) fn decode(raw: &str) -> Result<String, ApiError> {
     let bytes = raw.as_bytes();
+    if !bytes.contains(&b'%') {
+        return Ok(raw.to_owned());
+    }
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {

@@ -19,8 +19,10 @@
 //! read of it is one look-up and one `pread` of what is mostly in the page cache.
 
 use std::{
+    fs::OpenOptions,
     io::{self, Write},
     ops::ControlFlow,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     thread::JoinHandle,
@@ -232,6 +234,22 @@ impl Store for LocalStore {
 
     fn wants_compaction(&self) -> bool {
         self.shared.wants_compaction()
+    }
+
+    fn keep(&self, name: &'static str, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.shared.dir.join(name);
+        let new = path.with_extension("new");
+        let write = || {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(&new)?.write_all(bytes)?;
+            std::fs::rename(&new, &path)
+        };
+        write().map_err(failed("write", &path))
+    }
+
+    fn kept(&self, name: &'static str) -> Option<Vec<u8>> {
+        std::fs::read(self.shared.dir.join(name)).ok()
     }
 
     fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {

@@ -37,6 +37,7 @@ struct State {
     entries: Vec<Entry>,
     named: BTreeMap<FoldKey, (Bytes, Record)>,
     control: BTreeMap<FoldKey, Record>,
+    kept: BTreeMap<&'static str, Vec<u8>>,
 }
 
 impl MemoryStore {
@@ -221,6 +222,15 @@ impl Store for MemoryStore {
             snapshot: None,
             records: Some((state.named.len() + state.control.len()) as u64),
         })
+    }
+
+    fn keep(&self, name: &'static str, bytes: &[u8]) -> Result<(), StoreError> {
+        self.state.write().kept.insert(name, bytes.to_vec());
+        Ok(())
+    }
+
+    fn kept(&self, name: &'static str) -> Option<Vec<u8>> {
+        self.state.read().kept.get(name).cloned()
     }
 
     fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {

@@ -3,25 +3,47 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::Tokens;
+use super::{Token, TokenId, Tokens};
 use crate::db::By;
+use crate::http::ApiError;
+
+const PREFIX: &str = "token/id/";
+/// Tokens that are read in one go.
+const CHUNK: usize = 256;
 
 /// Longest sleep: a token with a shorter life may be made meanwhile, or the system's clock changed.
 const LONGEST: Duration = Duration::from_secs(10);
 /// Pause after a failed round.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Revoke tokens, with their children, as they expire. Ends when the token store is dropped (at seal).
+/// Read when tokens expire, which unsealing does not wait for, and revoke them, with their children, as they do. Ends when
+/// the token store is dropped (at seal).
 pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
+    let mut last = PREFIX.to_owned();
+    loop {
+        let Some(store) = tokens.upgrade() else {
+            return;
+        };
+        match store.read_some(&mut last) {
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => break,
+            Err(ApiError::Sealed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "tokens cannot be read; they are tried again");
+                drop(store);
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
     loop {
         let Some(store) = tokens.upgrade() else {
             return;
         };
         let (due, next) = store.due();
         let mut failed = false;
-        for id in due {
-            match store.revoke(&By::system("token expiry"), &id).await {
-                Ok(()) => store.forget(&id),
+        for due in due {
+            match store.end(&due.1).await {
+                Ok(()) => store.forget(&due),
                 Err(error) => {
                     tracing::warn!(%error, "an expired token could not be removed; it is refused all the same");
                     failed = true;
@@ -37,5 +59,39 @@ pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
         // The strong reference must not outlive the wait: dropping it is how this task ends.
         drop(store);
         tokio::time::sleep(nap.max(Duration::from_millis(200))).await;
+    }
+}
+
+impl Tokens {
+    /// Reads the next piece after the name `last`; whether there may be more.
+    fn read_some(&self, last: &mut String) -> Result<bool, ApiError> {
+        let names = self.db.names_after(PREFIX, last, CHUNK)?;
+        for name in &names {
+            match self.db.get::<Token>(name) {
+                Ok(Some((token, _))) => {
+                    self.schedule(&TokenId::from(&name[PREFIX.len()..]), token.expires);
+                }
+                Ok(None) => {}
+                Err(ApiError::Sealed) => return Err(ApiError::Sealed),
+                // One that is no good must not keep the others from ending.
+                Err(error) => tracing::error!(%error, "a token is passed over"),
+            }
+        }
+        if let Some(newest) = names.last() {
+            last.clone_from(newest);
+        }
+        Ok(names.len() == CHUNK)
+    }
+
+    /// Revokes a token if it has expired: it may have been renewed while it was read.
+    async fn end(&self, id: &TokenId) -> Result<(), ApiError> {
+        let found = self.db.get::<Token>(&id.path())?;
+        match found.and_then(|(token, _)| token.expires) {
+            Some(at) if at > self.clock.unix() => {
+                self.schedule(id, Some(at));
+                Ok(())
+            }
+            _ => self.revoke(&By::system("token expiry"), id).await,
+        }
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde_json::{Map, Value};
+use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::Kv2;
 use super::merge::merge;
-use super::record::{Config, Record, Stamp, Version};
+use super::record::{Config, Record, Seen, Stamp};
 use crate::db::By;
 use crate::engine::{decode, encode};
 use crate::http::{ApiError, reply::Answer};
@@ -15,31 +16,45 @@ use crate::request::{Data, fields::mismatch};
 
 /// A version that was asked for.
 pub(super) struct Found {
-    pub record: Arc<Record>,
+    pub record: Arc<Seen>,
     pub number: u64,
-    pub version: Version,
-    /// The secret; absent when deleted or destroyed.
-    pub value: Option<Data>,
+    /// The secret as it is stored, in JSON; absent when deleted or destroyed.
+    pub value: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Found {
+    /// What is said of the version.
     pub fn description(&self) -> Value {
-        self.record.describe(self.number, &self.version)
+        let version = &self.record.versions[&self.number];
+        self.record.describe(self.number, version)
+    }
+
+    /// The secret.
+    pub fn secret(&self) -> Result<Option<Data>, ApiError> {
+        self.value.as_ref().map(|value| decode(value)).transpose()
     }
 }
 
 impl Kv2 {
+    /// The secret goes into the answer as it was stored.
     pub(super) fn read(&self, key: &str, query: &Data) -> Result<Answer, ApiError> {
-        let mut found = self.find(key, query)?;
-        let metadata = found.description();
-        // The secret moves into the answer, which wipes it.
-        let value = found.value.as_mut().map(Data::take_all);
-        let gone = value.is_none();
-        let mut answer = Answer::data(Map::from_iter([
-            ("data".to_string(), value.into()),
-            ("metadata".to_string(), metadata),
-        ]));
-        answer.status = gone.then_some(StatusCode::NOT_FOUND);
+        let found = self.find(key, query)?;
+        let version = &found.record.versions[&found.number];
+        let metadata = found.record.description(found.number, version);
+        let value = found.value.as_ref().map_or(&b"null"[..], |value| value);
+        let parts = [
+            b"{\"data\":",
+            value,
+            b",\"metadata\":",
+            metadata.as_bytes(),
+            b"}",
+        ];
+        let mut json = Zeroizing::new(Vec::with_capacity(
+            parts.iter().map(|part| part.len()).sum(),
+        ));
+        parts.iter().for_each(|part| json.extend_from_slice(part));
+        let mut answer = Answer::json(json);
+        answer.status = found.value.is_none().then_some(StatusCode::NOT_FOUND);
         Ok(answer)
     }
 
@@ -47,35 +62,32 @@ impl Kv2 {
     pub(super) fn find(&self, key: &str, query: &Data) -> Result<Found, ApiError> {
         let wanted = query.int("version")?.unwrap_or(0);
         let wanted = u64::try_from(wanted).map_err(|_| ApiError::NotFound)?;
-        let mut before = None;
+        let mut record = self.seen(key)?.ok_or(ApiError::NotFound)?;
+        let mut read_again = false;
         loop {
-            let record = self.seen(key)?.ok_or(ApiError::NotFound)?;
             let number = if wanted == 0 { record.current } else { wanted };
-            let version = record.versions.get(&number).cloned();
-            let version = version.ok_or(ApiError::NotFound)?;
-            if !version.readable(self.now()) {
+            let version = record.versions.get(&number).ok_or(ApiError::NotFound)?;
+            let readable = version.readable(self.now());
+            let value = match readable {
+                true => self.db.bytes(&self.value_path(key, number))?,
+                false => None,
+            };
+            if value.is_some() || !readable {
                 return Ok(Found {
                     record,
                     number,
-                    version,
-                    value: None,
+                    value,
                 });
             }
-            if let Some(bytes) = self.db.bytes(&self.value_path(key, number))? {
-                return Ok(Found {
-                    record,
-                    number,
-                    version,
-                    value: Some(decode(&bytes)?),
-                });
-            }
-            // A writer may drop the version between the two reads; then the record has changed as well.
-            if before.as_ref() == Some(&record) {
+            // A writer may drop the version between the two reads; then the record has changed as well, and the store
+            // knows that before it is told to those who keep records.
+            let (now, _) = self.record(key)?.ok_or(ApiError::NotFound)?;
+            if read_again && now == **record {
                 return Err(ApiError::Internal(format!(
                     "the value of version {number} of this key is missing from the store"
                 )));
             }
-            before = Some(record);
+            (record, read_again) = (Arc::new(now.into()), true);
         }
     }
 
@@ -118,8 +130,8 @@ impl Kv2 {
             let description = record.describe(record.current, version);
             return Ok(Answer::data(description).status(StatusCode::NOT_FOUND));
         }
-        let mut found = self.find(key, &Data::default())?;
-        let Some(secret) = &mut found.value else {
+        let found = self.find(key, &Data::default())?;
+        let Some(mut secret) = found.secret()? else {
             return Ok(Answer::data(found.description()).status(StatusCode::NOT_FOUND));
         };
         merge(secret.map_mut(), patch.take_all());
@@ -131,7 +143,7 @@ impl Kv2 {
             Some(seen),
             &config,
             now,
-            secret,
+            &secret,
         )
         .await
     }

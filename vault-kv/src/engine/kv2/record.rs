@@ -1,9 +1,12 @@
 //! What is kept beside the secrets: one record per key, and the arithmetic of its versions.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
@@ -121,6 +124,47 @@ impl Version {
             ("deletion_time".to_string(), deletion.into()),
             ("destroyed".to_string(), self.destroyed.into()),
         ])
+    }
+}
+
+/// A record as those see it who only read it.
+pub(super) struct Seen {
+    record: Record,
+    /// What reads say of the newest version, as JSON: most reads are of that one.
+    newest: OnceLock<String>,
+}
+
+impl Seen {
+    /// See [`Record::describe`].
+    pub fn description(&self, number: u64, version: &Version) -> Cow<'_, str> {
+        let text = || self.describe(number, version).to_string();
+        match number == self.current {
+            true => Cow::Borrowed(self.newest.get_or_init(text)),
+            false => Cow::Owned(text()),
+        }
+    }
+}
+
+impl Deref for Seen {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl<'de> Deserialize<'de> for Seen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Record::deserialize(deserializer).map(Self::from)
+    }
+}
+
+impl From<Record> for Seen {
+    fn from(record: Record) -> Self {
+        Self {
+            record,
+            newest: OnceLock::new(),
+        }
     }
 }
 

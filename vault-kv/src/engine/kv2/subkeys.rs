@@ -17,7 +17,7 @@ impl Kv2 {
             Err(_) => return Err(ApiError::bad("depth must be 0 (no limit) or more")),
         };
         let found = self.find(key, query)?;
-        let names = found.value.as_ref().map(|value| names(value.map(), depth));
+        let names = found.secret()?.map(|value| names(value.map(), depth));
         let gone = names.is_none();
         let mut answer = Answer::data(Map::from_iter([
             ("metadata".to_string(), found.description()),

@@ -43,8 +43,8 @@ impl Bench {
             .handle(&by, operation, path, &mut Data::from(map))
             .await
         {
-            Ok(answer) => {
-                let data = answer.data.clone().unwrap_or_default();
+            Ok(mut answer) => {
+                let data = answer.take_data().unwrap_or_default();
                 let usual = if data.is_null() { 204 } else { 200 };
                 (answer.status.map_or(usual, |s| s.as_u16()), data)
             }

@@ -214,7 +214,9 @@ fn a_reader_of_a_file_that_is_replaced_meanwhile_leaves_no_trace() {
         let path = dir.path().join("anew");
         fs::write(&path, bytes).unwrap();
         let length = bytes.len() as u64;
-        segments.replace(1, &path, length, Marks::default()).unwrap();
+        segments
+            .replace(1, &path, length, Marks::default())
+            .unwrap();
     };
     put(&old);
     let mut replaced = false;

@@ -266,7 +266,7 @@ fn a_log_that_ends_before_what_was_durable_is_refused() {
     let dir = dir.path();
     write(&open(dir), 5);
     let (path, last) = frames(dir).pop().unwrap();
-    let log = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let log = OpenOptions::new().write(true).open(&path).unwrap();
     log.set_len(last.start as u64).unwrap();
     for result in [LocalStore::open(dir).map(drop), verified(dir).map(drop)] {
         match result {

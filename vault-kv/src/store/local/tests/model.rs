@@ -104,7 +104,7 @@ proptest! {
                     if let Some(last) = last.filter(|last| *end < bytes_of(last)) {
                         let whole = bytes_of(&last);
                         let cut = end + (whole - end) * share / 1000;
-                        fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(cut).unwrap();
+                        OpenOptions::new().write(true).open(&last).unwrap().set_len(cut).unwrap();
                         if cut < whole {
                             (model, index) = (old.clone(), *old_index);
                         }
