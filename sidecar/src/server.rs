@@ -8,6 +8,7 @@
 pub mod authority;
 mod bundle;
 mod clients;
+mod events;
 mod outbound;
 mod own_routes;
 mod records;
@@ -577,6 +578,11 @@ async fn listen(
                 return own.dispatch(request, conn).await;
             }
             let vault = &shared.vault;
+            if events::wanted(&request) {
+                let (vault, drains) = (vault.clone(), conn.shutdown.clone());
+                let caller = move || clients::caller(&conn, shared.mesh.get().map(Mesh::trust));
+                return Box::pin(events::answer(vault, request, caller, drains)).await;
+            }
             let caller = clients::caller(&conn, shared.mesh.get().map(Mesh::trust));
             vault.handle(request, caller).await.map(Into::into)
         }

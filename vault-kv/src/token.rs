@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use ring::hmac;
@@ -18,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::db::{Batch, By, Cached, Db};
-use crate::http::{ApiError, hex};
+use crate::http::ApiError;
 use crate::request::ClientToken;
 use crate::sys::{Locked, without_traces};
 
@@ -38,7 +40,7 @@ pub(crate) const MAX_TTL: u64 = 768 * 3600;
 
 const KEY: &str = "token/key";
 
-/// The stored name of a token: a keyed hash, in hex.
+/// The stored name of a token: a keyed hash.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct TokenId(Arc<str>);
 
@@ -179,9 +181,9 @@ impl NameKey {
         without_traces(|| Self(Locked::new(hmac::Key::new(hmac::HMAC_SHA256, key))))
     }
 
-    /// A keyed hash, in hex.
+    /// A keyed hash: 192 bits of it, in base64url.
     pub fn name(&self, secret: &[u8]) -> String {
-        hex(hmac::sign(&self.0, secret).as_ref())
+        URL_SAFE_NO_PAD.encode(&hmac::sign(&self.0, secret).as_ref()[..24])
     }
 }
 

@@ -4,6 +4,7 @@ mod accounts;
 mod agent;
 mod cli;
 mod crash;
+mod events;
 mod host;
 #[cfg(target_os = "linux")]
 mod memory;

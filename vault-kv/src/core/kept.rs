@@ -144,6 +144,13 @@ pub(super) fn name_index(store: &dyn Store, barrier: &Barrier) -> Result<(NameIn
     if let Some(kept) = kept_names(store, barrier) {
         return Ok(kept);
     }
+    let names = sealed_names(store, barrier)?;
+    let unkept = names.len() as u64;
+    Ok((names, unkept))
+}
+
+/// The index from every name in the store.
+fn sealed_names(store: &dyn Store, barrier: &Barrier) -> Result<NameIndex, Error> {
     let mut names = Vec::new();
     let mut unreadable = None;
     store.scan(&mut |sealed| {
@@ -163,13 +170,161 @@ pub(super) fn name_index(store: &dyn Store, barrier: &Barrier) -> Result<(NameIn
     match unreadable {
         Some(_) if index.is_empty() => Err(Error::Unreadable),
         Some((key, modified)) => Err(super::unopenable(&key, modified)),
-        None => {
-            let unkept = index.len() as u64;
-            Ok((index, unkept))
-        }
+        None => Ok(index),
     }
 }
 
 fn boxed(name: &[u8]) -> Option<Box<str>> {
     Some(std::str::from_utf8(name).ok()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::{
+        barrier::SecretKey,
+        core::{Change, Core, Meta, Op, Pace},
+        store::memory::MemoryStore,
+    };
+
+    /// A store that is opened again and again.
+    struct Again {
+        store: Arc<MemoryStore>,
+        wrapped: Vec<u8>,
+        epoch: u64,
+    }
+
+    fn root() -> SecretKey {
+        SecretKey::new([7; 32])
+    }
+
+    impl Again {
+        fn new() -> Self {
+            Self {
+                store: Arc::new(MemoryStore::new()),
+                wrapped: Barrier::create(root()).1,
+                epoch: 0,
+            }
+        }
+
+        fn barrier(&self) -> Barrier {
+            Barrier::open_keyring(root(), &self.wrapped).unwrap()
+        }
+
+        fn start(&mut self) -> Core {
+            self.epoch += 1;
+            let store = Arc::clone(&self.store) as Arc<dyn Store>;
+            Core::start(store, self.barrier(), self.epoch).unwrap()
+        }
+
+        /// As kept, if it fits; it must be what a look at every name gives.
+        fn kept(&self) -> bool {
+            let (store, barrier) = (&*self.store, self.barrier());
+            let Some((kept, _)) = kept_names(store, &barrier) else {
+                return false;
+            };
+            let all = sealed_names(store, &barrier).unwrap();
+            assert_eq!(kept.len(), all.len());
+            assert_eq!(contents(&kept), contents(&all));
+            true
+        }
+    }
+
+    fn contents(names: &NameIndex) -> Vec<(String, Stamp)> {
+        let mut found = Vec::new();
+        names.each_under("", |name, stamp| found.push((name.to_owned(), stamp)));
+        found
+    }
+
+    async fn commit(core: &Core, ops: Vec<Op>) {
+        let change = Change {
+            meta: Meta::default(),
+            ops,
+            expect: Vec::new(),
+        };
+        core.commit(change).await.unwrap();
+    }
+
+    fn put(path: &str) -> Op {
+        Op::Put {
+            path: path.to_owned(),
+            value: Zeroizing::new(path.into()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn with_what_has_changed_since_it_is_as_if_every_name_was_opened(
+            steps in proptest::collection::vec((0_u8..12, 0_u8..9), 1..60),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut again = Again::new();
+                let mut core = again.start();
+                let mut kept = false;
+                for (what, name) in steps {
+                    let path = format!("a/{name}");
+                    match what {
+                        0 => {
+                            core.seal();
+                            core = again.start();
+                            kept = again.store.head().index > 0;
+                        }
+                        // It crashes: nothing is written down.
+                        1 => core = again.start(),
+                        2 => {
+                            core.compact(std::time::Duration::ZERO, Pace::Prompt).unwrap();
+                        }
+                        3..6 => commit(&core, vec![Op::Delete { path }]).await,
+                        6 => commit(&core, vec![Op::Delete { path: path.clone() }, put("b")]).await,
+                        _ => commit(&core, vec![put(&path)]).await,
+                    }
+                    assert!(again.kept() || !kept);
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_passed_over() {
+        let mut again = Again::new();
+        let core = again.start();
+        commit(&core, vec![put("a")]).await;
+        core.seal();
+        let old = again.store.kept(NAME).unwrap();
+        assert!(again.kept());
+
+        // Damaged, or of another store.
+        let mut damaged = old.clone();
+        damaged[40] ^= 1;
+        let mut other = Again::new();
+        let core = other.start();
+        commit(&core, vec![put("other")]).await;
+        core.seal();
+        for wrong in [damaged, other.store.kept(NAME).unwrap(), Vec::new()] {
+            again.store.keep(NAME, &wrong).unwrap();
+            assert!(!again.kept());
+            assert_eq!(again.start().scan("").unwrap(), ["a"]);
+        }
+
+        // Of a ledger that went on differently from the same beginning, as after a restore.
+        let mut forked = Again {
+            store: Arc::new(MemoryStore::new()),
+            wrapped: again.wrapped.clone(),
+            epoch: 0,
+        };
+        let core = forked.start();
+        commit(&core, vec![put("b")]).await;
+        forked.store.keep(NAME, &old).unwrap();
+        assert!(!forked.kept());
+        commit(&core, vec![put("c")]).await;
+        assert!(!forked.kept());
+    }
 }
