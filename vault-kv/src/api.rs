@@ -35,6 +35,7 @@ use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
 mod auth;
 mod caller;
 mod figures;
+mod groups;
 mod host;
 mod identity;
 mod keys;

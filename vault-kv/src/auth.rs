@@ -30,6 +30,8 @@ pub(crate) struct Login<'a> {
     pub name: String,
     /// What stands for the caller in this method for ever.
     pub alias: String,
+    /// The groups that the caller belongs to, by the method's names; `None`: it says nothing of groups.
+    pub groups: Option<Vec<String>>,
     /// The certificate that the token is bound to.
     pub certificate: Option<Binding>,
     /// What becomes durable with the token.

@@ -63,6 +63,12 @@ pub(crate) struct Group {
     pub updated: i64,
     /// Changes so far.
     pub version: u64,
+    /// Who is a member is not said here but by the login method of its alias, at each login.
+    #[serde(default)]
+    pub external: bool,
+    /// What an external group is called there.
+    #[serde(default)]
+    pub alias: Option<Alias>,
 }
 
 pub(crate) type Metadata = BTreeMap<String, String>;
@@ -95,6 +101,8 @@ struct Table {
     aliases: HashMap<(String, String), String>,
     groups: BTreeMap<String, Arc<Group>>,
     group_names: BTreeMap<String, String>,
+    /// External groups by mount accessor and name.
+    group_aliases: HashMap<(String, String), String>,
     /// Groups that an entity or group is a member of.
     parents: HashMap<String, BTreeSet<String>>,
 }
@@ -125,6 +133,9 @@ impl Table {
             let parents = self.parents.entry(member.clone()).or_default();
             parents.insert(group.id.clone());
         }
+        if let Some(alias) = &group.alias {
+            self.group_aliases.insert(alias.key(), group.id.clone());
+        }
         self.group_names
             .insert(group.name.to_lowercase(), group.id.clone());
         self.groups.insert(group.id.clone(), Arc::new(group));
@@ -135,6 +146,9 @@ impl Table {
             return;
         };
         self.group_names.remove(&old.name.to_lowercase());
+        if let Some(alias) = &old.alias {
+            self.group_aliases.remove(&alias.key());
+        }
         for member in old.member_entities.iter().chain(&old.member_groups) {
             if let Some(parents) = self.parents.get_mut(member) {
                 parents.remove(id);
@@ -216,6 +230,12 @@ impl Identities {
     pub fn group_named(&self, name: &str) -> Option<Arc<Group>> {
         let table = self.table.read();
         let id = table.group_names.get(&name.to_lowercase())?;
+        table.groups.get(id).cloned()
+    }
+
+    pub fn group_of_alias(&self, accessor: &str, name: &str) -> Option<Arc<Group>> {
+        let table = self.table.read();
+        let id = table.group_aliases.get(&(accessor.into(), name.into()))?;
         table.groups.get(id).cloned()
     }
 
@@ -331,6 +351,38 @@ impl Identities {
         }
     }
 
+    /// The external groups of a login method that an entity belongs to are those of these names, and no others.
+    pub async fn join(
+        &self,
+        by: &By,
+        entity: &str,
+        accessor: &str,
+        names: &[String],
+    ) -> Result<(), ApiError> {
+        let differ = || {
+            let table = self.table.read();
+            let of_method = table.group_aliases.iter();
+            let of_method = of_method.filter(|((at, _), _)| at == accessor);
+            let groups = of_method.filter_map(|((_, name), id)| {
+                let (group, belongs) = (table.groups.get(id)?, names.contains(name));
+                (group.member_entities.contains(entity) != belongs).then(|| Arc::clone(group))
+            });
+            groups.collect::<Vec<_>>()
+        };
+        if differ().is_empty() {
+            return Ok(());
+        }
+        let _order = self.group_order().await;
+        for group in differ() {
+            let mut group = (*group).clone();
+            if !group.member_entities.remove(entity) {
+                group.member_entities.insert(entity.to_owned());
+            }
+            self.put_group(by, group).await?;
+        }
+        Ok(())
+    }
+
     /// Hold while entities and aliases are read and changed.
     pub async fn order(&self) -> MutexGuard<'_, ()> {
         self.entity_order.lock().await
@@ -374,6 +426,8 @@ impl Identities {
             created: now,
             updated: now,
             version: 0,
+            external: false,
+            alias: None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::clock::rfc3339_unix;
 use crate::db::By;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
-use crate::identity::{Alias, Entity, Group, Memberships, Metadata, check_metadata};
+use crate::identity::{Alias, Entity, Memberships, Metadata, check_metadata};
 use crate::policy::assignable;
 use crate::request::{Data, Operation};
 
@@ -72,7 +72,7 @@ impl Api {
                 match operation {
                     Read => {
                         let (entity, alias) = self.alias(id).ok_or(ApiError::NotFound)?;
-                        Ok(Answer::data(self.alias_shown(&entity, &alias)))
+                        Ok(Answer::data(self.alias_shown(&entity.id, &alias)))
                     }
                     Delete => self.remove_alias(by, id).await,
                     _ => self.write_alias(by, Some(id), data).await,
@@ -107,7 +107,17 @@ impl Api {
                     (_, None) => Err(ApiError::bad("group not found from id")),
                 }
             }
-            ("entity" | "entity-alias" | "group" | "lookup", ..) => {
+            ("group-alias", "", Write) => self.write_group_alias(by, None, data).await,
+            ("group-alias", "id/", List) => self.list_group_aliases(),
+            ("group-alias", item, Read | Write | Delete) => {
+                let id = item.strip_prefix("id/").ok_or(ApiError::UnsupportedPath)?;
+                match operation {
+                    Read => self.read_group_alias(id),
+                    Delete => self.remove_group_alias(by, id).await,
+                    _ => self.write_group_alias(by, Some(id), data).await,
+                }
+            }
+            ("entity" | "entity-alias" | "group" | "group-alias" | "lookup", ..) => {
                 Err(ApiError::UnsupportedOperation)
             }
             _ => Err(ApiError::UnsupportedPath),
@@ -243,7 +253,7 @@ impl Api {
         let aliases: Vec<_> = entity
             .aliases
             .iter()
-            .map(|alias| self.alias_shown(entity, alias))
+            .map(|alias| self.alias_shown(&entity.id, alias))
             .collect();
         json!({
             "id": entity.id, "name": entity.name, "metadata": some(&entity.metadata), "policies": entity.policies,
@@ -261,10 +271,10 @@ impl Api {
         })
     }
 
-    fn alias_shown(&self, entity: &Entity, alias: &Alias) -> Value {
+    pub(super) fn alias_shown(&self, holder: &str, alias: &Alias) -> Value {
         let (path, kind) = self.mount_of(&alias.mount_accessor);
         json!({
-            "id": alias.id, "canonical_id": entity.id, "name": alias.name, "mount_accessor": alias.mount_accessor,
+            "id": alias.id, "canonical_id": holder, "name": alias.name, "mount_accessor": alias.mount_accessor,
             "mount_path": path, "mount_type": kind, "metadata": some(&alias.metadata),
             "custom_metadata": some(&alias.custom_metadata), "creation_time": rfc3339_unix(alias.created),
             "last_update_time": rfc3339_unix(alias.updated), "merged_from_canonical_ids": null,
@@ -403,120 +413,10 @@ impl Api {
             Answer::data(self.entity_shown(&entity))
         }))
     }
-
-    fn look_up_group(&self, data: &Data) -> Result<Answer, ApiError> {
-        let group = match (data.text("id")?, data.text("name")?) {
-            (Some(id), None) => self.identities.group(&id),
-            (None, Some(name)) => self.identities.group_named(&name),
-            _ => return Err(ApiError::bad("one of id or name should be supplied")),
-        };
-        Ok(group.map_or_else(Answer::none, |group| Answer::data(self.group_shown(&group))))
-    }
-
-    async fn write_group(
-        &self,
-        by: &By,
-        id: Option<&str>,
-        data: &Data,
-    ) -> Result<Answer, ApiError> {
-        let _order = self.identities.group_order().await;
-        if let Some(kind) = data.text("type")?
-            && kind != "internal"
-        {
-            return Err(ApiError::bad(
-                "field \"type\": only groups of the type \"internal\" are available",
-            ));
-        }
-        let name = name_in(data)?;
-        let id = match id {
-            Some(id) => Some(id.to_string()),
-            None => data.text("id")?.filter(|id| !id.is_empty()),
-        };
-        let named = name
-            .as_ref()
-            .and_then(|name| self.identities.group_named(name));
-        let (before, mut group) = match id {
-            Some(id) => {
-                let found = self.identities.group(&id);
-                let found = found.ok_or_else(|| ApiError::bad("group not found from id"))?;
-                (true, (*found).clone())
-            }
-            None => match &named {
-                Some(found) => (true, (**found).clone()),
-                None => (false, self.identities.new_group(name.clone())),
-            },
-        };
-        if let Some(name) = name {
-            if named.is_some_and(|named| named.id != group.id) {
-                return Err(ApiError::bad("group name is already in use"));
-            }
-            group.name = name;
-        }
-        if let Some(policies) = data.list("policies")? {
-            group.policies = assignable(&policies)?;
-        }
-        if let Some(metadata) = data.text_map("metadata")? {
-            check_metadata("metadata", &metadata)?;
-            group.metadata = metadata;
-        }
-        if let Some(ids) = data.list("member_entity_ids")? {
-            if ids.iter().any(|id| self.identities.entity(id).is_none()) {
-                return Err(ApiError::bad(
-                    "field \"member_entity_ids\": not the id of an entity",
-                ));
-            }
-            group.member_entities = ids.into_iter().collect();
-        }
-        if let Some(ids) = data.list("member_group_ids")? {
-            if ids.iter().any(|id| self.identities.group(id).is_none()) {
-                return Err(ApiError::bad(
-                    "field \"member_group_ids\": not the id of a group",
-                ));
-            }
-            group.member_groups = ids.into_iter().collect();
-        }
-        let shown = json!({"id": group.id, "name": group.name});
-        self.identities.put_group(by, group).await?;
-        Ok(match before {
-            true => Answer::none(),
-            false => Answer::data(shown),
-        })
-    }
-
-    fn list_groups(&self, ids: bool) -> Result<Answer, ApiError> {
-        let groups = self.identities.groups();
-        if !ids {
-            let mut names: Vec<_> = groups.iter().map(|group| group.name.clone()).collect();
-            names.sort();
-            return Answer::keys(names);
-        }
-        let mut info = Map::new();
-        for group in &groups {
-            let parents = self.identities.memberships(&group.id).direct;
-            let seen = json!({
-                "name": group.name, "num_member_entities": group.member_entities.len(),
-                "num_parent_groups": parents.len(),
-            });
-            info.insert(group.id.clone(), seen);
-        }
-        listed(info)
-    }
-
-    fn group_shown(&self, group: &Group) -> Value {
-        let parents = self.identities.memberships(&group.id).direct;
-        json!({
-            "id": group.id, "name": group.name, "type": "internal", "policies": group.policies,
-            "metadata": some(&group.metadata), "member_entity_ids": group.member_entities,
-            "member_group_ids": some_of(&group.member_groups.iter().collect::<Vec<_>>()),
-            "parent_group_ids": some_set(&parents), "alias": {}, "modify_index": group.version,
-            "creation_time": rfc3339_unix(group.created), "last_update_time": rfc3339_unix(group.updated),
-            "namespace_id": "root",
-        })
-    }
 }
 
 /// `name`, if it is there and not empty.
-fn name_in(data: &Data) -> Result<Option<String>, ApiError> {
+pub(super) fn name_in(data: &Data) -> Result<Option<String>, ApiError> {
     let name = data.text("name")?.filter(|name| !name.is_empty());
     let fits = |name: &String| {
         name.len() <= LONGEST && !name.contains('/') && !name.contains(char::is_control)
@@ -530,7 +430,7 @@ fn name_in(data: &Data) -> Result<Option<String>, ApiError> {
 }
 
 /// Keys, and what there is to say about each; 404 when there are none.
-fn listed(info: Map<String, Value>) -> Result<Answer, ApiError> {
+pub(super) fn listed(info: Map<String, Value>) -> Result<Answer, ApiError> {
     if info.is_empty() {
         return Err(ApiError::NotFound);
     }
@@ -542,21 +442,21 @@ fn listed(info: Map<String, Value>) -> Result<Answer, ApiError> {
 }
 
 /// Nothing is null, as in Vault.
-fn some(metadata: &Metadata) -> Value {
+pub(super) fn some(metadata: &Metadata) -> Value {
     match metadata.is_empty() {
         true => Value::Null,
         false => json!(metadata),
     }
 }
 
-fn some_of(items: &[impl serde::Serialize]) -> Value {
+pub(super) fn some_of(items: &[impl serde::Serialize]) -> Value {
     match items.is_empty() {
         true => Value::Null,
         false => json!(items),
     }
 }
 
-fn some_set(items: &BTreeSet<String>) -> Value {
+pub(super) fn some_set(items: &BTreeSet<String>) -> Value {
     match items.is_empty() {
         true => Value::Null,
         false => json!(items),

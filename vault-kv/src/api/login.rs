@@ -113,6 +113,7 @@ impl Api {
             metadata,
             name,
             alias,
+            groups,
             certificate,
             batch,
             order: _order,
@@ -135,6 +136,11 @@ impl Api {
             .identities
             .of_login(&by, accessor, &alias, &metadata)
             .await?;
+        if let Some(groups) = groups {
+            self.identities
+                .join(&by, &entity.id, accessor, &groups)
+                .await?;
+        }
         let mut policies = params.policies.clone();
         if !params.no_default_policy {
             policies.push("default".into());

@@ -540,6 +540,7 @@ impl AppRole {
             metadata: BTreeMap::new(),
             name: String::new(),
             alias: role.role_id,
+            groups: None,
             certificate: None,
             batch: None,
             order: None,

@@ -264,6 +264,7 @@ impl Cert {
             metadata,
             name: role.display_name,
             alias,
+            groups: None,
             certificate: bound.then(|| Binding::renewal(&leaf.der)),
             batch: None,
             order: None,

@@ -22,7 +22,7 @@ use crate::request::{Data, Operation, Remote};
 mod claims;
 pub(crate) mod keys;
 
-use claims::{check_bound, check_times, claim, metadata, plain};
+use claims::{check_bound, check_times, claim, groups, metadata, plain};
 use keys::{
     Claims, Keys, Source, Verifier, algorithm, checked, key_set_text, pem_keys, refused, signs,
 };
@@ -66,6 +66,8 @@ struct Role {
     user_claim: String,
     user_claim_json_pointer: bool,
     claim_mappings: BTreeMap<String, String>,
+    /// Where a token says which groups its holder belongs to; empty: nowhere.
+    groups_claim: String,
     expiration_leeway: i64,
     not_before_leeway: i64,
     clock_skew_leeway: i64,
@@ -197,11 +199,13 @@ impl Jwt {
         let user = role.user(&claims)?;
         let mut metadata = metadata(&claims, &role)?;
         metadata.insert("role".into(), name);
+        let groups = groups(&claims, &role)?;
         Ok(Login {
             params: role.params,
             metadata,
             name: user.clone(),
             alias: user,
+            groups,
             certificate: None,
             batch: None,
             order: None,
@@ -352,17 +356,10 @@ impl Role {
             }
             Some(_) => return Err(ApiError::bad("invalid role_type: it is \"jwt\"")),
         }
-        if data
-            .text("groups_claim")?
-            .is_some_and(|name| !name.is_empty())
-        {
-            return Err(ApiError::bad(
-                "field \"groups_claim\" is not available: groups are made in identity/group; bind claims instead",
-            ));
-        }
         for (name, text) in [
             ("bound_subject", &mut new.bound_subject),
             ("user_claim", &mut new.user_claim),
+            ("groups_claim", &mut new.groups_claim),
         ] {
             if let Some(given) = data.text(name)? {
                 *text = given;
@@ -471,7 +468,7 @@ impl Role {
                 json!(self.user_claim_json_pointer),
             ),
             ("claim_mappings", json!(self.claim_mappings)),
-            ("groups_claim", json!("")),
+            ("groups_claim", json!(self.groups_claim)),
             ("expiration_leeway", json!(self.expiration_leeway)),
             ("not_before_leeway", json!(self.not_before_leeway)),
             ("clock_skew_leeway", json!(self.clock_skew_leeway)),

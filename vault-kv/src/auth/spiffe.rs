@@ -233,6 +233,7 @@ impl Spiffe {
             metadata,
             name: proved.id.clone(),
             alias: proved.id,
+            groups: None,
             certificate: proved.binding,
             batch: None,
             order: None,

@@ -230,6 +230,7 @@ impl Userpass {
             metadata: BTreeMap::from([("username".to_string(), name.clone())]),
             alias: name.clone(),
             name,
+            groups: None,
             certificate: None,
             batch: None,
             order: None,

@@ -50,6 +50,36 @@ fn texts(value: &Value) -> Vec<String> {
     }
 }
 
+/// The groups that a token names, if the role asks for them.
+///
+/// # Errors
+/// 400: there are none, or they are no texts.
+pub(super) fn groups(claims: &Claims, role: &Role) -> Result<Option<Vec<String>>, ApiError> {
+    let name = &role.groups_claim;
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let value = claim(claims, name);
+    let value = value.ok_or_else(|| refused(&format!("claim {name:?} not found in token")))?;
+    let items = match value {
+        Value::Array(items) => &items[..],
+        one => std::slice::from_ref(one),
+    };
+    let text = |item: &Value| item.as_str().map(str::to_owned);
+    let groups = items.iter().map(text).collect::<Option<Vec<_>>>();
+    let groups = groups.ok_or_else(|| {
+        refused(&format!(
+            "claim {name:?} could not be converted to string list"
+        ))
+    })?;
+    Ok(Some(
+        groups
+            .into_iter()
+            .filter(|group| !group.is_empty())
+            .collect(),
+    ))
+}
+
 /// Whether the token counts now.
 ///
 /// # Errors
