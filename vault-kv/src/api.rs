@@ -472,6 +472,7 @@ impl Api {
             (Engine::Approle(method), _) => method.exists(below),
             (Engine::Jwt(method), _) => method.exists(below),
             (Engine::Cert(method), _) => method.exists(below),
+            (Engine::Kubernetes(method), _) => method.exists(below),
             (Engine::Cubbyhole(cubbyhole), Some((id, _))) => {
                 cubbyhole.exists(&id.cubbyhole(), below)
             }
@@ -545,6 +546,9 @@ impl Api {
                 Box::pin(method.handle(by, operation, &below, &request.data)).await
             }
             Engine::Cert(method) => {
+                Box::pin(method.handle(by, operation, &below, &request.data)).await
+            }
+            Engine::Kubernetes(method) => {
                 Box::pin(method.handle(by, operation, &below, &request.data)).await
             }
             Engine::Cubbyhole(cubbyhole) => {

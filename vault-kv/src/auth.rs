@@ -15,8 +15,10 @@ use crate::token::Binding;
 pub(crate) mod approle;
 pub(crate) mod cert;
 pub(crate) mod jwt;
+pub(crate) mod kubernetes;
 pub(crate) mod lockout;
 pub(crate) mod params;
+mod roles;
 pub(crate) mod spiffe;
 pub(crate) mod userpass;
 

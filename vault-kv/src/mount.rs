@@ -11,7 +11,9 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::auth::{approle::AppRole, cert::Cert, jwt::Jwt, userpass::Userpass};
+use crate::auth::{
+    approle::AppRole, cert::Cert, jwt::Jwt, kubernetes::Kubernetes, userpass::Userpass,
+};
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::engine::{cubbyhole::Cubbyhole, kv1::Kv1, kv2::Kv2, ssh::Ssh};
@@ -56,6 +58,8 @@ pub(crate) enum Kind {
     Jwt,
     /// The login method of those with a TLS certificate.
     Cert,
+    /// The login method of workloads in a Kubernetes cluster.
+    Kubernetes,
 }
 
 impl Kind {
@@ -73,6 +77,7 @@ impl Kind {
             Self::Approle => "approle",
             Self::Jwt => "jwt",
             Self::Cert => "cert",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -131,7 +136,7 @@ impl Mount {
         match self.kind {
             Kind::Kv => json!({"version": "2"}),
             Kind::Kv1 => json!({"version": "1"}),
-            Kind::Userpass | Kind::Approle | Kind::Jwt | Kind::Cert => json!({}),
+            Kind::Userpass | Kind::Approle | Kind::Jwt | Kind::Cert | Kind::Kubernetes => json!({}),
             _ => Value::Null,
         }
     }
@@ -197,6 +202,7 @@ pub(crate) enum Engine {
     Approle(AppRole),
     Jwt(Jwt),
     Cert(Cert),
+    Kubernetes(Kubernetes),
     /// Answered by the interface itself.
     Identity,
 }
@@ -277,6 +283,10 @@ impl Mounts {
             }
             Kind::Jwt => Engine::Jwt(Jwt::new(db, storage, path, clock, self.outbound.clone())),
             Kind::Cert => Engine::Cert(Cert::new(db, storage, path, clock)),
+            Kind::Kubernetes => {
+                let outbound = self.outbound.clone();
+                Engine::Kubernetes(Kubernetes::new(db, storage, path, outbound))
+            }
             Kind::Identity => Engine::Identity,
         };
         Arc::new(Served { mount, engine })

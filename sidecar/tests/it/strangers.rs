@@ -243,3 +243,117 @@ fn fixed(der: &[u8]) -> [u8; 64] {
     }
     out
 }
+
+/// A cluster that knows three tokens, and lets only one account review them.
+fn reviewed(request: &http::Request<bytes::Bytes>) -> (u16, Value) {
+    let shown = request.headers().get("authorization");
+    if shown.is_none_or(|shown| shown != "Bearer reviewer") {
+        return (401, json!({"kind": "Status"}));
+    }
+    let review: Value = serde_json::from_slice(request.body()).unwrap();
+    assert_eq!(
+        request.uri().path(),
+        "/apis/authentication.k8s.io/v1/tokenreviews"
+    );
+    let user = match review["spec"]["token"].as_str().unwrap() {
+        "of-web" => "system:serviceaccount:shop:web",
+        "of-other" => "system:serviceaccount:other:web",
+        "of-ann" => "ann",
+        _ => return (201, json!({"status": {"authenticated": false}})),
+    };
+    let status = json!({
+        "authenticated": true, "audiences": review["spec"]["audiences"],
+        "user": {"username": user, "uid": format!("uid-of-{user}")},
+    });
+    (201, json!({ "status": status }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_account_of_a_cluster_logs_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (shares, root) = server.init(1, 1).await;
+    server.unseal(&shares[0]);
+    let tcp = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let cluster = format!("http://{}", tcp.local_addr().unwrap());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve(
+        Listener::Tcp(tcp),
+        Limits::default(),
+        stop.clone(),
+        |request, _| async move {
+            let (status, body) = reviewed(&request);
+            answer(status.try_into().unwrap(), &body)
+        },
+    ));
+    let send = async |path: &str, token: &str, body: Value| {
+        server.vault(Method::POST, path, token, body).await
+    };
+    let good = async |path: &str, body: Value| {
+        let (status, answer) = send(path, &root, body).await;
+        assert!((200..300).contains(&status), "{path}: {answer}");
+    };
+    good("/v1/sys/auth/kubernetes", json!({"type": "kubernetes"})).await;
+    for wrong in [
+        json!({}),
+        json!({"kubernetes_host": "http://example.org"}),
+        json!({"kubernetes_host": cluster, "pem_keys": "x"}),
+    ] {
+        let (status, answer) = send("/v1/auth/kubernetes/config", &root, wrong).await;
+        assert_eq!(status, 400, "{answer}");
+    }
+    let config = json!({"kubernetes_host": cluster, "token_reviewer_jwt": "reviewer"});
+    good("/v1/auth/kubernetes/config", config).await;
+    let role = json!({
+        "bound_service_account_names": "web", "bound_service_account_namespaces": "sh*", "audience": "mesh",
+        "token_policies": "web", "token_ttl": "5m",
+    });
+    good("/v1/auth/kubernetes/role/web", role).await;
+    for wrong in [
+        json!({"bound_service_account_names": "web"}),
+        json!({"bound_service_account_names": "*", "bound_service_account_namespaces": "*"}),
+        json!({"bound_service_account_names": "a", "bound_service_account_namespaces": "b", "alias_name_source": "c"}),
+    ] {
+        let (status, answer) = send("/v1/auth/kubernetes/role/bad", &root, wrong).await;
+        assert_eq!(status, 400, "{answer}");
+    }
+    let login = async |role: &str, token: &str| {
+        let body = json!({"role": role, "jwt": token});
+        send("/v1/auth/kubernetes/login", "", body).await
+    };
+    let (status, given) = login("web", "of-web").await;
+    assert_eq!(status, 200, "{given}");
+    let auth = &given["auth"];
+    assert_eq!(auth["token_policies"], json!(["default", "web"]));
+    assert_eq!(auth["lease_duration"], 300);
+    assert_eq!(auth["metadata"]["service_account_namespace"], "shop");
+    assert_eq!(auth["metadata"]["service_account_name"], "web");
+    for (token, why) in [
+        ("of-other", "namespace not authorized"),
+        ("of-ann", "not a service account's"),
+        ("unknown", "not valid"),
+    ] {
+        let (status, given) = login("web", token).await;
+        let text = given["errors"][0].as_str().unwrap();
+        assert!(status == 403 && text.contains(why), "{token}: {text}");
+    }
+    assert_eq!(login("none", "of-web").await.0, 400);
+    let (_, read) = server
+        .vault(
+            Method::GET,
+            "/v1/auth/kubernetes/config",
+            &root,
+            Value::Null,
+        )
+        .await;
+    assert_eq!(read["data"]["token_reviewer_jwt_set"], true);
+    assert!(!read.to_string().contains("\"reviewer\""), "{read}");
+
+    // Without a reviewer's token the reviewed one is shown, which this cluster does not let review.
+    let config = json!({"kubernetes_host": cluster, "disable_local_ca_jwt": true});
+    good("/v1/auth/kubernetes/config", config).await;
+    assert_eq!(login("web", "of-web").await.0, 403);
+    stop.cancel();
+    serving.await.unwrap();
+    server.stop();
+}

@@ -7,6 +7,7 @@ use crate::auth::Login;
 use crate::auth::approle::AppRole;
 use crate::auth::cert::Cert;
 use crate::auth::jwt::Jwt;
+use crate::auth::kubernetes::Kubernetes;
 use crate::auth::params::TokenParams;
 use crate::auth::spiffe::Spiffe;
 use crate::auth::userpass::Userpass;
@@ -27,6 +28,7 @@ pub(super) fn is_open(served: &Served, path: &str) -> bool {
         Engine::Approle(_) => AppRole::is_login(below),
         Engine::Jwt(_) => Jwt::is_login(below),
         Engine::Cert(_) => Cert::is_login(below),
+        Engine::Kubernetes(_) => Kubernetes::is_login(below),
         Engine::Spiffe => Spiffe::is_login(below),
         Engine::Ssh(_) => Ssh::is_open(below),
         Engine::Identity => Provider::is_open(below),
@@ -60,6 +62,7 @@ impl Api {
             Engine::Approle(method) => method.login(&begun.by, data, remote).await,
             Engine::Jwt(method) => method.login(data, remote).await,
             Engine::Cert(method) => method.login(data, &request.caller),
+            Engine::Kubernetes(method) => method.login(data, remote).await,
             Engine::Spiffe => self.spiffe.login(request, &self.clock).await,
             _ => return Err(ApiError::UnsupportedPath),
         };

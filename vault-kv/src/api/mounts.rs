@@ -54,6 +54,7 @@ fn auth_kind(data: &Data) -> Result<Kind, ApiError> {
         "approle" => Ok(Kind::Approle),
         "jwt" => Ok(Kind::Jwt),
         "cert" => Ok(Kind::Cert),
+        "kubernetes" => Ok(Kind::Kubernetes),
         "" => Err(ApiError::bad("backend type must be specified as a string")),
         "token" | "spiffe" => Err(ApiError::bad(
             "this login method exists once and cannot be enabled again",

@@ -43,6 +43,7 @@ pub(crate) fn of(kind: Kind) -> &'static [Route] {
         Kind::Approle => APPROLE,
         Kind::Jwt => JWT,
         Kind::Cert => CERT,
+        Kind::Kubernetes => KUBERNETES,
         Kind::Kv => KV2,
         Kind::Kv1 | Kind::Cubbyhole => KV1,
         Kind::Ssh => SSH,
@@ -96,8 +97,18 @@ const JWT: &[Route] = &[
     route("l", "role/", "Names of roles.", ""),
     route("rwd", "role/{name}", "Which tokens are taken, and what one gets for them.",
         "role_type:s bound_audiences:a bound_subject:s bound_claims:o bound_claims_type:s user_claim:s \
-         user_claim_json_pointer:b claim_mappings:o expiration_leeway:d not_before_leeway:d \
+         user_claim_json_pointer:b claim_mappings:o groups_claim:s expiration_leeway:d not_before_leeway:d \
          clock_skew_leeway:d +"),
+];
+
+#[rustfmt::skip]
+const KUBERNETES: &[Route] = &[
+    route("rw", "config", "Which cluster reviews tokens.",
+        "kubernetes_host:s kubernetes_ca_cert:s token_reviewer_jwt:s disable_local_ca_jwt:b"),
+    route("w", "login", "A token for a service account's.", "role:s jwt:s"),
+    route("l", "role/", "Names of roles.", ""),
+    route("rwd", "role/{name}", "Which service accounts are taken, and what one gets.",
+        "bound_service_account_names:a bound_service_account_namespaces:a audience:s alias_name_source:s +"),
 ];
 
 #[rustfmt::skip]

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
+use super::Login;
 use super::params::{TokenParams, is_within};
-use super::{Login, item_name};
+use super::roles::{self, Roles};
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::http::{ApiError, reply::Answer};
@@ -35,6 +36,7 @@ pub(crate) struct Jwt {
     /// Where it is mounted, e.g. `auth/jwt/`.
     mount: String,
     clock: Clock,
+    roles: Roles<Role>,
     verifier: Verifier,
 }
 
@@ -83,6 +85,7 @@ impl Jwt {
         outbound: Option<Arc<dyn Outbound>>,
     ) -> Self {
         Self {
+            roles: Roles::new(db.clone(), &prefix, &mount),
             db,
             prefix,
             mount,
@@ -98,13 +101,8 @@ impl Jwt {
 
     /// Whether a write would be an *update*.
     pub fn exists(&self, path: &str) -> Result<bool, ApiError> {
-        match path.strip_prefix("role/") {
-            Some(name) => Ok(self
-                .db
-                .index(&self.role_path(&name.to_ascii_lowercase()))?
-                .is_some()),
-            None => Ok(true),
-        }
+        path.strip_prefix("role/")
+            .map_or(Ok(true), |name| self.roles.exists(name))
     }
 
     /// `config` and `role/…`
@@ -115,49 +113,16 @@ impl Jwt {
         path: &str,
         data: &Data,
     ) -> Result<Answer, ApiError> {
-        use Operation::{Delete, List, Read, Write};
         if path == "config" {
             return match operation {
-                Read => Ok(Answer::data(self.config()?.describe())),
-                Write => self.configure(by, data).await,
+                Operation::Read => Ok(Answer::data(self.config()?.describe())),
+                Operation::Write => self.configure(by, data).await,
                 _ => Err(ApiError::UnsupportedOperation),
             };
         }
-        let name = path
-            .strip_prefix("role/")
-            .ok_or(ApiError::UnsupportedPath)?;
-        if name.is_empty() {
-            return match operation {
-                List => Answer::keys(self.db.list(&self.role_path(""))?),
-                _ => Err(ApiError::UnsupportedOperation),
-            };
-        }
-        let name = item_name(name)?;
-        let path = self.role_path(&name);
-        match operation {
-            Read => {
-                let role = self.role(&name)?.ok_or(ApiError::NotFound)?;
-                Ok(Answer::data(role.describe()))
-            }
-            Write => {
-                let _order = self.db.lock(&path).await;
-                let mut role = self.role(&name)?.unwrap_or_default();
-                role.update(data)?;
-                let mut batch = self.batch(by, "jwt role write", &name);
-                batch.put(&path, &role)?;
-                self.db.commit(batch).await?;
-                Ok(Answer::none())
-            }
-            Delete => {
-                if self.db.index(&path)?.is_some() {
-                    let mut batch = self.batch(by, "jwt role delete", &name);
-                    batch.delete(&path);
-                    self.db.commit(batch).await?;
-                }
-                Ok(Answer::none())
-            }
-            _ => Err(ApiError::UnsupportedOperation),
-        }
+        let name = path.strip_prefix("role/");
+        let name = name.ok_or(ApiError::UnsupportedPath)?;
+        self.roles.handle(by, operation, name, data).await
     }
 
     async fn configure(&self, by: &By, data: &Data) -> Result<Answer, ApiError> {
@@ -187,7 +152,8 @@ impl Jwt {
             .filter(|token| !token.is_empty())
             .ok_or_else(|| ApiError::bad("missing token"))?;
         let role = self
-            .role(&item_name(&name).unwrap_or_default())?
+            .roles
+            .named(&name)?
             .ok_or_else(|| ApiError::bad(format!("role {name:?} could not be found")))?;
         if !is_within(remote, &role.params.bound_cidrs) {
             return Err(ApiError::Unauthenticated);
@@ -217,22 +183,8 @@ impl Jwt {
         Ok(found.map(|(config, _)| config).unwrap_or_default())
     }
 
-    fn role(&self, name: &str) -> Result<Option<Role>, ApiError> {
-        Ok(self.db.get(&self.role_path(name))?.map(|(role, _)| role))
-    }
-
     fn config_path(&self) -> String {
         format!("{}config", self.prefix)
-    }
-
-    fn role_path(&self, name: &str) -> String {
-        format!("{}role/{name}", self.prefix)
-    }
-
-    fn batch(&self, by: &By, operation: &str, name: &str) -> Batch {
-        let mut batch = Batch::new(by, operation);
-        batch.key(format!("{}role/{name}", self.mount));
-        batch
     }
 }
 
@@ -343,8 +295,23 @@ impl Config {
 }
 
 impl Role {
-    /// # Errors
-    /// 400 with the field.
+    /// Whom the token is about.
+    fn user(&self, claims: &Claims) -> Result<String, ApiError> {
+        let found = match self.user_claim_json_pointer {
+            true => claim(claims, &self.user_claim),
+            false => claims.get(&self.user_claim),
+        };
+        found
+            .and_then(Value::as_str)
+            .filter(|user| !user.is_empty() && user.len() <= 512)
+            .map(str::to_owned)
+            .ok_or_else(|| refused(&format!("claim {:?} not found in token", self.user_claim)))
+    }
+}
+
+impl roles::Role for Role {
+    const CHANGE: &'static str = "jwt role";
+
     fn update(&mut self, data: &Data) -> Result<(), ApiError> {
         let mut new = self.clone();
         match data.text("role_type")?.as_deref() {
@@ -437,19 +404,6 @@ impl Role {
         }
         *self = new;
         Ok(())
-    }
-
-    /// Whom the token is about.
-    fn user(&self, claims: &Claims) -> Result<String, ApiError> {
-        let found = match self.user_claim_json_pointer {
-            true => claim(claims, &self.user_claim),
-            false => claims.get(&self.user_claim),
-        };
-        found
-            .and_then(Value::as_str)
-            .filter(|user| !user.is_empty() && user.len() <= 512)
-            .map(str::to_owned)
-            .ok_or_else(|| refused(&format!("claim {:?} not found in token", self.user_claim)))
     }
 
     fn describe(&self) -> Value {

@@ -24,6 +24,7 @@ async fn each_route_is_there_and_takes_what_it_says() {
         ("auth/approle", json!({"type": "approle"})),
         ("auth/jwt", json!({"type": "jwt"})),
         ("auth/cert", json!({"type": "cert"})),
+        ("auth/kubernetes", json!({"type": "kubernetes"})),
     ] {
         server.root("POST", &format!("sys/{path}"), kind).await;
     }
@@ -37,6 +38,7 @@ async fn each_route_is_there_and_takes_what_it_says() {
         ("auth/approle/", Kind::Approle),
         ("auth/jwt/", Kind::Jwt),
         ("auth/cert/", Kind::Cert),
+        ("auth/kubernetes/", Kind::Kubernetes),
         ("secret/", Kind::Kv),
         ("kv1/", Kind::Kv1),
         ("cubbyhole/", Kind::Cubbyhole),
