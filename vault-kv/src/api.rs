@@ -203,6 +203,9 @@ impl Api {
             None => Box::pin(self.open(&begun, request)).await,
         };
         let result = match result {
+            Ok(answer) if answer.offer.is_some() && request.inline.is_some() => Err(ApiError::bad(
+                "inline authentication makes no lease: log in, and send the token",
+            )),
             Ok(answer) if answer.offer.is_some() => {
                 let caller = begun.caller.as_ref();
                 Box::pin(self.lease(&begun.by, caller, request, answer)).await
@@ -275,7 +278,13 @@ impl Api {
         sudo: bool,
     ) -> Result<Begun, ApiError> {
         let (token, spiffe) = (request.token.as_ref(), request.caller.spiffe.as_deref());
-        let caller = match self.authenticate(token, spiffe, Some(&request.caller)) {
+        let caller = match &request.inline {
+            Some(inline) => Box::pin(self.inline_login(inline, request))
+                .await
+                .and_then(|token| self.passing(Arc::new(token))),
+            None => self.authenticate(token, spiffe, Some(&request.caller)),
+        };
+        let caller = match caller {
             Ok(caller) => caller,
             Err(error) => {
                 let unwraps = wrapping::takes_wrapping_token(request.path.as_str());

@@ -20,9 +20,11 @@ use zeroize::Zeroizing;
 pub(crate) mod body;
 pub(crate) mod duration;
 pub(crate) mod fields;
+mod inline;
 mod path;
 
 pub(crate) use body::Data;
+pub(crate) use inline::Inline;
 pub use path::ApiPath;
 
 use crate::http::ApiError;
@@ -147,6 +149,8 @@ pub(crate) struct Request {
     /// Body fields, or query parameters for verbs without a body.
     pub data: Data,
     pub token: Option<ClientToken>,
+    /// A login instead of a token.
+    pub inline: Option<Box<Inline>>,
     pub wrap_ttl: Option<Duration>,
     pub caller: Caller,
     /// True for `HEAD`: only the status is wanted.
@@ -267,12 +271,17 @@ impl Request {
             }
             Operation::Read | Operation::Delete => query,
         };
+        let (token, inline) = (token(headers), Inline::parse(headers)?);
+        if token.is_some() && inline.is_some() {
+            return Err(ApiError::bad("a request has a token or an inline login, not both").into());
+        }
         Ok(Self {
             id: random_id(),
             operation,
             path,
             data,
-            token: token(headers),
+            token,
+            inline,
             wrap_ttl: wrap_ttl(headers)?,
             caller,
             head,

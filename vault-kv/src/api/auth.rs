@@ -12,6 +12,7 @@ use crate::clock::rfc3339_unix;
 use crate::db::By;
 use crate::http::ApiError;
 use crate::http::reply::{Answer, AuthInfo};
+use crate::identity::Metadata;
 use crate::policy::builtin::WRAPPING_NAME;
 use crate::policy::{Capability, PolicyName};
 use crate::request::{ClientToken, Data, Operation, Request};
@@ -220,6 +221,9 @@ impl Api {
         let renewable = role.as_ref().is_none_or(|role| role.renewable);
         let orphan =
             path == "create-orphan" || no_parent || role.as_ref().is_some_and(|role| role.orphan);
+        let entity = self
+            .entity_of_child(by, parent, data, role.as_ref())
+            .await?;
         let suffix = match &role {
             Some(role) if !role.path_suffix.is_empty() => format!("/{}", role.path_suffix),
             _ => String::new(),
@@ -239,13 +243,41 @@ impl Api {
             bound_cidrs: params.map_or_else(Vec::new, |params| params.bound_cidrs.clone()),
             kind,
             id,
-            entity: parent.entity.clone(),
+            entity,
             ..NewToken::default()
         };
         let (secret, token) = self.tokens.create(by, new).await?;
         let mut answer = self.auth_answer(secret.expose(), &token, token.creation_ttl);
         answer.warnings = warnings;
         Ok(answer)
+    }
+
+    /// The entity of a new token: its parent's, or the one that `entity_alias` names, where the role lets it.
+    async fn entity_of_child(
+        &self,
+        by: &By,
+        parent: &Token,
+        data: &Data,
+        role: Option<&TokenRole>,
+    ) -> Result<String, ApiError> {
+        let Some(alias) = data.text("entity_alias")?.filter(|alias| !alias.is_empty()) else {
+            return Ok(parent.entity.clone());
+        };
+        let role = role.ok_or_else(|| {
+            ApiError::bad("'entity_alias' is only allowed in combination with token role")
+        })?;
+        let alias = alias.to_lowercase();
+        if !role.allows_alias(&alias) {
+            return Err(ApiError::bad("invalid 'entity_alias' value"));
+        }
+        let served = self.mounts.find("auth/token/");
+        let served = served.ok_or_else(|| ApiError::NoMount("auth/token/".into()))?;
+        let accessor = &served.mount.accessor;
+        let entity = self
+            .identities
+            .of_login(by, accessor, &alias, &Metadata::new())
+            .await?;
+        Ok(entity.id.clone())
     }
 
     /// Seconds to live; 0 = for ever, for root from root only.

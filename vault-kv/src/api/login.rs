@@ -1,6 +1,7 @@
 //! Logins: a credential becomes a token.
 
 use serde_json::json;
+use tokio::sync::MutexGuard;
 
 use super::{Api, Begun};
 use crate::auth::Login;
@@ -17,8 +18,8 @@ use crate::http::ApiError;
 use crate::http::reply::Answer;
 use crate::mount::{Engine, Mount, MountConfig, Served};
 use crate::oidc::Provider;
-use crate::request::{Operation, Remote, Request};
-use crate::token::{NewToken, TokenKind};
+use crate::request::{Inline, Operation, Remote, Request};
+use crate::token::{Live, NewToken, TokenKind};
 
 /// Whether `path` is asked for without a token.
 pub(super) fn is_open(served: &Served, path: &str) -> bool {
@@ -36,6 +37,16 @@ pub(super) fn is_open(served: &Served, path: &str) -> bool {
     }
 }
 
+/// What is to become a token.
+struct Granted<'a> {
+    new: NewToken,
+    /// What becomes durable with it.
+    batch: Batch,
+    warnings: Vec<String>,
+    /// Held until then.
+    _order: Option<MutexGuard<'a, ()>>,
+}
+
 impl Api {
     pub(super) async fn login(&self, begun: &Begun, request: &Request) -> Result<Answer, ApiError> {
         let Some(served) = &begun.served else {
@@ -44,6 +55,71 @@ impl Api {
         if request.operation != Operation::Write {
             return Err(ApiError::UnsupportedOperation);
         }
+        let login = self.check(&begun.by, served, request).await?;
+        let Granted {
+            new,
+            batch,
+            warnings,
+            _order,
+        } = self.grant(login, &served.mount, request).await?;
+        let (secret, token) = self.tokens.create_with(batch, new).await?;
+        let mut answer = self.auth_answer(secret.expose(), &token, token.creation_ttl);
+        answer.warnings = warnings;
+        Ok(answer)
+    }
+
+    /// Who a request is from that brings its login along: as with a token of the login, which nobody gets and which is
+    /// kept nowhere. `from`: the request that it is in.
+    ///
+    /// # Errors
+    /// The login's.
+    pub(super) async fn inline_login(
+        &self,
+        inline: &Inline,
+        from: &Request,
+    ) -> Result<Live, ApiError> {
+        let path = inline.path.as_str();
+        self.quotas.admit(path, &from.caller.remote)?;
+        let served = self.mounts.find(path);
+        let served = served
+            .filter(|served| served.mount.is_auth() && is_open(served, path))
+            .ok_or_else(|| ApiError::bad("X-Vault-Inline-Auth-Path: not the path of a login"))?;
+        let request = Request {
+            id: from.id.clone(),
+            operation: Operation::Write,
+            path: inline.path.clone(),
+            data: inline.data.clone(),
+            token: None,
+            inline: None,
+            wrap_ttl: None,
+            caller: from.caller.clone(),
+            head: false,
+            help: false,
+            recursive: false,
+            index: None,
+        };
+        let by = By {
+            actor: "anonymous".into(),
+            via: from.caller.via.as_str(),
+        };
+        let login = self.check(&by, &served, &request).await?;
+        let mut granted = self.grant(login, &served.mount, &request).await?;
+        if granted.new.num_uses > 0 {
+            return Err(ApiError::bad(
+                "a login that gives a limited number of uses is not for inline authentication",
+            ));
+        }
+        granted.new.kind = TokenKind::Batch;
+        self.tokens.passing(granted.batch, granted.new).await
+    }
+
+    /// Whether a credential is good, and what it gives; one that was wrong too often is not looked at.
+    async fn check<'a>(
+        &'a self,
+        by: &By,
+        served: &'a Served,
+        request: &'a Request,
+    ) -> Result<Login<'a>, ApiError> {
         let below = &request.path.as_str()[served.mount.path.len()..];
         let (data, remote) = (&request.data, &request.caller.remote);
         let alias = match &served.engine {
@@ -59,7 +135,7 @@ impl Api {
         }
         let login = match &served.engine {
             Engine::Userpass(method) => method.login(below, data, remote).await,
-            Engine::Approle(method) => method.login(&begun.by, data, remote).await,
+            Engine::Approle(method) => method.login(by, data, remote).await,
             Engine::Jwt(method) => method.login(data, remote).await,
             Engine::Cert(method) => method.login(data, &request.caller),
             Engine::Kubernetes(method) => method.login(data, remote).await,
@@ -73,7 +149,7 @@ impl Api {
             (Ok(_), Some(alias)) => self.lockout.forget(accessor, alias),
             _ => {}
         }
-        self.token_of(login?, &served.mount, request).await
+        login
     }
 
     /// `sys/locked-users`
@@ -105,12 +181,13 @@ impl Api {
         Ok(Answer::none())
     }
 
-    async fn token_of(
+    /// The token that a good credential gives.
+    async fn grant<'a>(
         &self,
-        login: Login<'_>,
+        login: Login<'a>,
         mount: &Mount,
         request: &Request,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<Granted<'a>, ApiError> {
         let Login {
             params,
             metadata,
@@ -167,11 +244,12 @@ impl Api {
             certificate,
             ..NewToken::default()
         };
-        let batch = batch.unwrap_or_else(|| Batch::new(&by, "login"));
-        let (secret, token) = self.tokens.create_with(batch, new).await?;
-        let mut answer = self.auth_answer(secret.expose(), &token, token.creation_ttl);
-        answer.warnings = warnings;
-        Ok(answer)
+        Ok(Granted {
+            new,
+            batch: batch.unwrap_or_else(|| Batch::new(&by, "login")),
+            warnings,
+            _order,
+        })
     }
 }
 

@@ -1,12 +1,12 @@
 //! What secrets engines do not do alone: many reads at once, waiting for a change, a key that moves.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde_json::{Map, json};
 use tokio::time::timeout;
 
-use super::caller::Authenticated;
+use super::caller::{Authenticated, Who};
 use super::{Api, Begun};
 use crate::db::failure;
 use crate::engine::{Watched, kv2::data_key};
@@ -70,6 +70,7 @@ impl Api {
             path,
             data: Data::default(),
             token: token.map(|token| ClientToken::new(token.expose())),
+            inline: None,
             wrap_ttl: None,
             caller: request.caller.clone(),
             head: false,
@@ -140,8 +141,16 @@ impl Api {
                 false => Err(ApiError::Unauthenticated),
             };
         }
-        let (token, spiffe) = (request.token.as_ref(), request.caller.spiffe.as_deref());
-        let caller = self.authenticate(token, spiffe, Some(&request.caller))?;
+        let caller = match begun.caller.as_ref().map(|caller| &caller.who) {
+            // Nothing is kept of such a login; what its holder may do is looked at again.
+            Some(Who::Token { token, .. }) if request.inline.is_some() => {
+                self.passing(Arc::clone(token))?
+            }
+            _ => {
+                let spiffe = request.caller.spiffe.as_deref();
+                self.authenticate(request.token.as_ref(), spiffe, Some(&request.caller))?
+            }
+        };
         let capability = match request.operation {
             Operation::List => Capability::List,
             _ => Capability::Read,

@@ -77,6 +77,7 @@ fn request(access: Access<'_>) -> Request {
             .token
             .filter(|token| !token.is_empty())
             .map(ClientToken::new),
+        inline: None,
         wrap_ttl: None,
         caller: access.caller,
         head: false,

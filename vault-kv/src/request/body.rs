@@ -120,7 +120,7 @@ pub(crate) fn parse(body: &[u8], content_type: Option<&str>) -> Result<Data, Api
 }
 
 /// A linear pass before any parser: nesting and number of values.
-fn within_bounds(body: &[u8]) -> Result<(), ApiError> {
+pub(super) fn within_bounds(body: &[u8]) -> Result<(), ApiError> {
     let (mut depth, mut values, mut quoted, mut escaped) = (0usize, 0usize, false, false);
     for byte in body {
         if quoted {

@@ -82,6 +82,12 @@ impl TokenRole {
         Ok(())
     }
 
+    /// Whether tokens may be made for whoever is called so, in lower case.
+    pub fn allows_alias(&self, alias: &str) -> bool {
+        let mut allowed = self.allowed_entity_aliases.iter();
+        allowed.any(|allowed| glob::matches(allowed, alias))
+    }
+
     fn describe(&self, name: &str) -> Map<String, Value> {
         let aliases = match self.allowed_entity_aliases.is_empty() {
             true => Value::Null,

@@ -432,3 +432,115 @@ async fn first_logins_never_wait_for_themselves() {
     let ended = tokio::time::timeout(patience, logins).await;
     assert!(ended.is_ok(), "a login waits for ever");
 }
+
+#[tokio::test]
+async fn a_login_may_come_with_the_request_it_is_for() {
+    use base64::Engine as _;
+    let server = Server::start().await;
+    let parameter = |key: &str, value: &str| {
+        let json = json!({"key": key, "value": value}).to_string();
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json)
+    };
+    server
+        .root("POST", "sys/auth/userpass", json!({"type": "userpass"}))
+        .await;
+    let rule = json!({"policy": "path \"secret/data/web\" { capabilities = [\"read\"] }\npath \"ssh/creds/*\" { capabilities = [\"update\"] }"});
+    server.root("PUT", "sys/policies/acl/web", rule).await;
+    let user = json!({"password": "correct horse", "token_policies": "web"});
+    server.root("POST", "auth/userpass/users/ann", user).await;
+    let secret = json!({"data": {"n": 1}});
+    server.root("POST", "secret/data/web", secret).await;
+    let inline = async |method: &str, path: &str, at: &str, password: &str| {
+        let password = parameter("password", password);
+        let headers = [
+            ("x-vault-inline-auth-path", at),
+            ("x-vault-inline-auth-parameter-password", &*password),
+        ];
+        let caller = Caller::anonymous(Remote::Unix, Via::Embedded);
+        server
+            .send_as(caller, method, path, &headers, Value::Null)
+            .await
+    };
+    let login = "auth/userpass/login/ann";
+    let tokens = async || {
+        let listed = server
+            .root("LIST", "auth/token/accessors", Value::Null)
+            .await;
+        listed["data"]["keys"].as_array().unwrap().len()
+    };
+    let before = tokens().await;
+    let (status, answer) = inline("GET", "secret/data/web", login, "correct horse").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["data"]["data"]["n"], 1);
+    assert_eq!(tokens().await, before, "nothing is kept");
+    for (path, at, password, expected) in [
+        ("secret/data/other", login, "correct horse", 403),
+        ("secret/data/web", login, "wrong", 400),
+        (
+            "secret/data/web",
+            "auth/userpass/users/ann",
+            "correct horse",
+            400,
+        ),
+        ("secret/data/web", "secret/data/web", "correct horse", 400),
+        ("secret/data/web", "../x", "correct horse", 400),
+    ] {
+        let (status, answer) = inline("GET", path, at, password).await;
+        assert_eq!(status, expected, "{path} {at}: {answer}");
+    }
+
+    // What is handed out under a lease needs somebody whom it can end with.
+    server
+        .root("POST", "sys/mounts/ssh", json!({"type": "ssh"}))
+        .await;
+    let role = json!({"key_type": "otp", "default_user": "u", "cidr_list": "127.0.0.0/8"});
+    server.root("POST", "ssh/roles/ops", role).await;
+    let password = parameter("password", "correct horse");
+    let ip = json!({"ip": "127.0.0.1"});
+    let mut headers = vec![
+        ("x-vault-inline-auth-path", login),
+        ("x-vault-inline-auth-parameter-password", &*password),
+    ];
+    let ask = async |headers: &[(&str, &str)], path: &str, body: Value| {
+        let caller = Caller::anonymous(Remote::Unix, Via::Embedded);
+        server.send_as(caller, "POST", path, headers, body).await
+    };
+    let (status, answer) = ask(&headers, "ssh/creds/ops", ip).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer.to_string().contains("makes no lease"), "{answer}");
+    assert_eq!(ask(&headers, "auth/token/create", json!({})).await.0, 403);
+    headers.push(("x-vault-token", &server.root));
+    assert_eq!(ask(&headers, "auth/token/create", json!({})).await.0, 400);
+    let bad = [
+        ("x-vault-inline-auth-path", login),
+        ("x-vault-inline-auth-parameter-password", "correct horse"),
+    ];
+    let (status, answer) = ask(&bad, "secret/data/web", json!({})).await;
+    assert!(
+        status == 400 && !answer.to_string().contains("horse"),
+        "{answer}"
+    );
+    assert!(!server.log().contains("correct horse"));
+}
+
+#[tokio::test]
+async fn a_role_says_whom_its_tokens_may_be_for() {
+    let server = Server::start().await;
+    let role = json!({"allowed_entity_aliases": ["Web", "team-*"], "orphan": true});
+    server.root("POST", "auth/token/roles/app", role).await;
+    let create = async |path: &str, alias: &str| {
+        let body = json!({"entity_alias": alias, "policies": ["default"]});
+        let path = format!("auth/token/{path}");
+        server.send("POST", &path, &server.root, None, body).await
+    };
+    let (status, web) = create("create/app", "WEB").await;
+    assert_eq!(status, 200, "{web}");
+    let (_, again) = create("create/app", "web").await;
+    let (_, other) = create("create/app", "team-a").await;
+    let entity = |answer: &Value| answer["auth"]["entity_id"].as_str().unwrap().to_owned();
+    assert!(!entity(&web).is_empty() && entity(&web) == entity(&again));
+    assert_ne!(entity(&web), entity(&other));
+    for (path, alias) in [("create/app", "other"), ("create", "web")] {
+        assert_eq!(create(path, alias).await.0, 400, "{path} {alias}");
+    }
+}
