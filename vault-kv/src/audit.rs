@@ -15,7 +15,6 @@ use std::time::Duration;
 use ring::hmac;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use tokio::sync::oneshot::Receiver;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::http::{ApiError, push_hex};
@@ -24,7 +23,7 @@ use crate::sys::{Locked, without_traces};
 mod file;
 mod record;
 
-use file::{FileSink, Outcome};
+use file::{FileSink, HandedOver};
 pub(crate) use record::{AuthRecord, Exchange, Said, TokenHashes};
 
 /// Longest wait for a sink to take one line.
@@ -151,7 +150,7 @@ impl Audit {
 
 /// A line that the sinks have, or not.
 pub(crate) struct Submitted {
-    pending: Vec<(Arc<FileSink>, Result<Receiver<Outcome>, String>)>,
+    pending: Vec<(Arc<FileSink>, HandedOver)>,
     deadline: Instant,
 }
 

@@ -180,7 +180,9 @@ pub fn fill(arguments: &[String]) -> Result<()> {
     let by = Asker { vault, root };
     runtime.block_on(by.many("kv", 0..count))?;
     if !arguments.iter().any(|argument| argument == "stay") {
+        // As a server that ends: with the last handle the store folds what is left, and closes.
         runtime.block_on(by.vault.close());
+        drop((by, runtime));
     }
     println!("filled");
     until_input_ends()

@@ -21,6 +21,8 @@ const BATCH: usize = 256 * 1024;
 /// What came of a line.
 pub(super) type Outcome = Result<(), String>;
 type Done = oneshot::Sender<Outcome>;
+/// Tells what came of it; or why nobody has taken it.
+pub(super) type HandedOver = Result<oneshot::Receiver<Outcome>, String>;
 
 enum Job {
     Line(Vec<u8>, Done),
@@ -51,19 +53,16 @@ impl FileSink {
     }
 
     /// Hand over a line; the receiver tells how it went.
-    pub fn submit(&self, line: Vec<u8>) -> Result<oneshot::Receiver<Outcome>, String> {
+    pub fn submit(&self, line: Vec<u8>) -> HandedOver {
         self.hand_over(|done| Job::Line(line, done))
     }
 
     /// Have the file at the path opened, after the lines handed over so far; the receiver tells how it went.
-    pub fn reopen(&self) -> Result<oneshot::Receiver<Outcome>, String> {
+    pub fn reopen(&self) -> HandedOver {
         self.hand_over(Job::Reopen)
     }
 
-    fn hand_over(
-        &self,
-        job: impl FnOnce(Done) -> Job,
-    ) -> Result<oneshot::Receiver<Outcome>, String> {
+    fn hand_over(&self, job: impl FnOnce(Done) -> Job) -> HandedOver {
         let (done, wait) = oneshot::channel();
         match self.queue.try_send(job(done)) {
             Ok(()) => Ok(wait),

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 
-fn line(value: Value) -> Vec<u8> {
+fn line(value: &Value) -> Vec<u8> {
     format!("{value}\n").into_bytes()
 }
 
@@ -22,7 +22,7 @@ async fn lines_are_appended_to_a_private_file() {
     let path = dir.path().join("audit.log");
     for n in 0..2 {
         let audit = Audit::open(&[sink(&path)]).unwrap();
-        audit.write(|| line(json!({ "n": n }))).await.unwrap();
+        audit.write(|| line(&json!({ "n": n }))).await.unwrap();
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "{\"n\":0}\n{\"n\":1}\n");
     assert_eq!(
@@ -50,13 +50,13 @@ fn a_file_that_others_can_read_is_refused() {
 async fn a_failing_sink_fails_the_request_unless_another_takes_the_line() {
     let full = sink("/dev/full");
     let audit = Audit::open(std::slice::from_ref(&full)).unwrap();
-    let error = audit.write(|| line(json!({}))).await.unwrap_err();
+    let error = audit.write(|| line(&json!({}))).await.unwrap_err();
     assert_eq!(error.status().as_u16(), 503);
     assert!(error.to_string().contains("No space left"), "{error}");
 
     let dir = tempfile::tempdir().unwrap();
     let audit = Audit::open(&[full, sink(dir.path().join("a"))]).unwrap();
-    audit.write(|| line(json!({}))).await.unwrap();
+    audit.write(|| line(&json!({}))).await.unwrap();
 }
 
 /// A pipe that nobody reads blocks Vault for ever.
@@ -72,7 +72,7 @@ async fn a_sink_that_does_not_drain_never_hangs_a_request() {
         .open(&path)
         .unwrap();
     let audit = Audit::open(&[sink(&path)]).unwrap();
-    let long = line(json!({ "x": "y".repeat(8192) }));
+    let long = line(&json!({ "x": "y".repeat(8192) }));
     let fill = async {
         for _ in 0..1000 {
             if let Err(error) = audit.write(|| long.clone()).await {
@@ -90,11 +90,11 @@ async fn a_renamed_file_is_followed_by_a_new_one_at_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let (path, old) = (dir.path().join("audit.log"), dir.path().join("audit.log.1"));
     let audit = Audit::open(&[sink(&path)]).unwrap();
-    audit.write(|| line(json!({ "n": 1 }))).await.unwrap();
+    audit.write(|| line(&json!({ "n": 1 }))).await.unwrap();
     fs::rename(&path, &old).unwrap();
-    audit.write(|| line(json!({ "n": 2 }))).await.unwrap();
+    audit.write(|| line(&json!({ "n": 2 }))).await.unwrap();
     audit.reopen().await.unwrap();
-    audit.write(|| line(json!({ "n": 3 }))).await.unwrap();
+    audit.write(|| line(&json!({ "n": 3 }))).await.unwrap();
     assert_eq!(fs::read_to_string(&old).unwrap(), "{\"n\":1}\n{\"n\":2}\n");
     assert_eq!(fs::read_to_string(&path).unwrap(), "{\"n\":3}\n");
 
@@ -103,7 +103,7 @@ async fn a_renamed_file_is_followed_by_a_new_one_at_reopening() {
     fs::create_dir(&path).unwrap();
     let error = audit.reopen().await.unwrap_err();
     assert!(matches!(error, AuditError::Reopen { .. }), "{error}");
-    audit.write(|| line(json!({ "n": 4 }))).await.unwrap();
+    audit.write(|| line(&json!({ "n": 4 }))).await.unwrap();
     let second = fs::read_to_string(dir.path().join("audit.log.2")).unwrap();
     assert_eq!(second, "{\"n\":3}\n{\"n\":4}\n");
 }

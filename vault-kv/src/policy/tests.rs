@@ -76,7 +76,7 @@ fn the_same_pattern_in_two_policies_adds_up_and_deny_wins() {
 
 /// GHSA-xp3c: LIST asks for `a/`; a deny on `a` must still hold.
 #[test]
-fn a_deny_cannot_be_walked_around_by_listing() {
+fn ghsa_xp3c_a_deny_cannot_be_walked_around_by_listing() {
     let acl = acl(r#"
         path "kv/*" { capabilities = ["read", "list"] }
         path "kv/private" { capabilities = ["deny"] }
@@ -197,7 +197,7 @@ fn limits_of_one_rule_are_not_lifted_by_a_rule_that_grants_something_else() {
 
 /// GHSA-59w7: a value from outside must not widen a rule.
 #[test]
-fn templates_are_filled_per_identity_and_cannot_be_injected() {
+fn ghsa_59w7_templates_are_filled_per_identity_and_cannot_be_injected() {
     let rule = policy(
         "p",
         r#"path "secret/data/{{identity.service}}/*" { capabilities = ["read"] }"#,

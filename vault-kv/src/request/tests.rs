@@ -174,7 +174,7 @@ fn bodies() {
 
 /// CVE-2025-4166: a parse error must not repeat what was sent.
 #[test]
-fn errors_never_quote_the_body() {
+fn cve_2025_4166_errors_never_quote_the_body() {
     for body in [
         r#"{"password":"hunter2" oops}"#,
         r#"{"password":hunter2}"#,

@@ -119,7 +119,7 @@ async fn a_disabled_entity_is_out_and_a_deleted_one_too() {
 
 /// CVE-2024-9180: rights over identities do not become root's.
 #[tokio::test]
-async fn no_entity_or_group_has_root() {
+async fn cve_2024_9180_no_entity_or_group_has_root() {
     let server = Server::start().await;
     for name in ["root", "Root", " root ", "response-wrapping"] {
         for path in ["identity/entity", "identity/group"] {

@@ -74,7 +74,7 @@ async fn a_password_gives_the_policies_of_its_user() {
 
 /// CVE-2025-6011: whether a user exists cannot be told from the answer.
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_user_look_the_same() {
+async fn cve_2025_6011_a_wrong_password_and_an_unknown_user_look_the_same() {
     let server = Server::with_auth("userpass").await;
     let user = json!({"password": "right"});
     server.root("POST", "auth/userpass/users/ann", user).await;
@@ -103,7 +103,7 @@ async fn a_wrong_password_and_an_unknown_user_look_the_same() {
 
 /// CVE-2025-5999 and its like: no login gives root, whatever way it is written.
 #[tokio::test]
-async fn no_login_method_gives_root() {
+async fn cve_2025_5999_no_login_method_gives_root() {
     let server = Server::with_auth("userpass").await;
     server
         .root("POST", "sys/auth/approle", json!({"type": "approle"}))
@@ -293,7 +293,7 @@ async fn a_method_that_moves_or_is_disabled_takes_its_tokens_along() {
 
 /// CVE-2025-6004: no spelling of a name gets tries of its own.
 #[tokio::test]
-async fn who_guesses_is_shut_out_for_a_while() {
+async fn cve_2025_6004_who_guesses_is_shut_out_for_a_while() {
     let server = Server::with_auth("userpass").await;
     let user = json!({"password": "right"});
     server.root("POST", "auth/userpass/users/ann", user).await;

@@ -424,8 +424,9 @@ impl Coded {
 
     /// All of it as bytes, behind `head`.
     pub fn to_bytes(&self, head: &[u8]) -> Zeroizing<Vec<u8>> {
-        let length = |(key, block): (&Box<str>, &Block)| key.len() + block.bytes.len() + 16;
-        let length = self.blocks.iter().map(length).sum::<usize>();
+        let blocks = self.blocks.iter();
+        let lengths = blocks.map(|(key, block)| key.len() + block.bytes.len() + 16);
+        let length: usize = lengths.sum();
         let mut out = Zeroizing::new(Vec::with_capacity(head.len() + length));
         out.extend_from_slice(head);
         for (key, block) in &self.blocks {

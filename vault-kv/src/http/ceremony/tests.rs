@@ -164,7 +164,7 @@ async fn with_verification_nothing_changes_until_the_new_shares_were_shown() {
 
 /// CVE-2026-5807: anybody could cancel what the share holders were doing.
 #[tokio::test]
-async fn starting_and_cancelling_take_a_token_with_sudo_or_a_threshold_of_shares() {
+async fn cve_2026_5807_starting_and_cancelling_take_a_token_with_sudo_or_a_threshold_of_shares() {
     let (vault, keys, root) = open().await;
     let rules = r#"path "sys/*" { capabilities = ["create", "read", "update", "delete", "list"] }"#;
     send(
