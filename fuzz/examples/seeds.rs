@@ -244,7 +244,7 @@ fn certificate(domain: &TrustDomain) -> Result {
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) -> Result {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let folder = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"))
         .join("corpus")
         .join(target);
     std::fs::create_dir_all(&folder)?;

@@ -6,7 +6,7 @@
 //! and after [`ATTEMPTS`] the lease is *irrevocable*: kept and listed until somebody looks after it.
 //!
 //! Costs. In memory a lease is its name, twice, and two entries in ordered sets, whatever was handed out; with what the
-//! engine and the store keep of it 1.4 KB of a process are measured for each of a million (`mesh-bench secrets`).
+//! engine and the store keep of it 1.3 KB of a process are measured for each of a million (`mesh-bench secrets`).
 //! What there is to know of it is in the store. Unsealing does not wait for leases: they are read in
 //! the background, a piece at a time, and what expired meanwhile is refused all the same.
 

@@ -345,7 +345,8 @@ async fn one_signature_serves_the_whole_mesh_and_relays_do_not_wait() {
         .iter()
         .filter(|push| push.from == a.node.id())
         .count();
-    assert!(own <= 10, "{own} of them by the owner");
+    // Which links the tree has is left to chance; without it the owner would send all 29.
+    assert!(own <= 15, "{own} of them by the owner");
 }
 
 #[tokio::test(start_paused = true)]
