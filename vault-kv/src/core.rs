@@ -18,7 +18,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
@@ -134,6 +134,8 @@ struct Shared {
     state: RwLock<Option<Unsealed>>,
     waiters: Waiters,
     marks: Marks,
+    /// Held by who writes the names down.
+    keeping: Mutex<()>,
     keeper: Keeper,
 }
 
@@ -176,6 +178,7 @@ impl Core {
             })),
             waiters: Waiters::default(),
             marks: Marks::default(),
+            keeping: Mutex::default(),
             keeper: Keeper::default(),
         });
         let jobs = writer::start(Arc::clone(&shared), epoch);

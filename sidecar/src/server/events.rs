@@ -42,7 +42,8 @@ pub async fn answer(
         caller,
     };
     let from = watch.begins_at();
-    let first = watch.ask(from).await;
+    // What there is now, without waiting: the client hears at once that it is connected.
+    let first = watch.ask(0).await;
     let Some(index) = index(&first) else {
         return first.map(Into::into);
     };
@@ -102,10 +103,13 @@ impl<C: Fn() -> Caller> Watch<C> {
         let mut request = Request::new(Bytes::new());
         *request.method_mut() = self.request.method().clone();
         *request.headers_mut() = self.request.headers().clone();
-        match Uri::try_from(target) {
-            Ok(uri) => *request.uri_mut() = uri,
-            Err(_) => *request.uri_mut() = uri.clone(),
-        }
+        // With what is added it may be too long.
+        let Ok(uri) = Uri::try_from(target) else {
+            let mut refused = Response::new(Bytes::new());
+            *refused.status_mut() = StatusCode::URI_TOO_LONG;
+            return refused;
+        };
+        *request.uri_mut() = uri;
         self.vault.handle(request, (self.caller)()).await
     }
 
@@ -117,7 +121,8 @@ impl<C: Fn() -> Caller> Watch<C> {
         sender: &mpsc::Sender<io::Result<Bytes>>,
     ) {
         loop {
-            let piece = match now > seen {
+            // Less than what the client has seen: the store was put back to an older state.
+            let piece = match now != seen {
                 true => event(kind(answer.status()), Some(now), answer.body()),
                 // A comment.
                 false => ":\n\n".into(),

@@ -95,6 +95,15 @@ async fn a_secret_is_followed_until_the_right_to_read_it_ends() {
     let mut again = Events::open(&server, "/v1/kv/data/web", token, &last);
     assert_eq!(n(&again.next().1), 2);
 
+    // And one who has seen more than there is, of what there is: the store may have been restored.
+    let mut ahead = Events::open(
+        &server,
+        "/v1/kv/data/web",
+        token,
+        "Last-Event-ID: 99999\r\n",
+    );
+    assert_eq!(n(&ahead.next().1), 2);
+
     let body = json!({"token": token});
     ask(Method::POST, "/v1/auth/token/revoke", body).await;
     write(3).await;

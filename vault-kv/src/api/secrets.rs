@@ -30,6 +30,11 @@ impl Api {
         if request.operation != Operation::Write {
             return Err(ApiError::UnsupportedOperation);
         }
+        if request.inline.is_some() {
+            return Err(ApiError::bad(
+                "inline authentication is for one read: log in, and send the token",
+            ));
+        }
         let paths = request.data.list("paths")?.unwrap_or_default();
         if paths.is_empty() || paths.len() > MOST {
             return Err(ApiError::bad(format!(

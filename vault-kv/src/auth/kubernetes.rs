@@ -188,11 +188,11 @@ impl Kubernetes {
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec,
         });
-        let shown = match (&*config.token_reviewer_jwt, config.own("token")) {
-            ("", Some(own)) => own,
-            ("", None) => Zeroizing::new(token.to_owned()),
-            (given, _) => Zeroizing::new(given.to_owned()),
+        let shown = match &*config.token_reviewer_jwt {
+            "" => config.own("token"),
+            given => Some(Zeroizing::new(given.to_owned())),
         };
+        let shown = shown.unwrap_or_else(|| Zeroizing::new(token.to_owned()));
         let host = config.kubernetes_host.trim_end_matches('/');
         let mut bearer = http::HeaderValue::try_from(format!("Bearer {}", shown.trim()))
             .map_err(|_| ApiError::bad("the token that is shown to the cluster is none"))?;
@@ -411,5 +411,39 @@ impl roles::Role for Role {
             out.insert(name.into(), value);
         }
         Value::Object(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_review_counts_for_the_audience_that_it_names() {
+        let user = json!({"username": "system:serviceaccount:shop:web", "uid": "1"});
+        let review =
+            |audiences: Value| json!({"authenticated": true, "user": user, "audiences": audiences});
+        assert_eq!(
+            account(&review(json!(["mesh"])), "mesh").unwrap().name,
+            "web"
+        );
+        assert!(account(&review(Value::Null), "").is_ok());
+        for audiences in [json!(["other"]), json!([]), Value::Null] {
+            assert!(account(&review(audiences), "mesh").is_err());
+        }
+        for wrong in [
+            json!("system:serviceaccount:shop"),
+            json!("system:serviceaccount:shop:web:more"),
+            json!("system:serviceaccount::web"),
+            json!("system:node:a:b"),
+            Value::Null,
+        ] {
+            let mut review = review(Value::Null);
+            review["user"]["username"] = wrong;
+            assert!(account(&review, "").is_err(), "{review}");
+        }
+        let mut review = review(Value::Null);
+        review["authenticated"] = json!("true");
+        assert!(account(&review, "").is_err());
     }
 }

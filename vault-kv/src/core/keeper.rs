@@ -1,4 +1,5 @@
-//! What happens by itself behind the writer's back. The index of names is written down after many changes. And compacting: when the store says that enough was written, and once a day for the sake of what
+//! What happens by itself behind the writer's back. The index of names is written down after many changes. The
+//! store is compacted when it says that enough was written, and once a day for the sake of what
 //! was destroyed.
 
 use std::{

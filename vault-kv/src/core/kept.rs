@@ -39,6 +39,8 @@ impl Shared {
 
     /// Writes the index down, if it has changed. That it cannot is no harm.
     pub(super) fn keep_names(&self) {
+        // A second one finds nothing left to do: two would write over each other.
+        let _one_at_a_time = self.keeping.lock();
         let (plain, barrier, unkept) = {
             let state = self.state.read();
             let Some(unsealed) = state.as_ref().filter(|unsealed| unsealed.unkept > 0) else {

@@ -1,7 +1,7 @@
 //! A login that comes in the headers of the request it is for (OpenBao's inline authentication).
 //!
 //! `X-Vault-Inline-Auth-Path` names the login, and each `X-Vault-Inline-Auth-Parameter-…` has one of its fields: URL-safe
-//! base64 without padding of `{"key": …, "value": …}`. Nothing is stored of it.
+//! base64 without padding of `{"key": …, "value": …}`. No token comes of it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -442,6 +442,7 @@ impl Coded {
     /// The reverse; `None`: these are none.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut blocks: Vec<(Box<str>, Block)> = Vec::new();
+        let mut last: Option<Zeroizing<Vec<u8>>> = None;
         let (mut at, mut names) = (0, 0);
         while at < bytes.len() {
             let part = |length: u64, at: &mut usize| {
@@ -458,10 +459,10 @@ impl Coded {
                 bytes: part(length, &mut at)?.into(),
                 count,
             };
-            let ascends = blocks.last().is_none_or(|(last, _)| **last < *key);
-            if !ascends || !block.is_sound(key) {
+            if last.is_some_and(|last| last.as_slice() >= key.as_bytes()) {
                 return None;
             }
+            last = Some(block.last(key)?);
             names += usize::from(count);
             blocks.push((key.into(), block));
         }
@@ -474,29 +475,27 @@ impl Coded {
 }
 
 impl Block {
-    /// Whether it holds as many names as it says, which ascend from its key on and are text.
-    fn is_sound(&self, key: &str) -> bool {
+    /// Its last name, or its key if it has none; `None`: it does not hold as many names as it says, or they do not
+    /// ascend from its key on or are no text.
+    fn last(&self, key: &str) -> Option<Zeroizing<Vec<u8>>> {
         let mut walk = Walk::new(key, &self.bytes);
         let mut count = 0;
         while walk.at < self.bytes.len() {
-            let before = walk.name.len();
-            let Some(entry) = entry(self.bytes.as_ref(), walk.at) else {
-                return false;
+            let Entry { shared, rest, .. } = entry(&self.bytes, walk.at)?;
+            let ascends = match (walk.name.get(shared..)?.first(), rest.first()) {
+                (Some(old), Some(new)) => new > old,
+                (None, Some(_)) => true,
+                // The first may be the key itself.
+                (old, None) => old.is_none() && count == 0,
             };
-            let grows = entry.shared <= before
-                && (entry.shared < walk.name.len() || !entry.rest.is_empty() || count == 0);
-            let ascends = walk.name[entry.shared.min(before)..]
-                .first()
-                .is_none_or(|old| entry.rest.first().is_some_and(|new| new > old));
-            if !grows || !ascends || walk.next().is_none() {
-                return false;
+            if !ascends {
+                return None;
             }
-            if std::str::from_utf8(&walk.name).is_err() {
-                return false;
-            }
+            walk.next();
+            std::str::from_utf8(&walk.name).ok()?;
             count += 1;
         }
-        count == self.count
+        (count == self.count).then_some(walk.name)
     }
 }
 
