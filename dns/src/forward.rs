@@ -30,6 +30,7 @@ use crate::config::{Config, Upstreams};
 use crate::responder::{Shared, Via};
 use crate::server::Error;
 use crate::wire::message::{Header, Query, Question, Request};
+use crate::wire::name::Domain;
 use crate::wire::{CLASS_IN, EDE_NETWORK_ERROR, HEADER, UDP_WITHOUT_EDNS, rcode};
 
 /// Questions that may wait for upstreams at the same time; more get SERVFAIL at once.
@@ -45,11 +46,19 @@ struct Upstream {
     resolver: TokioResolver,
 }
 
-/// Asks upstreams.
-pub struct Forwarder {
+/// Those who answer for the same names.
+struct Group {
+    /// `None`: for all that no other group is for.
+    zone: Option<Domain>,
     upstreams: Vec<Upstream>,
     /// Which upstream answered last.
     preferred: AtomicUsize,
+}
+
+/// Asks upstreams.
+pub struct Forwarder {
+    /// The longest zones first.
+    groups: Vec<Group>,
     wait: Duration,
     under_way: Arc<Semaphore>,
 }
@@ -57,15 +66,10 @@ pub struct Forwarder {
 impl Forwarder {
     /// The forwarder that `config` asks for, if any. `own` are the addresses that the server listens on.
     pub(crate) fn new(config: &Config, own: &[SocketAddr]) -> Result<Option<Self>, Error> {
-        let upstreams = match &config.upstreams {
-            Upstreams::None => return Ok(None),
+        let others = match &config.upstreams {
+            Upstreams::None => Vec::new(),
             Upstreams::List(list) if list.is_empty() => return Err(Error::NoUpstream),
-            Upstreams::List(list) => {
-                if let Some(upstream) = list.iter().find(|upstream| is_self(**upstream, own)) {
-                    return Err(Error::UpstreamIsSelf(*upstream));
-                }
-                list.clone()
-            }
+            Upstreams::List(list) => list.clone(),
             Upstreams::System => {
                 let mut list =
                     system().map_err(|error| Error::SystemResolvers(error.to_string()))?;
@@ -75,25 +79,49 @@ impl Forwarder {
                     tracing::warn!(
                         "the system has no resolver besides this server: foreign names are refused"
                     );
-                    return Ok(None);
                 }
                 list
             }
         };
-        let upstreams = upstreams
-            .into_iter()
-            .map(|address| {
-                let resolver = resolver(address, config.upstream_timeout)?;
-                Ok(Upstream { address, resolver })
-            })
-            .collect::<Result<_, NetError>>()
-            .map_err(|error| Error::SystemResolvers(error.to_string()))?;
+        let zones = config.forward.iter();
+        let zones = zones.map(|(zone, list)| (Some(zone.clone()), list.clone()));
+        let others = Some((None, others)).filter(|(_, list)| !list.is_empty());
+        let mut groups = Vec::new();
+        for (zone, list) in zones.chain(others) {
+            if list.is_empty() {
+                return Err(Error::NoUpstream);
+            }
+            if let Some(upstream) = list.iter().find(|upstream| is_self(**upstream, own)) {
+                return Err(Error::UpstreamIsSelf(*upstream));
+            }
+            groups.push(Group::new(zone, &list, config.upstream_timeout)?);
+        }
+        if groups.is_empty() {
+            return Ok(None);
+        }
+        groups.sort_by_key(|group| {
+            let len = group.zone.as_ref().map_or(0, |zone| zone.as_bytes().len());
+            std::cmp::Reverse(len)
+        });
         Ok(Some(Self {
-            upstreams,
-            preferred: AtomicUsize::new(0),
+            groups,
             wait: config.upstream_timeout,
             under_way: Arc::new(Semaphore::new(UNDER_WAY)),
         }))
+    }
+
+    /// Whether there is an upstream for any name.
+    pub(crate) fn is_for_all(&self) -> bool {
+        self.groups.iter().any(|group| group.zone.is_none())
+    }
+
+    /// Those who answer for a name on the wire.
+    fn group(&self, name: &[u8]) -> Option<&Group> {
+        let name = name.to_ascii_lowercase();
+        self.groups.iter().find(|group| {
+            let zone = group.zone.as_ref();
+            zone.is_none_or(|zone| zone.prefix_len(&name).is_some())
+        })
     }
 
     /// The right to have one more question under way; `None` when there are too many.
@@ -183,7 +211,8 @@ impl Forwarder {
         name: &Name,
         rtype: RecordType,
     ) -> Option<()> {
-        for (index, upstream) in self.in_order() {
+        let group = self.group(&name.to_bytes().ok()?)?;
+        for (index, upstream) in group.in_order() {
             match upstream.resolver.lookup(name.clone(), rtype).await {
                 Ok(lookup) => {
                     reply.metadata.response_code = lookup.message().metadata.response_code;
@@ -201,7 +230,7 @@ impl Forwarder {
                     continue;
                 }
             }
-            self.preferred.store(index, Ordering::Relaxed);
+            group.preferred.store(index, Ordering::Relaxed);
             return Some(());
         }
         None
@@ -213,7 +242,8 @@ impl Forwarder {
         // An id of our own: the asker's may be known to somebody who would like to answer in the upstream's place.
         let id: [u8; 2] = rand::random();
         sent[..2].copy_from_slice(&id);
-        for (index, upstream) in self.in_order() {
+        let group = self.group(question_of(request)?.name.as_bytes())?;
+        for (index, upstream) in group.in_order() {
             let address = upstream.address;
             let asked = async {
                 match via {
@@ -223,7 +253,7 @@ impl Forwarder {
             };
             match timeout(self.wait, asked).await {
                 Ok(Ok(mut reply)) => {
-                    self.preferred.store(index, Ordering::Relaxed);
+                    group.preferred.store(index, Ordering::Relaxed);
                     reply[..2].copy_from_slice(&request[..2]);
                     return Some(reply);
                 }
@@ -232,6 +262,25 @@ impl Forwarder {
             }
         }
         None
+    }
+}
+
+impl Group {
+    fn new(zone: Option<Domain>, list: &[SocketAddr], wait: Duration) -> Result<Self, Error> {
+        let upstreams = list.iter().map(|address| {
+            Ok(Upstream {
+                address: *address,
+                resolver: resolver(*address, wait)?,
+            })
+        });
+        let upstreams = upstreams
+            .collect::<Result<_, NetError>>()
+            .map_err(|error| Error::SystemResolvers(error.to_string()))?;
+        Ok(Self {
+            zone,
+            upstreams,
+            preferred: AtomicUsize::new(0),
+        })
     }
 
     /// All upstreams, the one that answered last first.
@@ -251,8 +300,9 @@ impl std::fmt::Debug for Forwarder {
             .field(
                 "upstreams",
                 &self
-                    .upstreams
+                    .groups
                     .iter()
+                    .flat_map(|group| &group.upstreams)
                     .map(|upstream| upstream.address)
                     .collect::<Vec<_>>(),
             )

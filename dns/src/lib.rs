@@ -23,6 +23,7 @@ pub mod config;
 mod forward;
 #[doc(hidden)]
 pub mod fuzz;
+mod limit;
 pub mod responder;
 mod server;
 pub mod stats;
@@ -52,8 +53,9 @@ pub fn echo(socket: &UdpSocket) -> std::io::Result<()> {
     )
 }
 
-pub use config::{Config, TcpLimits, Ttl, Upstreams};
+pub use config::{Config, Manner, RateLimit, ServiceTtl, TcpLimits, Ttl, Upstreams};
 pub use responder::Readiness;
 pub use server::{DnsServer, Error};
 pub use stats::Counts;
 pub use wire::name::{BadName, Domain};
+pub use zone::virtual_ips::VirtualIps;

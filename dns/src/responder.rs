@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use crate::config::{Config, Upstreams};
+use crate::config::{Config, Manner, Upstreams};
+use crate::limit::Verdict;
 use crate::stats::Stats;
 use crate::wire::message::{Edns, Header, Query, Question, Request};
-use crate::wire::name::Folded;
+use crate::wire::name::{Domain, Folded};
 use crate::wire::template::{Envelope, ReplyEdns, Scratch, Template};
 use crate::wire::{CLASS_ANY, CLASS_IN, EDE_NOT_READY, TCP_MAX, UDP_WITHOUT_EDNS, rcode, rtype};
 use crate::zone::{Answer, Depends, Zone};
@@ -47,9 +48,13 @@ pub struct Shared {
     readiness: Readiness,
     stats: Stats,
     payload: u16,
+    manner: Manner,
     max_answers: usize,
     say_truncated: bool,
+    /// Whether there are upstreams for any name.
     forwards: bool,
+    /// The domains that have upstreams of their own.
+    forwarded: Vec<Domain>,
 }
 
 impl Shared {
@@ -60,10 +65,27 @@ impl Shared {
             readiness,
             stats: Stats::default(),
             payload: config.udp_payload.clamp(UDP_WITHOUT_EDNS as u16, 4096),
+            manner: config.manner,
             max_answers: config.udp_answer_limit.map_or(usize::MAX, usize::from),
             say_truncated: config.say_truncated,
             forwards: config.upstreams != Upstreams::None,
+            forwarded: config
+                .forward
+                .iter()
+                .map(|(zone, _)| zone.clone())
+                .collect(),
         }
+    }
+
+    /// Whether any name goes to an upstream.
+    fn recurses(&self) -> bool {
+        self.forwards || !self.forwarded.is_empty()
+    }
+
+    /// Whether there is an upstream for a foreign name, folded.
+    fn has_upstream(&self, folded: &[u8]) -> bool {
+        let within = |zone: &Domain| zone.prefix_len(folded).is_some();
+        self.forwards || self.forwarded.iter().any(within)
     }
 
     /// Counters of all responders.
@@ -86,7 +108,7 @@ impl Shared {
             question: question.bytes,
             edns: None,
             limit: TCP_MAX,
-            recursion: self.forwards,
+            recursion: self.recurses(),
             max_answers: usize::MAX,
             say_truncated: false,
             serial: (self.zone.catalog().revision() / 1_000_000) as u32,
@@ -182,6 +204,26 @@ impl Responder {
         }
     }
 
+    /// Writes what somebody gets who has asked too much: nothing, or an empty reply that says "come over TCP", which
+    /// who only pretends to be the sender cannot do. It is no longer than the question.
+    pub(crate) fn refuse(&self, request: &[u8], verdict: Verdict, out: &mut [u8]) -> usize {
+        self.shared.stats.limited();
+        let Request::Query(query) = Request::parse(request) else {
+            return 0;
+        };
+        if verdict != Verdict::Truncate {
+            return 0;
+        }
+        let (header, question) = (query.header, Some(&query.question));
+        let edns = query.edns.filter(|edns| edns.version == 0);
+        let shared = &self.shared;
+        let len = shared.error(header, question, edns, None, rcode::NOERROR, out);
+        out[2] |= (Header::TC >> 8) as u8;
+        shared.stats.reply(rcode::NOERROR);
+        shared.stats.truncated();
+        len
+    }
+
     fn query(&mut self, query: &Query<'_>, via: Via, out: &mut [u8]) -> Outcome {
         let Query {
             header,
@@ -245,7 +287,9 @@ impl Responder {
                         self.cache
                             .keep(folded.key(question.rtype), answer, self.revision)
                     }
-                    None if self.shared.forwards => return Outcome::Forward,
+                    None if self.shared.has_upstream(folded.as_bytes()) => {
+                        return Outcome::Forward;
+                    }
                     None => {
                         return self.error(
                             header,
@@ -259,7 +303,7 @@ impl Responder {
                 }
             }
         };
-        if template.is_alias() && self.shared.forwards && is_address(question.rtype) {
+        if template.is_alias() && self.shared.recurses() && is_address(question.rtype) {
             // Stub resolvers do not go after an alias themselves.
             return Outcome::Forward;
         }
@@ -274,9 +318,9 @@ impl Responder {
         let envelope = Envelope {
             header,
             question: question.bytes,
-            edns: edns.map(|edns| self.shared.edns(edns, None)),
+            edns: edns.map(|edns| self.shared.edns(edns, template.extended())),
             limit: limit.min(out.len()),
-            recursion: self.shared.forwards,
+            recursion: self.shared.recurses(),
             max_answers: if via == Via::Udp && edns.is_none() {
                 self.shared.max_answers
             } else {
@@ -295,12 +339,9 @@ impl Responder {
     }
 
     fn is_for_upstream(&self, question: &Question<'_>) -> bool {
-        self.shared.forwards
-            && self
-                .shared
-                .zone
-                .domain_of(Folded::new(question.name).as_bytes())
-                .is_none()
+        let folded = Folded::new(question.name);
+        self.shared.has_upstream(folded.as_bytes())
+            && self.shared.zone.domain_of(folded.as_bytes()).is_none()
     }
 
     fn error(
@@ -323,7 +364,11 @@ impl Responder {
 impl Shared {
     fn edns(&self, asked: Edns, error: Option<u16>) -> ReplyEdns {
         ReplyEdns {
-            payload: self.payload,
+            payload: match self.manner {
+                Manner::Mesh => self.payload,
+                // The asker's own.
+                Manner::Consul => asked.payload,
+            },
             dnssec_ok: asked.dnssec_ok,
             error,
         }
@@ -344,7 +389,7 @@ impl Shared {
             question: question.map_or(&[], |question| question.bytes),
             edns: edns.map(|edns| self.edns(edns, extended)),
             limit: out.len(),
-            recursion: self.forwards,
+            recursion: self.recurses(),
             max_answers: usize::MAX,
             say_truncated: false,
             serial: 0,
@@ -383,7 +428,9 @@ impl Cache {
         if entry.checked != revision {
             let current = match &entry.depends {
                 Depends::Nothing => true,
-                Depends::Service(name, of) => zone.catalog().service_revision(name) == *of,
+                Depends::Services(all) => all
+                    .iter()
+                    .all(|(name, of)| zone.catalog().service_revision(name) == *of),
                 Depends::Catalog(of) => *of == revision,
                 Depends::Transient => false,
             };

@@ -15,8 +15,9 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Upstreams};
+use crate::config::{Config, RateLimit, Upstreams};
 use crate::forward::Forwarder;
+use crate::limit::{Limiter, Verdict};
 use crate::responder::{Outcome, Readiness, Responder, Shared, Via};
 use crate::stats::Counts;
 use crate::sys;
@@ -53,11 +54,13 @@ pub enum Error {
     NoDomain,
     /// An upstream is this server.
     #[error(
-        "upstream {0} is this DNS server itself: queries would go round for ever; change `dns.recursors`"
+        "upstream {0} is this DNS server itself: queries would go round for ever; change `dns.recursors` or `dns.forward`"
     )]
     UpstreamIsSelf(SocketAddr),
     /// The upstream list is empty.
-    #[error("the list of upstreams is empty: name some in `dns.recursors`, or leave it out")]
+    #[error(
+        "a list of upstreams is empty: name some in `dns.recursors` or `dns.forward`, or leave it out"
+    )]
     NoUpstream,
     /// The system's resolver configuration cannot be read.
     #[error("cannot read the system's resolvers: {0}; name them in `dns.recursors`")]
@@ -96,11 +99,12 @@ impl DnsServer {
         }
         let addresses: Vec<_> = bound.iter().map(|(address, ..)| *address).collect();
         let forwarder = Forwarder::new(config, &addresses)?.map(Arc::new);
-        let upstreams = forwarder
-            .as_ref()
-            .map_or(Upstreams::None, |_| config.upstreams.clone());
+        let for_all = forwarder.as_ref().is_some_and(|f| f.is_for_all());
         let config = Config {
-            upstreams,
+            upstreams: match for_all {
+                true => config.upstreams.clone(),
+                false => Upstreams::None,
+            },
             ..config.clone()
         };
         let shared = Arc::new(Shared::new(&config, Zone::new(&config, catalog), readiness));
@@ -117,7 +121,7 @@ impl DnsServer {
         };
         for (address, sockets, listener) in bound {
             for socket in sockets {
-                server.start_udp(Arc::new(socket), forwarder.clone())?;
+                server.start_udp(Arc::new(socket), forwarder.clone(), config.rate_limit)?;
             }
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(|source| Error::Listen {
@@ -180,8 +184,10 @@ impl DnsServer {
         &mut self,
         socket: Arc<UdpSocket>,
         forwarder: Option<Arc<Forwarder>>,
+        rate_limit: RateLimit,
     ) -> Result<(), Error> {
         let mut responder = Responder::new(Arc::clone(&self.shared));
+        let mut limiter = Limiter::new(rate_limit);
         let stop = Arc::clone(&self.stop);
         let forward = forwarder.map(|forwarder| UdpForward {
             forwarder,
@@ -199,13 +205,18 @@ impl DnsServer {
                     &socket,
                     &stop,
                     Responder::UDP_BUFFER,
-                    |request, from, reply| match (
-                        responder.respond(request, Via::Udp, reply),
-                        &forward,
-                    ) {
-                        (Outcome::Reply(len), _) => len,
-                        (Outcome::Forward, Some(forward)) => forward.start(request, from, reply),
-                        (Outcome::Forward | Outcome::Ignore, _) => 0,
+                    |request, from, reply| {
+                        let verdict = limiter.admit(from.ip());
+                        if verdict != Verdict::Answer {
+                            return responder.refuse(request, verdict, reply);
+                        }
+                        match (responder.respond(request, Via::Udp, reply), &forward) {
+                            (Outcome::Reply(len), _) => len,
+                            (Outcome::Forward, Some(forward)) => {
+                                forward.start(request, from, reply)
+                            }
+                            (Outcome::Forward | Outcome::Ignore, _) => 0,
+                        }
                     },
                 );
                 if let Err(error) = result {

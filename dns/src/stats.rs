@@ -12,6 +12,7 @@ pub struct Stats {
     ignored: AtomicU64,
     forwarded: AtomicU64,
     truncated: AtomicU64,
+    limited: AtomicU64,
     prepared: AtomicU64,
 }
 
@@ -38,6 +39,8 @@ pub struct Counts {
     pub forwarded: u64,
     /// Replies with the TC bit.
     pub truncated: u64,
+    /// Requests over UDP that got no or an empty reply, because too many came from their network.
+    pub limited: u64,
     /// Answers that were not (or no longer) in the cache.
     pub prepared: u64,
 }
@@ -62,6 +65,10 @@ impl Stats {
         self.truncated.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn limited(&self) {
+        self.limited.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn prepared(&self) {
         self.prepared.fetch_add(1, Relaxed);
     }
@@ -80,6 +87,7 @@ impl Stats {
             ignored: self.ignored.load(Relaxed),
             forwarded: self.forwarded.load(Relaxed),
             truncated: self.truncated.load(Relaxed),
+            limited: self.limited.load(Relaxed),
             prepared: self.prepared.load(Relaxed),
         }
     }

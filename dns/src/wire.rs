@@ -65,6 +65,8 @@ pub const HEADER: usize = 12;
 pub const UDP_WITHOUT_EDNS: usize = 512;
 /// The largest message over TCP.
 pub const TCP_MAX: usize = 65_535;
+/// EDE "Stale Answer" (RFC 8914 §4.4): what was known when the mesh could last be reached.
+pub const EDE_STALE_ANSWER: u16 = 3;
 /// EDE "Not Ready" (RFC 8914 §4.15): the server is not yet able to answer.
 pub const EDE_NOT_READY: u16 = 14;
 /// EDE "Network Error" (RFC 8914 §4.24): no upstream could be reached.

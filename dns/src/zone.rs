@@ -1,34 +1,47 @@
 //! From a name and a type to a prepared answer.
 //!
-//! A [`Zone`] reads the catalog and remembers nothing: whoever keeps an [`Answer`] asks its [`Depends`] what makes it
-//! old. Selection follows Consul (critical and maintenance instances are left out, warning ones are kept), plus what
-//! membership knows: instances on suspect nodes, or shown only because a mass failure looks like a broken network,
-//! are used when nothing better is there.
+//! A [`Zone`] reads the catalog and remembers next to nothing: whoever keeps an [`Answer`] asks its [`Depends`] what
+//! makes it old. Selection follows Consul (critical and maintenance instances are left out, warning ones are kept), plus
+//! what membership knows: instances on suspect nodes, or shown only because a mass failure looks like a broken network,
+//! are used when nothing better is there; the latter with a short TTL and the extended error "Stale Answer".
 
-use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libmesh::catalog::{Catalog, InstanceView, NodeView, Select, ServiceView};
-use libmesh::model::{Datacenter, Host};
+use libmesh::catalog::{Catalog, NodeView};
+use libmesh::model::Datacenter;
 
-use crate::config::{Config, Ttl};
+use crate::config::{Config, Manner, Ttl};
 use crate::wire::name::{self, Domain, MAX_NAME};
-use crate::wire::template::{TargetId, Template};
+use crate::wire::template::Template;
 use crate::wire::{HEADER, rcode, rtype};
 
+mod addresses;
 pub mod names;
+mod service;
+pub mod virtual_ips;
 
+use addresses::Addresses;
 use names::Meaning;
+use virtual_ips::VirtualIps;
 
-/// The names below our domains, and reverse names of our nodes.
+/// Name servers named in an answer at most (Consul's limit).
+const NAME_SERVERS: usize = 3;
+
+/// The names below our domains, and reverse names of our nodes and services.
 #[derive(Debug)]
 pub struct Zone {
     domains: Vec<Domain>,
     datacenter: Datacenter,
     ttl: Ttl,
     nameservers: Vec<IpAddr>,
+    manner: Manner,
+    only_passing: bool,
+    near_first: bool,
+    max_addresses: usize,
+    virtual_ips: VirtualIps,
+    addresses: Addresses,
     catalog: Catalog,
 }
 
@@ -46,8 +59,8 @@ pub struct Answer {
 pub enum Depends {
     /// Nothing that changes.
     Nothing,
-    /// The named service, as of this revision of it.
-    Service(Box<str>, u64),
+    /// The named services, as of these revisions of them.
+    Services(Vec<(Box<str>, u64)>),
     /// Any record, as of this revision of the catalog.
     Catalog(u64),
     /// Not worth keeping: cheap to make, and anybody can ask for endlessly many of them.
@@ -60,8 +73,14 @@ impl Zone {
         Self {
             domains: config.domains.clone(),
             datacenter: config.datacenter.clone(),
-            ttl: config.ttl,
+            ttl: config.ttl.clone(),
             nameservers: config.nameservers.clone(),
+            manner: config.manner,
+            only_passing: config.only_passing,
+            near_first: config.near_first,
+            max_addresses: config.max_addresses.map_or(usize::MAX, usize::from),
+            virtual_ips: config.virtual_ips.clone(),
+            addresses: Addresses::default(),
             catalog,
         }
     }
@@ -90,19 +109,32 @@ impl Zone {
             zone_at: (HEADER + prefix.len()) as u16,
             rtype,
         };
-        let Some(labels) = text_labels(prefix) else {
-            return Some(ask.no_name());
-        };
-        Some(match names::meaning(&labels, self.datacenter.as_str()) {
-            Meaning::Apex => ask.apex(),
-            Meaning::Nameserver => {
+        let labels = text_labels(prefix);
+        let meaning = labels
+            .as_ref()
+            .map(|labels| names::meaning(labels, self.datacenter.as_str()));
+        if self.manner == Manner::Consul
+            && let Some(answer) = ask.like_consul(meaning.as_ref())
+        {
+            return Some(answer);
+        }
+        Some(match meaning {
+            Some(Meaning::Apex) => ask.apex(),
+            Some(Meaning::Nameserver) => {
                 ask.addresses(&self.nameservers, self.ttl.node, Depends::Nothing)
             }
-            Meaning::Branch => ask.no_data(Depends::Nothing),
-            Meaning::Address(ip) => ask.addresses(&[ip], self.ttl.node, Depends::Transient),
-            Meaning::Node(name) => ask.node(&name),
-            Meaning::Service { name, subset } => ask.service(name, subset.as_deref()),
-            Meaning::Nothing => ask.no_name(),
+            Some(Meaning::Branch) => ask.no_data(Depends::Nothing),
+            Some(Meaning::Address(ip)) => ask.addresses(&[ip], self.ttl.node, Depends::Transient),
+            Some(Meaning::Node(name)) => ask.node(&name),
+            Some(Meaning::Service(way, labels)) => ask.first_of(way, names::readings(labels)),
+            Some(Meaning::Located { way, name, subset }) => {
+                ask.service(&service::Wanted::new(way, name, subset))
+            }
+            Some(Meaning::Port { port, name }) => {
+                ask.service(&service::Wanted::of_port(name, port))
+            }
+            Some(Meaning::Virtual(name)) => ask.virtual_ip(&name),
+            Some(Meaning::Nothing) | None => ask.no_name(),
         })
     }
 
@@ -111,24 +143,43 @@ impl Zone {
         node.liveness.is_present() || !self.catalog.instances_on(&node.record.id).is_empty()
     }
 
-    /// The name of a node's address. Addresses that are not ours are foreign names.
+    /// The name of a node's address, else of the service that has it. Addresses that are not ours are foreign names.
     fn reverse(&self, folded: &[u8], rtype: u16) -> Option<Answer> {
         if !matches!(rtype, rtype::PTR | rtype::ANY) {
             return None;
         }
         let ip = names::reverse(&text_labels(folded)?)?;
         let revision = self.catalog.revision();
+        let domain = self.domains.first()?;
         let node = self
             .catalog
             .node_by_ip(ip)
-            .filter(|node| self.is_shown(node))?;
-        let name = node_name(&node, self.domains.first()?)?;
+            .filter(|node| self.is_shown(node));
+        let (name, depends) = match node {
+            Some(node) => (node_name(&node, domain)?, Depends::Catalog(revision)),
+            None => match self.service_of(ip) {
+                Some(name) => (
+                    below(&format!("{name}.{}", self.datacenter), domain)?,
+                    Depends::Transient,
+                ),
+                None if self.manner == Manner::Consul => {
+                    return Some(self.nobody_there(domain));
+                }
+                None => return None,
+            },
+        };
         let mut template = Template::new(rcode::NOERROR, true);
         template.push_answer(rtype::PTR, seconds(self.ttl.node), &name);
-        Some(Answer {
-            template,
-            depends: Depends::Catalog(revision),
-        })
+        Some(Answer { template, depends })
+    }
+
+    /// `web.virtual` or `web.service`.
+    fn service_of(&self, ip: IpAddr) -> Option<String> {
+        if let Some(name) = self.virtual_ips.service(ip) {
+            return Some(format!("{name}.virtual"));
+        }
+        let name = self.addresses.service(&self.catalog, ip)?;
+        Some(format!("{name}.service"))
     }
 }
 
@@ -187,13 +238,19 @@ impl Ask<'_> {
 
     fn addresses(&self, addresses: &[IpAddr], ttl: Duration, depends: Depends) -> Answer {
         let mut template = Template::new(rcode::NOERROR, true);
-        push_addresses(
-            &mut template,
-            self.rtype,
-            seconds(ttl),
-            addresses.iter().copied(),
-        );
+        let ttl = seconds(ttl);
+        push_addresses(&mut template, self.rtype, ttl, addresses.iter().copied());
         self.or_no_data(template, depends)
+    }
+
+    fn virtual_ip(&self, service: &str) -> Answer {
+        match self.zone.virtual_ips.of(service) {
+            Some(ip) => {
+                let ttl = self.zone.ttl.service.of(service);
+                self.addresses(&[ip.into()], ttl, Depends::Transient)
+            }
+            None => self.no_name(),
+        }
     }
 
     fn node(&self, name: &str) -> Answer {
@@ -210,103 +267,104 @@ impl Ask<'_> {
         let ttl = seconds(self.zone.ttl.node);
         push_addresses(&mut template, self.rtype, ttl, [node.ip()].into_iter());
         if matches!(self.rtype, rtype::TXT | rtype::ANY) {
-            for (key, value) in &node.record.meta {
-                template.push_answer(rtype::TXT, ttl, &text(key, value));
+            for text in texts(&node) {
+                template.push_answer(rtype::TXT, ttl, &text);
             }
+        }
+        if self.zone.manner == Manner::Consul {
+            if template.answers() > 0 && matches!(self.rtype, rtype::A | rtype::AAAA) {
+                for text in texts(&node) {
+                    template.push_extra_of_question(rtype::TXT, ttl, &text);
+                }
+            }
+            return Answer { template, depends };
         }
         self.or_no_data(template, depends)
-    }
-
-    fn service(&self, name: &str, subset: Option<&str>) -> Answer {
-        // Read before the view: if the view is newer than this, the answer is made once more, never kept too long.
-        let revision = self.zone.catalog.service_revision(name);
-        let view = self.zone.catalog.service(name);
-        let instances = view
-            .as_ref()
-            .map_or_else(Vec::new, |view| select(view, subset));
-        if instances.is_empty() {
-            return self.no_name();
-        }
-        let depends = Depends::Service(name.into(), revision);
-        let mut template = Template::new(rcode::NOERROR, true);
-        match self.rtype {
-            rtype::A | rtype::AAAA | rtype::CNAME | rtype::ANY => {
-                self.service_addresses(&mut template, &instances)
-            }
-            rtype::SRV => self.service_locations(&mut template, &instances),
-            _ => {}
-        }
-        self.or_no_data(template, depends)
-    }
-
-    /// Addresses of the asked family, each once; where there are none, the names that stand for addresses.
-    fn service_addresses(&self, template: &mut Template, instances: &[&Arc<InstanceView>]) {
-        let ttl = seconds(self.zone.ttl.service);
-        let mut seen = HashSet::new();
-        let ips = instances
-            .iter()
-            .filter_map(|instance| match instance.address() {
-                Host::Ip(ip) => Some(ip),
-                Host::Name(_) => None,
-            });
-        push_addresses(template, self.rtype, ttl, ips.filter(|ip| seen.insert(*ip)));
-        if template.answers() > 0 {
-            return;
-        }
-        let mut seen = HashSet::new();
-        for instance in instances {
-            if let Host::Name(host) = instance.address()
-                && seen.insert(host.to_ascii_lowercase())
-                && let Some(wire) = name::encode(&host)
-            {
-                template.push_answer(rtype::CNAME, ttl, &wire);
-            }
-        }
-        if template.answers() > 0 {
-            template.mark_alias();
-        }
-    }
-
-    fn service_locations(&self, template: &mut Template, instances: &[&Arc<InstanceView>]) {
-        let ttl = seconds(self.zone.ttl.service);
-        let node_ttl = seconds(self.zone.ttl.node);
-        let mut targets: HashMap<Vec<u8>, TargetId> = HashMap::new();
-        for instance in instances {
-            let (target, ip) = match &instance.instance.address {
-                None => (
-                    node_name(&instance.node, self.domain),
-                    Some(instance.node.ip()),
-                ),
-                Some(Host::Ip(ip)) => {
-                    let dc = &instance.node.record.datacenter;
-                    (
-                        below(&format!("{}.addr.{dc}", names::hex(*ip)), self.domain),
-                        Some(*ip),
-                    )
-                }
-                Some(Host::Name(host)) => (name::encode(host), None),
-            };
-            let Some(target) = target else { continue };
-            let id = *targets.entry(target.clone()).or_insert_with(|| {
-                let id = template.push_target();
-                if let Some(ip) = ip {
-                    push_glue(template, node_ttl, ip);
-                }
-                id
-            });
-            let weight = instance.weight().unwrap_or_default();
-            let mut prefix = [0, 1, 0, 0, 0, 0];
-            prefix[2..4].copy_from_slice(&weight.to_be_bytes());
-            prefix[4..].copy_from_slice(&instance.instance.port.to_be_bytes());
-            template.push_answer_to(rtype::SRV, ttl, &prefix, &target, id);
-        }
     }
 }
 
-/// The instances to show. Of more than a template holds, a random choice.
-fn select<'v>(view: &'v ServiceView, subset: Option<&str>) -> Vec<&'v Arc<InstanceView>> {
-    let select = Select::usable().limit(Template::MAX_ANSWERS);
-    view.select(&subset.into_iter().fold(select, Select::subset))
+/// What Consul does otherwise.
+impl Ask<'_> {
+    fn like_consul(&self, meaning: Option<&Meaning<'_>>) -> Option<Answer> {
+        let bare = |fill: &dyn Fn(&mut Template)| {
+            let mut template = Template::new(rcode::NOERROR, true);
+            fill(&mut template);
+            Some(Answer {
+                template,
+                depends: Depends::Transient,
+            })
+        };
+        match (self.rtype, meaning?) {
+            // The domain's, whatever name below it was asked for.
+            (rtype::SOA, _) => Some(self.authority_like_consul()),
+            (rtype::NS, _) => Some(self.name_servers_like_consul()),
+            (_, Meaning::Apex | Meaning::Branch) => Some(self.no_name()),
+            (rtype::A | rtype::AAAA, Meaning::Address(ip))
+                if ip.is_ipv4() != (self.rtype == rtype::A) =>
+            {
+                let ttl = seconds(self.zone.ttl.node);
+                bare(&|template| match ip {
+                    IpAddr::V4(ip) => {
+                        template.push_extra_of_question(rtype::A, ttl, &ip.octets());
+                    }
+                    IpAddr::V6(ip) => {
+                        template.push_extra_of_question(rtype::AAAA, ttl, &ip.octets());
+                    }
+                })
+            }
+            (_, Meaning::Virtual(name)) if self.zone.virtual_ips.of(name).is_none() => {
+                bare(&|_| {})
+            }
+            _ => None,
+        }
+    }
+
+    /// Some servers of the mesh: name on the wire and address.
+    fn servers(&self) -> Vec<(Vec<u8>, IpAddr)> {
+        let nodes = self.zone.catalog.nodes();
+        let servers = nodes
+            .iter()
+            .filter(|node| node.record.roles.server && node.liveness.is_present());
+        let named = servers.filter_map(|node| Some((node_name(node, self.domain)?, node.ip())));
+        named.take(NAME_SERVERS).collect()
+    }
+
+    fn name_servers_like_consul(&self) -> Answer {
+        let depends = Depends::Catalog(self.zone.catalog.revision());
+        let mut template = Template::new(rcode::NOERROR, true);
+        let ttl = seconds(self.zone.ttl.node);
+        for (name, ip) in self.servers() {
+            template.push_answer_of(self.zone_at, rtype::NS, ttl, &name);
+            push_extra(&mut template, &name, ttl, ip);
+        }
+        Answer { template, depends }
+    }
+
+    fn authority_like_consul(&self) -> Answer {
+        let depends = Depends::Catalog(self.zone.catalog.revision());
+        let mut template = Template::new(rcode::NOERROR, true);
+        let ttl = seconds(self.zone.ttl.node);
+        template.push_soa(self.zone_at, true, ttl, seconds(self.zone.ttl.negative));
+        for (name, ip) in self.servers() {
+            template.push_authority(self.zone_at, rtype::NS, ttl, &name);
+            push_extra(&mut template, &name, ttl, ip);
+        }
+        Answer { template, depends }
+    }
+}
+
+impl Zone {
+    /// NXDOMAIN for a reverse name. It is no name of the domain, whose SOA cannot be a tail of the question: it stands
+    /// in full.
+    fn nobody_there(&self, domain: &Domain) -> Answer {
+        let mut template = Template::new(rcode::NXDOMAIN, true);
+        let ttl = seconds(self.ttl.negative);
+        template.push_foreign_soa(domain.as_bytes(), ttl, ttl);
+        Answer {
+            template,
+            depends: Depends::Transient,
+        }
+    }
 }
 
 /// Adds those of `addresses` that the type asks for. ANY shows one kind of record only, as RFC 8482 §4.1 allows:
@@ -341,6 +399,13 @@ fn push_glue(template: &mut Template, ttl: u32, ip: IpAddr) {
     }
 }
 
+fn push_extra(template: &mut Template, owner: &[u8], ttl: u32, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => template.push_extra(owner, rtype::A, ttl, &ip.octets()),
+        IpAddr::V6(ip) => template.push_extra(owner, rtype::AAAA, ttl, &ip.octets()),
+    }
+}
+
 fn node_name(node: &NodeView, domain: &Domain) -> Option<Vec<u8>> {
     below(
         &format!("{}.node.{}", node.record.name, node.record.datacenter),
@@ -365,6 +430,12 @@ fn text_labels(wire: &[u8]) -> Option<Vec<&str>> {
                 .filter(|text| text.is_ascii() && !text.contains('.'))
         })
         .collect()
+}
+
+/// TXT data of a node's metadata.
+fn texts(node: &Arc<NodeView>) -> impl Iterator<Item = Vec<u8>> {
+    let meta = &node.record.meta;
+    meta.iter().map(|(key, value)| text(key, value))
 }
 
 /// TXT data of a metadata pair: `key=value` (RFC 1464), or the value alone for keys that start with `rfc1035-`, cut

@@ -9,6 +9,7 @@
 mod exchange;
 mod intentions;
 mod store;
+mod virtual_ips;
 
 use std::{
     collections::BTreeMap,

@@ -13,7 +13,7 @@
 //! one pointer copy for each of its instances besides. A batch updates each view once. A **watch** is woken by changes
 //! of its own service only, and by each of them, whether its view is kept or not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -298,6 +298,18 @@ impl Catalog {
         wanted: impl Fn(&NodeView) -> bool,
     ) -> BTreeMap<ServiceName, BTreeSet<Arc<str>>> {
         self.inner.state.lock().tags(&self.inner.index, wanted)
+    }
+
+    /// The service of each address that an instance has of its own, on nodes that are shown; of several services with one
+    /// address, the first by name. Makes no views: costs one look at each instance, under the writers' lock.
+    pub fn own_addresses(&self) -> HashMap<IpAddr, ServiceName> {
+        self.inner.state.lock().own_addresses()
+    }
+
+    /// The services that can be called over mTLS: those of which an instance has a
+    /// [`mesh_port`](crate::model::Instance::mesh_port), or that a connect proxy speaks for. Costs the same.
+    pub fn meshed_services(&self) -> BTreeSet<ServiceName> {
+        self.inner.state.lock().meshed_services()
     }
 
     /// A node by name (letter case does not count), down or not; `None` for one that left.

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use dns::{DnsServer, Domain, Readiness, Upstreams};
+use dns::{DnsServer, Readiness, VirtualIps};
 use libmesh::{
     catalog::Inherited,
     health::kept_in_maintenance,
@@ -158,10 +158,16 @@ impl Agent {
             Arc::new(RpcForward::new(mesh.catalog().clone(), client))
         });
         let readiness = Readiness::new(false);
+        let virtual_ips = VirtualIps::default();
         let dns = match config.ports.dns {
             Some(port) => {
                 let addr = SocketAddr::new(config.addresses.dns, port);
-                let dns_config = dns_config(&config, addr, extras.dns_like_consul)?;
+                let like_consul = extras.dns_like_consul;
+                let dns_config = dns::Config {
+                    datacenter: config.node.datacenter.clone(),
+                    virtual_ips: virtual_ips.clone(),
+                    ..config.dns.server(addr, mesh.addr().ip(), like_consul)
+                };
                 let dns = DnsServer::bind(&dns_config, mesh.catalog().clone(), readiness.clone());
                 Some(dns.map_err(|error| AgentError::dns(error, addr))?)
             }
@@ -222,6 +228,7 @@ impl Agent {
             stop.clone(),
         );
         tasks.spawn(becoming);
+        tasks.spawn(follow_virtual_ips(mesh.clone(), virtual_ips, stop.clone()));
         unless_done.disarm();
         Ok(Agent {
             mesh,
@@ -467,6 +474,24 @@ async fn become_ready(
     ready.store(true, Ordering::Release);
 }
 
+/// Shows to DNS what the configuration says of virtual IPs.
+async fn follow_virtual_ips(mesh: Mesh, shown: VirtualIps, stop: CancellationToken) {
+    let mut bundles = mesh.bundle().watch();
+    let mut last = None;
+    loop {
+        let bundle = mesh.bundle().current();
+        let all = bundle.map(|bundle| bundle.virtual_ips());
+        if all != last {
+            shown.set(all.clone().unwrap_or_default());
+            last = all;
+        }
+        match stop.run_until_cancelled(bundles.changed()).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
 fn consul(
     mesh: &Mesh,
     config: &Config,
@@ -567,38 +592,5 @@ pub(crate) fn private_dir(path: &Path) -> Result<(), AgentError> {
     created.map_err(|source| AgentError::DataDir {
         path: path.to_owned(),
         source,
-    })
-}
-
-fn dns_config(
-    config: &Config,
-    addr: SocketAddr,
-    like_consul: bool,
-) -> Result<dns::Config, AgentError> {
-    let domains = config.dns.domains.iter().map(|domain| {
-        Domain::parse(domain).map_err(|error| AgentError::Domain {
-            domain: domain.clone(),
-            reason: error.to_string(),
-        })
-    });
-    let domains = domains.collect::<Result<Vec<_>, _>>()?;
-    let base = match like_consul {
-        true => dns::Config::like_consul(),
-        false => {
-            let mut base = dns::Config::default();
-            base.ttl.service = config.dns.ttl;
-            base.ttl.node = config.dns.ttl;
-            base
-        }
-    };
-    Ok(dns::Config {
-        listen: vec![addr],
-        domains,
-        datacenter: config.node.datacenter.clone(),
-        upstreams: match config.dns.recursors.as_slice() {
-            [] => Upstreams::None,
-            some => Upstreams::List(some.to_vec()),
-        },
-        ..base
     })
 }

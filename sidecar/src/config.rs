@@ -6,6 +6,7 @@
 //! A key that nobody reads is an error, so that a typo never silently means a default.
 
 mod check;
+mod dns;
 mod reader;
 mod service;
 mod tree;
@@ -14,7 +15,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fmt, fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,6 +24,7 @@ use libmesh::model::{Datacenter, NodeName};
 use vault_kv::DEFAULT_RETENTION;
 
 pub use check::CheckConfig;
+pub use dns::DnsConfig;
 pub use reader::{nearest, parse_duration};
 pub use service::{Attach, ServiceConfig};
 pub use tree::{Place, Problem};
@@ -144,17 +146,6 @@ pub struct Addresses {
     pub vault: IpAddr,
     /// The agent's Unix socket. Default `<data_dir>/mesh.sock`.
     pub socket: PathBuf,
-}
-
-/// `[dns]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DnsConfig {
-    /// Domains answered for. Default `mesh` and `consul`.
-    pub domains: Vec<String>,
-    /// Resolvers for all other names. Default none: such names are refused.
-    pub recursors: Vec<SocketAddr>,
-    /// How long answers may be kept. Default 5 s.
-    pub ttl: Duration,
 }
 
 /// `[server]`: the sealed store and what it issues. Read by `mesh server` only.
@@ -342,6 +333,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("dns", "domains"),
     ("dns", "recursors"),
     ("dns", "ttl"),
+    ("dns", "threads"),
     ("server", "store"),
     ("server", "audit"),
     ("server", "history_retention"),
@@ -444,7 +436,7 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let data_dir = node.as_ref().map(|node| node.data_dir.clone());
     let data_dir = data_dir.unwrap_or_default();
     let addresses = read_addresses(section("addresses"), &data_dir);
-    let dns = read_dns(section("dns"));
+    let dns = DnsConfig::read(section("dns"));
     let server = read_server(section("server"), &data_dir);
     let intentions = read_intentions(section("intentions"));
     let log = read_log(section("log"));
@@ -592,37 +584,6 @@ fn read_addresses(mut reader: Reader<'_>, data_dir: &Path) -> Addresses {
     };
     reader.finish();
     addresses
-}
-
-fn read_dns(mut reader: Reader<'_>) -> DnsConfig {
-    let domains = reader.list("domains", "a domain name", |domain| {
-        let trimmed = domain.trim_matches('.').to_lowercase();
-        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
-        match !trimmed.is_empty() && trimmed.len() <= 200 && trimmed.bytes().all(fits) {
-            true => Ok(trimmed),
-            false => Err("only letters, digits, '-' and '.' belong in it"),
-        }
-    });
-    let recursors = reader.list("recursors", "an address, with or without a port", |text| {
-        if let Ok(ip) = text.parse() {
-            return Ok(SocketAddr::new(ip, 53));
-        }
-        text.parse::<SocketAddr>()
-            .map_err(|error| error.to_string())
-    });
-    let dns = DnsConfig {
-        domains: domains.unwrap_or_else(|| vec!["mesh".to_owned(), "consul".to_owned()]),
-        recursors: recursors.unwrap_or_default(),
-        ttl: reader.duration("ttl").unwrap_or(Duration::from_secs(5)),
-    };
-    if dns.domains.is_empty() {
-        reader.report(
-            reader.place(),
-            "`dns.domains` must name at least one domain",
-        );
-    }
-    reader.finish();
-    dns
 }
 
 fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> {

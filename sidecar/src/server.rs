@@ -14,6 +14,7 @@ mod own_routes;
 mod records;
 mod rpc;
 mod sessions;
+mod virtual_ips;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -294,6 +295,11 @@ impl Server {
             self.stop.clone(),
         ));
         tokio::spawn(bundle::publish(
+            Arc::clone(&self.shared),
+            agent.mesh().clone(),
+            self.stop.clone(),
+        ));
+        tokio::spawn(virtual_ips::allocate(
             Arc::clone(&self.shared),
             agent.mesh().clone(),
             self.stop.clone(),

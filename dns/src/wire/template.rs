@@ -27,9 +27,12 @@ pub struct Template {
     answers: Vec<Span>,
     /// Length of each answer record, while they are all alike and none has a target.
     stride: usize,
+    /// Where a group of answers ends and the next begins, by number of answers; see [`Template::begin_group`].
+    borders: Vec<u16>,
     /// Send no more answers than this, without calling the rest truncated.
     take: usize,
     alias: bool,
+    extended: Option<u16>,
     authority: Vec<u8>,
     authority_count: u16,
     /// Where in `authority` or `body` the SOA serial stands.
@@ -38,6 +41,9 @@ pub struct Template {
     /// Additional records back to back, without owner names.
     glue: Vec<u8>,
     glue_spans: Vec<Span>,
+    /// Additional records that belong to no target, whole.
+    extra: Vec<u8>,
+    extra_count: u16,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +103,8 @@ impl Template {
             + self.body.len()
             + self.authority.len()
             + self.glue.len()
+            + self.extra.len()
+            + self.borders.len() * 2
             + (self.answers.len() + self.glue_spans.len()) * size_of::<Span>()
             + self.targets.len() * size_of::<Target>()
     }
@@ -113,10 +121,39 @@ impl Template {
         self.alias
     }
 
+    /// Sends `most` answers at most, without calling the rest truncated.
+    pub fn limit(&mut self, most: usize) {
+        self.take = self.take.min(most);
+    }
+
+    /// What the OPT record of a reply says besides (RFC 8914).
+    pub fn set_extended(&mut self, error: u16) {
+        self.extended = Some(error);
+    }
+
+    /// The extended error to send along.
+    pub fn extended(&self) -> Option<u16> {
+        self.extended
+    }
+
+    /// What follows is shown behind what came before: the order is random within each group only. A reply that does
+    /// not hold everything leaves out the last groups first.
+    pub fn begin_group(&mut self) {
+        let at = self.answers.len() as u16;
+        if at > 0 && self.borders.last() != Some(&at) {
+            self.borders.push(at);
+        }
+    }
+
     /// Adds an answer owned by the asked name. Silently full at [`Self::MAX_ANSWERS`]; `data` above 64 KiB − 1 is
     /// left out.
     pub fn push_answer(&mut self, rtype: u16, ttl: u32, data: &[u8]) {
-        self.push_record(rtype, ttl, data, 0, 0);
+        self.push_record(OWNER, rtype, ttl, data, (0, 0));
+    }
+
+    /// Adds an answer owned by the name that starts at `owner_at` of the message: a tail of the question.
+    pub fn push_answer_of(&mut self, owner_at: u16, rtype: u16, ttl: u32, data: &[u8]) {
+        self.push_record(0xC000 | owner_at, rtype, ttl, data, (0, 0));
     }
 
     /// Adds an answer whose data ends with the wire name `name`, which is the target `id` that glue may belong to.
@@ -129,16 +166,23 @@ impl Template {
         id: TargetId,
     ) {
         // Owner pointer, type, class, TTL and length take 12 octets.
-        let target_at = 12 + prefix.len() as u16;
-        self.push_record(rtype, ttl, &[prefix, name].concat(), target_at, id.0 + 1);
+        let target = (12 + prefix.len() as u16, id.0 + 1);
+        self.push_record(OWNER, rtype, ttl, &[prefix, name].concat(), target);
     }
 
-    fn push_record(&mut self, rtype: u16, ttl: u32, data: &[u8], target_at: u16, target: u16) {
+    fn push_record(
+        &mut self,
+        owner: u16,
+        rtype: u16,
+        ttl: u32,
+        data: &[u8],
+        (target_at, target): (u16, u16),
+    ) {
         if self.answers.len() == Self::MAX_ANSWERS {
             return;
         }
         let start = self.body.len();
-        self.body.extend_from_slice(&OWNER.to_be_bytes());
+        self.body.extend_from_slice(&owner.to_be_bytes());
         if !push_fixed(&mut self.body, rtype, ttl, data) {
             self.body.truncate(start);
             return;
@@ -181,30 +225,73 @@ impl Template {
         }
     }
 
+    /// Adds a record to the authority section, owned by the name at `owner_at`.
+    pub fn push_authority(&mut self, owner_at: u16, rtype: u16, ttl: u32, data: &[u8]) {
+        let start = self.authority.len();
+        self.authority
+            .extend_from_slice(&(0xC000 | owner_at).to_be_bytes());
+        if push_fixed(&mut self.authority, rtype, ttl, data) {
+            self.authority_count += 1;
+        } else {
+            self.authority.truncate(start);
+        }
+    }
+
+    /// Adds a record to the additional section that goes with the whole reply; the first that are left out when there
+    /// is no room. `owner` is a name on the wire, which may end in a pointer to a tail of the question.
+    pub fn push_extra(&mut self, owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) {
+        let start = self.extra.len();
+        self.extra.extend_from_slice(owner);
+        if push_fixed(&mut self.extra, rtype, ttl, data) {
+            self.extra_count += 1;
+        } else {
+            self.extra.truncate(start);
+        }
+    }
+
+    /// The same, owned by the asked name.
+    pub fn push_extra_of_question(&mut self, rtype: u16, ttl: u32, data: &[u8]) {
+        self.push_extra(&OWNER.to_be_bytes(), rtype, ttl, data);
+    }
+
     /// Adds the zone's SOA, to the answer when it was asked for, else to the authority section (RFC 2308).
     /// `zone_at` is where in the message the zone's own name starts, which is always a tail of the question.
     pub fn push_soa(&mut self, zone_at: u16, asked: bool, ttl: u32, minimum: u32) {
-        let zone = (0xC000 | zone_at).to_be_bytes();
-        let mut data = Vec::with_capacity(40);
-        data.extend_from_slice(b"\x02ns");
-        data.extend_from_slice(&zone);
-        data.extend_from_slice(b"\x0ahostmaster");
-        data.extend_from_slice(&zone);
-        let serial = data.len();
-        // Serial (filled in per reply), refresh, retry, expire: the values that Consul uses.
-        for value in [0, 3600, 600, 86_400, minimum] {
-            data.extend_from_slice(&u32::to_be_bytes(value));
-        }
+        let (data, serial) = soa(&(0xC000 | zone_at).to_be_bytes(), minimum);
         if asked {
             self.serial = Some(Serial::InAnswer(self.body.len() + 12 + serial));
-            self.push_answer(rtype::SOA, ttl, &data);
+            self.push_answer_of(zone_at, rtype::SOA, ttl, &data);
         } else {
             self.serial = Some(Serial::InAuthority(self.authority.len() + 12 + serial));
-            self.authority.extend_from_slice(&zone);
-            push_fixed(&mut self.authority, rtype::SOA, ttl, &data);
-            self.authority_count += 1;
+            self.push_authority(zone_at, rtype::SOA, ttl, &data);
         }
     }
+
+    /// The same to the authority section, for a zone whose name is no tail of the question.
+    pub fn push_foreign_soa(&mut self, zone: &[u8], ttl: u32, minimum: u32) {
+        let (data, serial) = soa(zone, minimum);
+        let at = self.authority.len() + zone.len() + 10 + serial;
+        self.authority.extend_from_slice(zone);
+        if push_fixed(&mut self.authority, rtype::SOA, ttl, &data) {
+            self.authority_count += 1;
+            self.serial = Some(Serial::InAuthority(at));
+        }
+    }
+}
+
+/// Data of a SOA record of `zone`, and where its serial is.
+fn soa(zone: &[u8], minimum: u32) -> (Vec<u8>, usize) {
+    let mut data = Vec::with_capacity(40);
+    data.extend_from_slice(b"\x02ns");
+    data.extend_from_slice(zone);
+    data.extend_from_slice(b"\x0ahostmaster");
+    data.extend_from_slice(zone);
+    let serial = data.len();
+    // Serial (filled in per reply), refresh, retry, expire: the values that Consul uses.
+    for value in [0, 3600, 600, 86_400, minimum] {
+        data.extend_from_slice(&u32::to_be_bytes(value));
+    }
+    (data, serial)
 }
 
 /// Type, class, TTL, length and data; false when the data is too long.
@@ -301,13 +388,20 @@ impl Scratch {
         }
     }
 
-    /// Puts a uniform choice of `count` out of `0..n` into the first places of `order`.
-    fn choose(&mut self, n: usize, count: usize) {
+    /// Puts a choice of `count` out of the template's answers into the first places of `order`: all of a group before
+    /// any of the next, uniform within a group.
+    fn choose(&mut self, template: &Template, count: usize) {
+        let n = template.answers.len();
         self.order.clear();
         self.order.extend(0..n as u16);
-        for i in 0..count.min(n.saturating_sub(1)) {
-            let j = self.rng.random_range(i..n);
-            self.order.swap(i, j);
+        for (start, end) in template.groups() {
+            for i in start..count.min(end.saturating_sub(1)) {
+                let j = self.rng.random_range(i..end);
+                self.order.swap(i, j);
+            }
+            if end >= count {
+                return;
+            }
         }
     }
 }
@@ -360,15 +454,17 @@ impl Envelope<'_> {
             }
             _ => {}
         }
+        let mut additional = written.glue;
+        let opt = self.edns.map_or(0, |edns| edns.len());
+        if out.at + template.extra.len() + opt <= self.limit {
+            out.put(&template.extra);
+            additional += template.extra_count;
+        }
         self.finish(
             out,
             flags,
             rcode,
-            [
-                written.answers as u16,
-                template.authority_count,
-                written.glue,
-            ],
+            [written.answers as u16, template.authority_count, additional],
         )
     }
 
@@ -432,14 +528,17 @@ fn fill_plain(
     let answers = if n == most && template.body.len() <= room && (n < 2 || stride > 0) {
         let at = out.at;
         out.put(&template.body);
-        shuffle(
-            &mut out.out[at..at + template.body.len()],
-            stride,
-            &mut scratch.rng,
-        );
+        let records = &mut out.out[at..at + template.body.len()];
+        for (start, end) in template.groups() {
+            shuffle(
+                &mut records[start * stride..end * stride],
+                stride,
+                &mut scratch.rng,
+            );
+        }
         n
     } else {
-        scratch.choose(n, most);
+        scratch.choose(template, most);
         let mut written = 0;
         for &index in &scratch.order[..most] {
             let span = template.answers[usize::from(index)];
@@ -477,7 +576,7 @@ fn fill_with_glue(
     end: usize,
     most: usize,
 ) -> Written {
-    scratch.choose(template.answers.len(), most);
+    scratch.choose(template, most);
     scratch.placed.clear();
     scratch.placed.resize(template.targets.len(), 0);
     let all_answers_fit = most == template.answers.len() && out.at + template.body.len() <= end;
@@ -538,6 +637,13 @@ fn fill_with_glue(
 }
 
 impl Template {
+    /// Start and end of each group of answers.
+    fn groups(&self) -> impl Iterator<Item = (usize, usize)> {
+        let starts = std::iter::once(0).chain(self.borders.iter().map(|at| usize::from(*at)));
+        let borders = self.borders.iter().map(|at| usize::from(*at));
+        starts.zip(borders.chain(std::iter::once(self.answers.len())))
+    }
+
     fn glue_len(&self, target: usize) -> usize {
         let target = self.targets[target];
         let spans = &self.glue_spans[usize::from(target.first)..][..usize::from(target.count)];

@@ -4,5 +4,6 @@ mod answers;
 mod cached;
 mod corpus;
 mod forward;
+mod golden;
 mod support;
 mod transport;

@@ -32,6 +32,16 @@ impl Mesh {
         mesh
     }
 
+    /// Nodes with these names and addresses.
+    pub(crate) fn named(nodes: &[(&str, &str)]) -> Self {
+        let node = |(name, ip): &(&str, &str)| TestNode::new(name, ip.parse().unwrap());
+        let mesh = Self {
+            nodes: nodes.iter().map(node).collect(),
+        };
+        mesh.sync();
+        mesh
+    }
+
     /// Brings what all nodes know to the first.
     pub(crate) fn sync(&self) {
         for node in &self.nodes[1..] {

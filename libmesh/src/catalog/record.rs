@@ -18,7 +18,7 @@ mod instance;
 mod node;
 
 pub(super) use check::{check_record, encode_check};
-pub(super) use instance::{encode_instance, instance, tags};
+pub(super) use instance::{encode_instance, instance, meshed, own_ip, tags};
 pub(super) use node::{encode_node, node_record};
 
 /// The key of the certificate. It sorts first, so it is in part 0 of every snapshot.

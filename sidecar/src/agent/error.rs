@@ -85,14 +85,6 @@ pub enum AgentError {
         /// What is wrong.
         reason: String,
     },
-    /// A DNS domain is none.
-    #[error("`dns.domains` has {domain:?}: {reason}")]
-    Domain {
-        /// The domain.
-        domain: String,
-        /// What is wrong.
-        reason: String,
-    },
     /// A service of the configuration cannot be registered.
     #[error("{place}: {reason}")]
     Service {

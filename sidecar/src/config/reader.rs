@@ -332,3 +332,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         Err(error) => Err(error.to_string()),
     }
 }
+
+/// How long others may keep something: a duration, or `"0s"`.
+pub fn parse_ttl(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Ok(Duration::ZERO),
+        _ => parse_duration(text),
+    }
+}

@@ -65,7 +65,10 @@ fn documented_example_is_read() {
         ["10.0.0.2:8301", "seed.example.net:8301"]
     );
     assert_eq!(config.ports.https, Some(8501));
-    assert_eq!(config.dns.recursors, ["9.9.9.9:53".parse().unwrap()]);
+    assert_eq!(
+        config.dns.recursors,
+        ::dns::Upstreams::List(vec!["9.9.9.9:53".parse().unwrap()])
+    );
     assert!(matches!(config.server.seal, Seal::Static { .. }));
     let service = &config.services[0];
     assert_eq!(service.attach.uid, Some(0));
@@ -98,9 +101,14 @@ fn all_errors_at_once_with_place_and_nearest_key() {
 #[test]
 fn durations_need_a_unit_and_a_length() {
     assert!(errors(&[("a.toml", "dns.ttl = \"5\"")]).contains("write \"5s\" for seconds"));
-    assert!(errors(&[("a.toml", "dns.ttl = \"0s\"")]).contains("longer than nothing"));
+    assert!(errors(&[("a.toml", "dns.tcp_idle = \"0s\"")]).contains("longer than nothing"));
     assert_eq!(
-        load(&[("a.toml", "dns.ttl = \"1m 30s\"")]).unwrap().dns.ttl,
+        load(&[("a.toml", "dns.ttl = \"1m 30s\"")])
+            .unwrap()
+            .dns
+            .ttl
+            .service
+            .of("web"),
         Duration::from_secs(90)
     );
 }

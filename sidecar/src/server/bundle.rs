@@ -10,7 +10,10 @@ use libmesh::{
 use tokio_util::sync::CancellationToken;
 use vault_kv::{SeenHead, Vault};
 
-use super::{ServerError, Shared, records};
+use super::{
+    ServerError, Shared, records,
+    virtual_ips::{self, VIRTUAL},
+};
 use crate::consul::stored::{INTENTIONS, Pair, intention_from_pair};
 
 /// Pause after a failure.
@@ -22,7 +25,7 @@ struct Signer {
     chain: Vec<Vec<u8>>,
 }
 
-/// Follows the store until `stop`: at each unseal and at each change of an intention.
+/// Follows the store until `stop`: at each unseal and at each change of an intention or a virtual IP.
 pub async fn publish(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
     let mut sealed = shared.vault.watch_sealed();
     loop {
@@ -46,9 +49,12 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     let signer = signer(shared)?;
     let kv = shared.records.kv();
     loop {
-        let index = kv.changed_under(INTENTIONS)?;
+        let (intentions, virtual_ips) = (kv.changed_under(INTENTIONS)?, kv.changed_under(VIRTUAL)?);
         publish_once(shared, mesh, &signer).await?;
-        kv.wait_under(INTENTIONS, index).await?;
+        tokio::select! {
+            changed = kv.wait_under(INTENTIONS, intentions) => changed?,
+            changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
+        };
     }
 }
 
@@ -78,6 +84,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
         known.intentions == bundle.intentions
             && known.default_action == bundle.default_action
             && known.roots == bundle.roots
+            && known.entries == bundle.entries
     });
     if same {
         return Ok(());
@@ -102,7 +109,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
 fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
     let head = shared.vault.ledger().published()?;
     let authority = shared.authority().ok_or(vault_kv::Error::Sealed)?;
-    Ok(ConfigBundle {
+    let mut bundle = ConfigBundle {
         index: head.index,
         head: head.hash,
         issued_at: records::now(),
@@ -117,7 +124,9 @@ fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
         },
         revoked: Vec::new(),
         entries: std::collections::BTreeMap::new(),
-    })
+    };
+    bundle.set_virtual_ips(&virtual_ips::given(shared.records.kv())?);
+    Ok(bundle)
 }
 
 fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {

@@ -196,10 +196,7 @@ fn soa_with_the_serial_of_the_moment() {
         } else {
             &message.authorities[0]
         };
-        assert_eq!(
-            record.name.to_string(),
-            if asked { "WeB.mesh." } else { "mesh." }
-        );
+        assert_eq!(record.name.to_string(), "mesh.");
         let RData::SOA(soa) = &record.data else {
             panic!("not SOA")
         };

@@ -1,5 +1,6 @@
 //! Instances of services.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::super::fields::{Fields, Malformed, Value, Writer};
@@ -278,6 +279,27 @@ pub(in super::super) fn tags(body: &[u8]) -> impl Iterator<Item = &str> {
         Ok((field::TAG, Value::Text(tag))) => Some(tag),
         _ => None,
     })
+}
+
+/// The IP address of its own of an instance.
+pub(in super::super) fn own_ip(body: &[u8]) -> Option<IpAddr> {
+    Fields(body).find_map(|field| match field {
+        Ok((field::IP, Value::Bytes(value))) => ip(value).ok(),
+        _ => None,
+    })
+}
+
+/// Whether an instance takes mTLS connections, and the service that it is a proxy for.
+pub(in super::super) fn meshed(body: &[u8]) -> (bool, Option<&str>) {
+    let (mut takes, mut proxied) = (false, None);
+    for field in Fields(body).flatten() {
+        match field {
+            (field::MESH_PORT, _) => takes = true,
+            (field::PROXY_SERVICE, Value::Text(service)) => proxied = Some(service),
+            _ => {}
+        }
+    }
+    (takes, proxied)
 }
 
 /// A kind of a newer version is treated as an application.

@@ -1,15 +1,17 @@
 //! What readers ask for, made when they ask.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::super::index::{Index, NodeCell, ServiceCell};
 use super::super::read::kind;
+use super::super::record;
 use super::super::replica::Note;
 use super::super::show;
 use super::super::view::{InstanceView, NodeView, ServiceView};
 use super::{NodeState, State, instances_of, maker};
-use crate::model::{NodeId, ServiceName};
+use crate::model::{Host, Instance, NodeId, ServiceName};
 
 impl State {
     /// The view of a service, made now. With `keep` it is kept in its cell, and up to date from then on.
@@ -142,7 +144,7 @@ impl State {
                     all.insert(service.name.clone(), BTreeSet::new());
                 }
                 let known = all.get_mut(&service.name).expect("it was put there");
-                for tag in super::super::record::tags(body) {
+                for tag in record::tags(body) {
                     if !known.contains(tag) {
                         known.insert(strings.shared(tag));
                     }
@@ -151,4 +153,76 @@ impl State {
         }
         all
     }
+
+    /// The service of each address that an instance on a shown node has of its own.
+    pub(in super::super) fn own_addresses(&self) -> HashMap<IpAddr, ServiceName> {
+        let mut all: HashMap<IpAddr, ServiceName> = HashMap::new();
+        let mut put = |ip: IpAddr, service: &ServiceName| {
+            all.entry(ip)
+                .and_modify(|known| {
+                    if service < known {
+                        known.clone_from(service);
+                    }
+                })
+                .or_insert_with(|| service.clone());
+        };
+        self.each_instance(|instance| match instance {
+            Stored::Own(instance) => {
+                if let Some(Host::Ip(ip)) = &instance.address {
+                    put(*ip, &instance.service);
+                }
+            }
+            Stored::Other(service, body) => {
+                if let Some(ip) = record::own_ip(body) {
+                    put(ip, service);
+                }
+            }
+        });
+        all
+    }
+
+    /// The services that can be called over mTLS.
+    pub(in super::super) fn meshed_services(&self) -> BTreeSet<ServiceName> {
+        let mut all = BTreeSet::new();
+        self.each_instance(|instance| {
+            let (service, (takes, proxied)) = match instance {
+                Stored::Own(instance) => {
+                    let proxied = instance.proxy.as_ref().map(|proxy| proxy.service.as_str());
+                    (&instance.service, (instance.mesh_port.is_some(), proxied))
+                }
+                Stored::Other(service, body) => (service, record::meshed(body)),
+            };
+            if takes && !all.contains(service) {
+                all.insert(service.clone());
+            }
+            if let Some(proxied) = proxied.filter(|name| !all.contains(*name)) {
+                all.extend(ServiceName::parse(proxied));
+            }
+        });
+        all
+    }
+
+    /// Shows every instance on a shown node as it lies there.
+    fn each_instance(&self, mut show: impl FnMut(Stored<'_>)) {
+        for (id, node) in self.nodes.iter().filter(|(_, node)| node.shown) {
+            if *id == self.own {
+                for instance in self.own_facts.instances() {
+                    show(Stored::Own(instance));
+                }
+            }
+            let is_instance = |note: Note| note.kind == kind::INSTANCE;
+            node.replica.each(is_instance, |note, _, body| {
+                if let Some(service) = self.services.get(note.link) {
+                    show(Stored::Other(&service.name, body));
+                }
+            });
+        }
+    }
+}
+
+/// An instance that no view has been made of.
+enum Stored<'a> {
+    Own(&'a Instance),
+    /// Its service and its record.
+    Other(&'a ServiceName, &'a [u8]),
 }

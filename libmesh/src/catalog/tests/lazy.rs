@@ -49,6 +49,47 @@ fn nothing_is_made_of_what_nobody_reads() {
 }
 
 #[test]
+fn addresses_and_sidecars_are_told_without_views() {
+    let (_, a, b) = pair();
+    let with_ip = |name: &str, port, ip: [u8; 4]| {
+        let mut instance = instance(name, port);
+        instance.address = Some(crate::model::Host::Ip(ip.into()));
+        instance
+    };
+    a.local()
+        .put_service(with_ip("web", 80, [10, 9, 0, 1]))
+        .unwrap();
+    a.local()
+        .put_service(with_ip("api", 81, [10, 9, 0, 1]))
+        .unwrap();
+    b.local()
+        .put_service(with_ip("db", 82, [10, 9, 0, 2]))
+        .unwrap();
+    let mut meshed = instance("shop", 83);
+    meshed.mesh_port = Some(21_000);
+    a.local().put_service(meshed).unwrap();
+    let proxy = Instance::builder(service("pay-sidecar-proxy"))
+        .kind(crate::model::Kind::ConnectProxy)
+        .proxy(crate::model::Proxy::new(service("pay")))
+        .port(84);
+    b.local().put_service(proxy.build().unwrap()).unwrap();
+    a.send_to(&b.catalog);
+    let mut addresses: Vec<_> = b.catalog.own_addresses().into_iter().collect();
+    addresses.sort();
+    let expected = [
+        ([10, 9, 0, 1].into(), service("api")),
+        ([10, 9, 0, 2].into(), service("db")),
+    ];
+    assert_eq!(addresses, expected);
+    let meshed: Vec<_> = b.catalog.meshed_services().into_iter().collect();
+    assert_eq!(meshed, [service("pay"), service("shop")]);
+    let cell = b.catalog.inner.index.service("web").unwrap();
+    assert!(cell.kept().is_none());
+    b.catalog.set_liveness(a.id(), Liveness::Down);
+    assert_eq!(b.catalog.own_addresses().len(), 1);
+}
+
+#[test]
 fn names_and_tags_are_told_without_views() {
     let (_, a, b) = pair();
     let mut web = instance("web", 80);
