@@ -145,7 +145,7 @@ impl Zone {
 
     /// The name of a node's address, else of the service that has it. Addresses that are not ours are foreign names.
     fn reverse(&self, folded: &[u8], rtype: u16) -> Option<Answer> {
-        if !matches!(rtype, rtype::PTR | rtype::ANY) {
+        if !matches!(rtype, rtype::PTR | rtype::ANY) || !folded.ends_with(b"\x04arpa\0") {
             return None;
         }
         let ip = names::reverse(&text_labels(folded)?)?;

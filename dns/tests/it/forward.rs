@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dns::{Config, DnsServer, Error, Readiness, Upstreams};
+use dns::{Config, DnsServer, Domain, Error, Readiness, Upstreams};
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::RecordType::{self, A, AAAA, TXT};
 use hickory_proto::rr::{RData, Record, rdata};
@@ -323,4 +323,36 @@ async fn asking_ourselves_is_refused_at_start() {
         "{error}"
     );
     assert!(matches!(bind(free, vec![]), Err(Error::NoUpstream)));
+}
+
+#[tokio::test]
+async fn a_zone_has_upstreams_of_its_own() {
+    let (corporate, lab) = (Upstream::start().await, Upstream::start().await);
+    let zone = |name: &str| Domain::parse(name).unwrap();
+    let config = Config {
+        forward: vec![
+            (zone("com"), vec![corporate.addr]),
+            (zone("Big.example.com."), vec![lab.addr]),
+        ],
+        ..Config::default()
+    };
+    let server = Mesh::of(1).serve_with(config);
+    let asked = |upstream: &Upstream| upstream.asked.load(Ordering::Relaxed);
+    let reply = ask(&server, "WWW.example.com.", A).await;
+    assert_eq!(data(&reply), ["192.0.2.80"]);
+    assert!(reply.metadata.recursion_available);
+    assert_eq!((asked(&corporate), asked(&lab)), (1, 0));
+    let reply = ask_tcp(&server, "big.EXAMPLE.com.", TXT).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    assert_eq!(asked(&corporate), 1, "the longest zone counts");
+    assert!(asked(&lab) > 0);
+    // What the resolver does not carry goes the same way, what is in no zone goes nowhere.
+    let odd = question("www.example.com.", RecordType::Unknown(65_400));
+    raw_udp(server.local_addrs()[0], &odd.to_vec().unwrap()).await;
+    assert_eq!(asked(&corporate), 2);
+    let reply = ask(&server, "example.org.", A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+    server.shutdown().await;
+    corporate.stop().await;
+    lab.stop().await;
 }

@@ -7,3 +7,4 @@ mod forward;
 mod golden;
 mod support;
 mod transport;
+mod ways;
