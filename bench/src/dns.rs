@@ -1,31 +1,49 @@
 //! A queries over UDP.
 //!
-//! The same questions, from the same load generator (dnsperf), go to three servers with one receive thread each: ours,
-//! knot with the same records, and an echo that does nothing but receive and send. What counts is processor time per
-//! query: on a small machine the rate also measures what the load generator leaves over.
+//! The same questions, from the same load generator (dnsperf), go to servers with one receive thread each: ours, an echo
+//! that does nothing but receive and send, and whichever of knot, nsd, unbound, dnsmasq and hickory-dns the machine has,
+//! with the same records. What counts is processor time per query: on a small machine the rate also measures what the
+//! load generator leaves over. A server that runs already, a Consul for example, can be named by address and process
+//! (`MESH_BENCH_DNS_ADDR=127.0.0.1:8600 MESH_BENCH_DNS_PID=4711`); it has to know the names `web0.service.mesh` … .
+//!
+//! Ours is measured twice more: with 100,000 services, all of which are asked for, and while 1,000 changes a second are
+//! applied to its catalog, half of them to services that are asked for.
 
-use std::fmt::Write as _;
-use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::Options;
-use crate::process::{Process, installed};
+use crate::process::installed;
 use crate::report::{Bar, Row};
 
 pub mod children;
+mod load;
+mod peers;
 
-/// Services asked for, in turn.
-const SERVICES: u8 = 100;
+use load::{Figures, Load};
+use peers::Server;
+
+/// Services asked for, in turn, by the comparison with others.
+const SERVICES: u32 = 100;
+/// Services of a large catalog.
+const MANY: u32 = 100_000;
 /// Instances of each.
 const INSTANCES: u8 = 3;
+/// Changes a second.
+const CHANGES: u32 = 1_000;
 /// Queries a second of the moderate load.
 const MODERATE: u32 = 20_000;
 /// Each figure is the median of so many measurements, taken in turn so that a disturbance hits all servers alike.
 const ROUNDS: usize = 3;
+
+const KNOT_BAR: Bar = Bar::AtMost(1.05);
+const HICKORY_BAR: Bar = Bar::AtLeast(1.7);
+/// How much more a query may cost when the answers do not fit the processor's caches.
+const MANY_BAR: Bar = Bar::AtMost(1.5);
+const CHANGES_BAR: Bar = Bar::AtLeast(0.85);
+/// Stretch: what answering may cost beyond receiving and sending.
+const ECHO_STRETCH: f64 = 1.25;
 
 /// Measures.
 pub fn run(options: &Options) -> Result<Vec<Row>> {
@@ -36,24 +54,26 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
         ]);
     };
     let folder = tempfile::tempdir().context("no temporary folder")?;
-    let questions = folder.path().join("questions");
-    let names = (0..SERVICES)
-        .map(|i| format!("web{i}.service.mesh A\n"))
-        .collect::<String>();
-    std::fs::write(&questions, names)?;
-
-    let mut servers = vec![server("mesh", "dns-mesh")?, server("echo", "dns-echo")?];
-    match installed("knotd") {
-        Some(knotd) => servers.push(knot(&knotd, folder.path())?),
-        None => {
-            eprintln!("mesh-bench: knotd is not installed (apt install knot): its rows are missing")
-        }
-    }
-    let load = Load {
-        dnsperf: &dnsperf,
-        questions: &questions,
-        time: options.time,
+    let load = |name: &str, services: u32| -> Result<Load> {
+        let questions = folder.path().join(name);
+        let names = (0..services).map(|i| format!("web{i}.service.mesh A\n"));
+        std::fs::write(&questions, names.collect::<String>())?;
+        Ok(Load {
+            dnsperf: dnsperf.clone(),
+            questions,
+            time: options.time,
+        })
     };
+    let few = load("few", SERVICES)?;
+    let mut rows = side_by_side(&few, folder.path())?;
+    rows.extend(many_services(&few, &load("many", MANY)?)?);
+    rows.extend(while_changing(&few)?);
+    Ok(rows)
+}
+
+/// Ours and the others, in alternating rounds.
+fn side_by_side(load: &Load, folder: &Path) -> Result<Vec<Row>> {
+    let servers = peers::all(folder)?;
     let mut full = vec![Vec::new(); servers.len()];
     let mut moderate = vec![Vec::new(); servers.len()];
     for _ in 0..ROUNDS {
@@ -64,10 +84,6 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     }
     Ok(rows(&servers, &full, &moderate))
 }
-
-const KNOT_BAR: Bar = Bar::AtMost(1.05);
-/// Stretch: what answering may cost beyond receiving and sending.
-const ECHO_STRETCH: f64 = 1.25;
 
 fn rows(servers: &[Server], full: &[Vec<Figures>], moderate: &[Vec<Figures>]) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -88,21 +104,29 @@ fn rows(servers: &[Server], full: &[Vec<Figures>], moderate: &[Vec<Figures>]) ->
         let at = format!("{name} cpu/query at {}k q/s", MODERATE / 1000);
         rows.push(Row::new(at, median(&moderate[i], |f| f.micros), "µs"));
     }
-    let ratio = |figures: &[Vec<Figures>], other: &str| {
-        let at = |name: &str| servers.iter().position(|server| server.name == name);
-        let value = |i: usize| median(&figures[i], |f| f.micros);
+    let at = |name: &str| servers.iter().position(|server| server.name == name);
+    let ratio = |figures: &[Vec<Figures>], other: &str, value: fn(&Figures) -> f64| {
+        let value = |i: usize| median(&figures[i], value);
         Some(value(at("mesh")?) / value(at(other)?))
+    };
+    let compared = |name: String, ratio: Option<f64>, other: &str, bar: Bar| match ratio {
+        Some(value) => Row::new(name, value, "×").bar(bar),
+        None => Row::missing(name, "×", peers::missing(other)).bar(bar),
     };
     for (figures, load) in [(full, "full load"), (moderate, "20k q/s")] {
         let name = format!("mesh cpu/query vs knot, {load}");
-        rows.push(match ratio(figures, "knot") {
-            Some(value) => Row::new(name, value, "×").bar(KNOT_BAR),
-            None => {
-                Row::missing(name, "×", "knotd is not installed (apt install knot)").bar(KNOT_BAR)
-            }
-        });
+        let ratio = ratio(figures, "knot", |f| f.micros);
+        rows.push(compared(name, ratio, "knot", KNOT_BAR));
     }
-    if let Some(value) = ratio(full, "echo") {
+    let rate = ratio(full, "hickory-dns", |f| f.rate);
+    let name = "mesh rate vs hickory-dns".to_owned();
+    rows.push(compared(name, rate, "hickory-dns", HICKORY_BAR));
+    for other in ["nsd", "unbound", "dnsmasq", "peer"] {
+        if let Some(value) = ratio(full, other, |f| f.micros) {
+            rows.push(Row::new(format!("mesh cpu/query vs {other}"), value, "×"));
+        }
+    }
+    if let Some(value) = ratio(full, "echo", |f| f.micros) {
         rows.push(
             Row::new("mesh cpu/query vs bare echo", value, "×")
                 .note(format!("stretch: ≤ {ECHO_STRETCH}")),
@@ -111,155 +135,53 @@ fn rows(servers: &[Server], full: &[Vec<Figures>], moderate: &[Vec<Figures>]) ->
     rows
 }
 
+/// The same catalog size as beside others, and a large one, all of which is asked for.
+fn many_services(few: &Load, many: &Load) -> Result<Vec<Row>> {
+    let small = peers::mesh("mesh, 10 services", &["10".to_owned()])?;
+    let large = peers::mesh("mesh, 100,000 services", &[MANY.to_string()])?;
+    let first_ten = Load {
+        questions: few.head(10)?,
+        ..few.clone()
+    };
+    let mut figures = [const { Vec::new() }; 3];
+    // Every answer is prepared once before it counts.
+    many.on(&large, None)?;
+    for _ in 0..ROUNDS {
+        figures[0].push(first_ten.on(&small, None)?);
+        figures[1].push(first_ten.on(&large, None)?);
+        figures[2].push(many.on(&large, None)?);
+    }
+    let [small, same, all] = figures.map(|figures| median(&figures, |f| f.micros));
+    Ok(vec![
+        Row::new("cpu/query, 10 services", small, "µs"),
+        Row::new("cpu/query, 100,000 services, 10 asked for", same, "µs"),
+        Row::new("cpu/query, 100,000 services, all asked for", all, "µs"),
+        Row::new("10 of 100,000 services vs 10 of 10", same / small, "×").bar(KNOT_BAR),
+        Row::new("100,000 of 100,000 services vs 10 of 10", all / small, "×").bar(MANY_BAR),
+    ])
+}
+
+/// What remains of the rate while the catalog changes.
+fn while_changing(load: &Load) -> Result<Vec<Row>> {
+    let quiet = peers::mesh("mesh", &[SERVICES.to_string()])?;
+    let changing = [SERVICES.to_string(), CHANGES.to_string()];
+    let changing = peers::mesh("mesh", &changing)?;
+    let (mut before, mut during) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        before.push(load.on(&quiet, None)?);
+        during.push(load.on(&changing, None)?);
+    }
+    let [before, during] = [before, during].map(|figures| median(&figures, |f| f.rate));
+    let note = format!("the changes, {CHANGES} a second, are made and signed in the same process");
+    Ok(vec![
+        Row::new("rate, quiet catalog", before, "q/s"),
+        Row::new("rate, catalog with 1,000 changes/s", during, "q/s").note(note),
+        Row::new("rate with changes vs without", during / before, "×").bar(CHANGES_BAR),
+    ])
+}
+
 fn median(figures: &[Figures], value: impl Fn(&Figures) -> f64) -> f64 {
     let mut values: Vec<_> = figures.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-struct Server {
-    name: &'static str,
-    process: Process,
-    port: u16,
-}
-
-fn server(name: &'static str, child: &str) -> Result<Server> {
-    let (process, port) = Process::of_this_program(child, &[])?;
-    let port = port
-        .parse()
-        .with_context(|| format!("{child} said {port:?} instead of its port"))?;
-    Ok(Server {
-        name,
-        process,
-        port,
-    })
-}
-
-/// Knot with the same records.
-fn knot(knotd: &Path, folder: &Path) -> Result<Server> {
-    let port = free_port()?;
-    let folder_name = folder.display();
-    let config = format!(
-        "server:\n  rundir: {folder_name}\n  listen: 127.0.0.1@{port}\n  udp-workers: 1\n  tcp-workers: 1\n  background-workers: 1\n\
-         log:\n  - target: stderr\n    any: error\n\
-         database:\n  storage: {folder_name}\n\
-         zone:\n  - domain: mesh\n    storage: {folder_name}\n    file: mesh.zone\n    journal-content: none\n    zonefile-load: whole\n"
-    );
-    let mut zone = "$ORIGIN mesh.\n@ 5 IN SOA ns hostmaster 1 3600 600 86400 5\n@ 5 IN NS ns\nns 5 IN A 127.0.0.1\n".to_owned();
-    for service in 0..SERVICES {
-        for instance in 1..=INSTANCES {
-            writeln!(
-                zone,
-                "web{service}.service 5 IN A 10.1.{service}.{instance}"
-            )?;
-        }
-    }
-    let config_file = folder.join("knot.conf");
-    std::fs::write(&config_file, config)?;
-    std::fs::write(folder.join("mesh.zone"), zone)?;
-    let mut command = Command::new(knotd);
-    command
-        .arg("-c")
-        .arg(&config_file)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    let mut process = Process::start(&mut command)?;
-    wait_for_answer(port, &mut process).context("knotd does not answer")?;
-    Ok(Server {
-        name: "knot",
-        process,
-        port,
-    })
-}
-
-/// A port that is free for UDP and TCP.
-fn free_port() -> Result<u16> {
-    for _ in 0..100 {
-        let tcp = TcpListener::bind("127.0.0.1:0")?;
-        let port = tcp.local_addr()?.port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no port is free for both UDP and TCP")
-}
-
-/// Waits until a server gives an answer with records.
-fn wait_for_answer(port: u16, process: &mut Process) -> Result<()> {
-    let query = b"\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04web0\x07service\x04mesh\x00\x00\x01\x00\x01";
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(("127.0.0.1", port))?;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < deadline {
-        if process.has_ended() {
-            bail!("it ended");
-        }
-        let mut reply = [0; 512];
-        let answered = socket.send(query).and_then(|_| socket.recv(&mut reply));
-        match answered {
-            Ok(_) if reply[7] == INSTANCES => return Ok(()),
-            // Not listening yet: refused at once rather than after the time limit.
-            _ => std::thread::yield_now(),
-        }
-    }
-    bail!("it did not within 10 s")
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Figures {
-    rate: f64,
-    /// Processor time of the server per query, in µs.
-    micros: f64,
-    lost: u64,
-}
-
-struct Load<'a> {
-    dnsperf: &'a Path,
-    questions: &'a Path,
-    time: Duration,
-}
-
-impl Load<'_> {
-    fn on(&self, server: &Server, limit: Option<u32>) -> Result<Figures> {
-        let before = server.process.processor_time()?;
-        let mut command = Command::new(self.dnsperf);
-        command.args([
-            "-s",
-            "127.0.0.1",
-            "-c",
-            "4",
-            "-T",
-            "1",
-            "-q",
-            "200",
-            "-S",
-            "0",
-        ]);
-        command.arg("-p").arg(server.port.to_string());
-        command.arg("-l").arg(self.time.as_secs().to_string());
-        command.arg("-d").arg(self.questions);
-        if let Some(limit) = limit {
-            command.arg("-Q").arg(limit.to_string());
-        }
-        let output = command.output().context("cannot run dnsperf")?;
-        let used = server.process.processor_time()?.saturating_sub(before);
-        let text = String::from_utf8_lossy(&output.stdout);
-        let figure = |label: &str| {
-            let line = text
-                .lines()
-                .find_map(|line| line.trim().strip_prefix(label));
-            let first = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-            first.with_context(|| format!("dnsperf said nothing about {label:?}: {text}"))
-        };
-        let completed = figure("Queries completed:")?;
-        if completed == 0.0 {
-            bail!("{} answered nothing", server.name);
-        }
-        Ok(Figures {
-            rate: figure("Queries per second:")?,
-            micros: used.as_secs_f64() * 1e6 / completed,
-            lost: figure("Queries lost:")? as u64,
-        })
-    }
 }

@@ -55,7 +55,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "dns",
-        about: "A queries over UDP: mesh, knot, bare echo",
+        about: "A queries over UDP: mesh, bare echo, knot, nsd, unbound, dnsmasq, hickory-dns, a peer by address",
         run: dns::run,
     },
     Bench {

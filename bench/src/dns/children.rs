@@ -1,30 +1,62 @@
-//! The servers that are measured.
+//! The servers of ours that are measured.
 
 use std::io::{Read, stdin};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dns::{Config, DnsServer, Readiness};
-use libmesh::catalog::Catalog;
+use libmesh::catalog::log::Head;
 use libmesh::catalog::testing::TestNode;
+use libmesh::catalog::{Catalog, Outcome};
 use libmesh::model::{Host, Instance, InstanceId, ServiceName};
 
 use super::{INSTANCES, SERVICES};
 
-/// Our server over a catalog with the services that are asked for.
-pub fn mesh(_: &[String]) -> Result<()> {
+/// Changes come in batches, so many a second.
+const BATCHES: u32 = 50;
+
+/// Where an instance of a service is.
+pub fn address(service: u32, instance: u8) -> Ipv4Addr {
+    Ipv4Addr::from_bits(10 << 24 | service << 4 | u32::from(instance))
+}
+
+/// Our server over a catalog with the services that are asked for. Arguments: how many, and how many changes a second
+/// are applied.
+pub fn mesh(arguments: &[String]) -> Result<()> {
+    let number = |at: usize| -> Result<u32> {
+        let text = arguments.get(at).map_or("0", String::as_str);
+        text.parse()
+            .with_context(|| format!("{text:?} is no number"))
+    };
+    let (services, changes) = (number(0)?, number(1)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let node = TestNode::new("node1", [10, 0, 0, 1].into());
+    let other = TestNode::new("node2", [10, 0, 0, 2].into());
+    for service in 0..services {
+        for number in 1..=INSTANCES {
+            other.local().put_service(instance(service, number)?)?;
+        }
+    }
+    other.send_to(&node.catalog);
     runtime.block_on(async {
         let config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             ..Config::default()
         };
-        let server = DnsServer::bind(&config, catalog()?, Readiness::new(true))?;
+        let server = DnsServer::bind(&config, node.catalog.clone(), Readiness::new(true))?;
         println!("{}", server.local_addrs()[0].port());
-        // The runtime has nothing else to do: it sleeps here until the parent is gone or done.
-        tokio::task::spawn_blocking(until_input_ends).await?;
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let changing = (changes > 0)
+                .then(|| scope.spawn(|| change(&other, &node.catalog, services, changes, &stop)));
+            until_input_ends();
+            stop.store(true, Ordering::Relaxed);
+            changing.map_or(Ok(()), |thread| thread.join().expect("it does not panic"))
+        })?;
         server.shutdown().await;
         Ok(())
     })
@@ -44,16 +76,48 @@ fn until_input_ends() {
     let _ = stdin().read_to_end(&mut Vec::new());
 }
 
-fn catalog() -> Result<Catalog> {
-    let node = TestNode::new("node1", [10, 0, 0, 1].into());
-    for service in 0..SERVICES {
-        for number in 1..=INSTANCES {
-            let name = ServiceName::parse(&format!("web{service}"))?;
-            let mut instance = Instance::new(name, 80)?;
-            instance.id = InstanceId::parse(&format!("web{service}-{number}"))?;
-            instance.address = Some(Host::Ip([10, 1, service, number].into()));
-            node.local().put_service(instance)?;
+fn instance(service: u32, number: u8) -> Result<Instance> {
+    let name = ServiceName::parse(&format!("web{service}"))?;
+    let mut instance = Instance::new(name, 80)?;
+    instance.id = InstanceId::parse(&format!("web{service}-{number}"))?;
+    instance.address = Some(Host::Ip(address(service, number).into()));
+    Ok(instance)
+}
+
+/// Another node's instances change, every second one of a service that is asked for, and its signed batches are applied
+/// as they come.
+fn change(
+    other: &TestNode,
+    catalog: &Catalog,
+    services: u32,
+    rate: u32,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let (tick, mut next) = (Duration::from_secs(1) / BATCHES, Instant::now());
+    let mut count = 0u32;
+    while !stop.load(Ordering::Relaxed) {
+        let have = catalog
+            .heads()
+            .into_iter()
+            .find(|log| log.node == other.id());
+        let mut have = have.map_or(Head::default(), |log| log.at);
+        for _ in 0..rate / BATCHES {
+            count += 1;
+            let service = match count % 2 {
+                0 => count / 2 % services,
+                _ => services + count / 2 % SERVICES,
+            };
+            let mut changed = instance(service, 1)?;
+            changed.port = 1024 + (count % 60_000) as u16;
+            other.local().put_service(changed)?;
         }
+        for message in other.catalog.messages_since(other.id(), have) {
+            if let Outcome::Pull(from) = catalog.apply(message) {
+                have = from;
+            }
+        }
+        next += tick;
+        std::thread::park_timeout(next.saturating_duration_since(Instant::now()));
     }
-    Ok(node.catalog)
+    Ok(())
 }
