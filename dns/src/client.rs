@@ -4,9 +4,23 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use hickory_proto::{
     op::{Edns, Message, Query, ResponseCode},
-    rr::{Name, RData, RecordType},
+    rr::{
+        Name, RData, RecordType,
+        rdata::opt::{EdnsCode, EdnsOption},
+    },
 };
 use tokio::{net::UdpSocket, time::timeout};
+
+use crate::wire::EDE_STALE_ANSWER;
+
+/// Number of the EDNS option for extended errors (RFC 8914 §2).
+const EXTENDED_ERROR: u16 = 15;
+
+/// The number of a record type, given by its name in any case ("SRV") or as `TYPE65400`.
+pub fn record_type(kind: &str) -> Option<u16> {
+    let kind: RecordType = kind.to_ascii_uppercase().parse().ok()?;
+    Some(kind.into())
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +64,10 @@ pub enum ClientError {
 pub struct Answer {
     /// The response code.
     pub code: ResponseCode,
+    /// It did not fit: the whole comes over TCP.
+    pub truncated: bool,
+    /// It is the last that was known (RFC 8914, "Stale Answer").
+    pub stale: bool,
     /// The answer section, one line a record as `dig` prints it.
     pub lines: Vec<String>,
     /// The data of the answer section.
@@ -70,9 +88,8 @@ pub async fn query(
     };
     let asked = Name::from_ascii(format!("{}.", name.trim_end_matches('.')))
         .map_err(|error| question(error.to_string()))?;
-    let kind: RecordType = kind
-        .parse()
-        .map_err(|_| question("no such record type".to_owned()))?;
+    let kind = record_type(kind).ok_or_else(|| question("no such record type".to_owned()))?;
+    let kind = RecordType::from(kind);
 
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
@@ -102,8 +119,14 @@ pub async fn query(
         .ok()
         .filter(|answer| answer.metadata.id == id)
         .ok_or(ClientError::Malformed { server })?;
+    let stale = answer.edns.as_ref().is_some_and(|edns| {
+        let errors = edns.option(EdnsCode::Unknown(EXTENDED_ERROR));
+        matches!(errors, Some(EdnsOption::Unknown(_, data)) if data.starts_with(&EDE_STALE_ANSWER.to_be_bytes()))
+    });
     Ok(Answer {
         code: answer.metadata.response_code,
+        truncated: answer.metadata.truncation,
+        stale,
         lines: answer.answers.iter().map(ToString::to_string).collect(),
         data: answer
             .answers

@@ -7,6 +7,8 @@ use libmesh::model::{Host, Instance, InstanceId, NodeId, NodeName, NodeRecord, S
 
 use crate::config::{Config, Upstreams};
 use crate::responder::{Outcome, Readiness, Responder, Shared, Via};
+use crate::server::fuzz_stream;
+use crate::wire::name::{self, Folded, WireName};
 use crate::wire::{HEADER, TCP_MAX, UDP_WITHOUT_EDNS};
 use crate::zone::Zone;
 
@@ -14,6 +16,8 @@ use crate::zone::Zone;
 #[derive(Debug)]
 pub struct Answers {
     responders: [Responder; 2],
+    shared: Arc<Shared>,
+    runtime: tokio::runtime::Runtime,
     buffer: Vec<u8>,
 }
 
@@ -21,24 +25,26 @@ impl Answers {
     /// One responder that refuses foreign names and one that would forward them.
     pub fn new() -> Self {
         let catalog = catalog();
-        let responder = |upstreams| {
+        let shared = |upstreams| {
             let config = Config {
                 upstreams,
                 nameservers: vec![[192, 0, 2, 1].into()],
                 ..Config::default()
             };
             let zone = Zone::new(&config, catalog.clone());
-            Responder::seeded(
-                Arc::new(Shared::new(&config, zone, Readiness::new(true))),
-                1,
-            )
+            Arc::new(Shared::new(&config, zone, Readiness::new(true)))
         };
         let upstream = ([192, 0, 2, 53], 53).into();
+        let alone = shared(Upstreams::None);
+        let forwarding = shared(Upstreams::List(vec![upstream]));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
         Self {
-            responders: [
-                responder(Upstreams::None),
-                responder(Upstreams::List(vec![upstream])),
-            ],
+            responders: [&alone, &forwarding]
+                .map(|shared| Responder::seeded(Arc::clone(shared), 1)),
+            shared: alone,
+            runtime: runtime.expect("a runtime without input and output"),
             buffer: vec![0; TCP_MAX],
         }
     }
@@ -71,6 +77,72 @@ impl Answers {
         }
         replies
     }
+}
+
+impl Answers {
+    /// The replies to what a peer sends over TCP before it closes, with what must hold for them checked.
+    ///
+    /// # Panics
+    /// When it does not hold.
+    pub fn to_stream(&mut self, octets: &[u8]) -> Vec<Vec<u8>> {
+        let stream = fuzz_stream(Arc::clone(&self.shared), octets);
+        let written = self.runtime.block_on(stream);
+        let (asked, _cut_off) = frames(octets);
+        let (replies, rest) = frames(&written);
+        assert!(rest.is_empty(), "a reply is cut off");
+        // Nothing waits for an upstream here: replies come in the order of their questions.
+        let mut asked = asked.iter();
+        for reply in &replies {
+            assert!(reply.len() >= HEADER, "{} octets", reply.len());
+            assert!(
+                asked.any(|request| request.get(..2) == Some(&reply[..2])),
+                "nobody asked for this"
+            );
+        }
+        replies.into_iter().map(<[u8]>::to_vec).collect()
+    }
+}
+
+/// The frames of a stream, and what is left over.
+fn frames(mut octets: &[u8]) -> (Vec<&[u8]>, &[u8]) {
+    let mut frames = Vec::new();
+    while let Some((len, rest)) = octets.split_first_chunk() {
+        let Some((frame, rest)) = rest.split_at_checked(u16::from_be_bytes(*len).into()) else {
+            break;
+        };
+        frames.push(frame);
+        octets = rest;
+    }
+    (frames, octets)
+}
+
+/// Reads a name at the start of a message, and steps over one that may be compressed; what must hold is checked
+/// against another decoder.
+///
+/// # Panics
+/// When it does not hold.
+pub fn name(octets: &[u8]) {
+    use hickory_proto::rr::Name;
+    use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+
+    let mut decoder = BinDecoder::new(octets);
+    let theirs = Name::read(&mut decoder)
+        .ok()
+        .map(|name| (name, decoder.index()));
+    let ours = name::skip(octets, 0);
+    if let Some((_, end)) = &theirs {
+        assert_eq!(ours, Some(*end), "it ends elsewhere");
+    }
+    let Some(wire) = WireName::parse(octets) else {
+        return;
+    };
+    assert_eq!(ours, Some(wire.as_bytes().len()));
+    let (theirs, _) = theirs.expect("a name without compression is a name");
+    let labels = |name: &[u8]| name::labels(name).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let theirs: Vec<_> = theirs.iter().map(<[u8]>::to_vec).collect();
+    assert_eq!(labels(wire.as_bytes()), theirs);
+    let folded = Folded::new(wire);
+    assert!(folded.as_bytes().eq_ignore_ascii_case(wire.as_bytes()));
 }
 
 impl Default for Answers {

@@ -55,7 +55,8 @@ pub fn echo(socket: &UdpSocket) -> std::io::Result<()> {
 
 pub use config::{Config, Manner, RateLimit, ServiceTtl, TcpLimits, Ttl, Upstreams};
 pub use responder::Readiness;
-pub use server::{DnsServer, Error};
+pub use server::{DnsServer, Error, Explainer};
 pub use stats::Counts;
 pub use wire::name::{BadName, Domain};
+pub use zone::explain::{Considered, Explanation};
 pub use zone::virtual_ips::VirtualIps;

@@ -14,9 +14,10 @@ use crate::config::{Config, Manner, Upstreams};
 use crate::limit::Verdict;
 use crate::stats::Stats;
 use crate::wire::message::{Edns, Header, Query, Question, Request};
-use crate::wire::name::{Domain, Folded};
+use crate::wire::name::{self, Domain, Folded};
 use crate::wire::template::{Envelope, ReplyEdns, Scratch, Template};
 use crate::wire::{CLASS_ANY, CLASS_IN, EDE_NOT_READY, TCP_MAX, UDP_WITHOUT_EDNS, rcode, rtype};
+use crate::zone::explain::Explanation;
 use crate::zone::{Answer, Depends, Zone};
 
 /// Whether the catalog can be trusted to be complete. Until it is, our names get SERVFAIL instead of a false
@@ -96,6 +97,24 @@ impl Shared {
     /// Whether our names are answered yet.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
+    }
+
+    /// Why a name is answered as it is.
+    pub(crate) fn explain(&self, name: &str, rtype: u16) -> Option<Explanation> {
+        let mut explanation = self.zone.explain(name, rtype)?;
+        if !self.readiness.is_ready() {
+            let reading = &mut explanation.reading;
+            reading.push_str("; SERVFAIL until this node knows the mesh");
+        }
+        let folded = name::encode(name)?.to_ascii_lowercase();
+        if self.zone.domain_of(&folded).is_none() && explanation.instances.is_empty() {
+            let asked = match self.has_upstream(&folded) {
+                true => "; unless it is ours, an upstream is asked",
+                false => "; unless it is ours, it is refused: no upstream is set for it",
+            };
+            explanation.reading.push_str(asked);
+        }
+        Some(explanation)
     }
 
     /// A whole reply about a name of ours, without EDNS and not cut; `None` for a foreign name.

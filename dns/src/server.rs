@@ -22,8 +22,11 @@ use crate::responder::{Outcome, Readiness, Responder, Shared, Via};
 use crate::stats::Counts;
 use crate::sys;
 use crate::zone::Zone;
+use crate::zone::explain::Explanation;
 
 mod tcp;
+
+pub(crate) use tcp::fuzz_stream;
 
 /// How often a free port is tried before the TCP side of it must be free too.
 const PORT_ATTEMPTS: u32 = 16;
@@ -146,6 +149,11 @@ impl DnsServer {
         &self.addresses
     }
 
+    /// What can explain answers, also while the server is somebody else's.
+    pub fn explainer(&self) -> Explainer {
+        Explainer(Arc::clone(&self.shared))
+    }
+
     /// What was answered so far.
     pub fn counts(&self) -> Counts {
         self.shared.stats().counts()
@@ -225,6 +233,18 @@ impl DnsServer {
             });
         self.threads.push(thread.map_err(Error::Thread)?);
         Ok(())
+    }
+}
+
+/// Explains a server's answers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Explainer(Arc<Shared>);
+
+impl Explainer {
+    /// Why a name, with or without its last dot, is answered as it is for a record type, given by its number. `None`
+    /// when it is no name. Reads the catalog; costs as much as making an answer.
+    pub fn explain(&self, name: &str, rtype: u16) -> Option<Explanation> {
+        self.0.explain(name, rtype)
     }
 }
 

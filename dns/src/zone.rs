@@ -18,6 +18,7 @@ use crate::wire::template::Template;
 use crate::wire::{HEADER, rcode, rtype};
 
 mod addresses;
+pub mod explain;
 pub mod names;
 mod service;
 pub mod virtual_ips;

@@ -6,6 +6,7 @@
 //! further routes. [`Agent::run`] then waits for signals: TERM or INT drain and leave (or announce a restart), a second
 //! one stops at once, HUP reads the configuration again and applies what can change live.
 
+mod dns_route;
 mod error;
 mod host;
 mod listen;
@@ -205,11 +206,13 @@ impl Agent {
         let host = Arc::new(Host::new(mesh.clone(), callers, forward));
         let attach = AttachServer::new(Arc::clone(&host));
         let ready = Arc::new(AtomicBool::new(false));
-        let api = consul.with(
-            extras
-                .routes
-                .merge(listen::health(Arc::clone(&ready), mesh.clone())),
-        );
+        let mut routes = extras
+            .routes
+            .merge(listen::health(Arc::clone(&ready), mesh.clone()));
+        if let (Some(dns), Some(addr)) = (&dns, addresses.dns) {
+            routes = routes.merge(dns_route::routes(dns.explainer(), addr));
+        }
+        let api = consul.with(routes);
         let again = Arc::new(Notify::new());
         let socket = attach.routes().merge(listen::restart(Arc::clone(&again)));
         let bound = listen::open(&config, &api, &socket, &stop, &tasks).await?;

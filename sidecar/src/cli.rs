@@ -16,6 +16,7 @@ mod completions;
 mod config;
 mod demo;
 mod dev;
+mod dns;
 mod intention;
 mod join_token;
 mod kv;
@@ -73,6 +74,8 @@ enum Command {
     DemoApp(demo::App),
     Members(members::Command),
     Services(services::Command),
+    #[command(subcommand)]
+    Dns(dns::Command),
     #[command(subcommand)]
     Maintenance(maintenance::Command),
     Sidecar(sidecar::Command),
@@ -133,6 +136,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Sidecar(command) => command.run(&global),
         Command::Members(command) => once(command.run(&global)),
         Command::Services(command) => once(command.run(&global)),
+        Command::Dns(command) => once(command.run(&global)),
         Command::Maintenance(command) => once(command.run(&global)),
         Command::Intention(command) => once(command.run(&global)),
         Command::Kv(command) => once(command.run(&global)),

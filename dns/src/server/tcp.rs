@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
@@ -97,14 +96,23 @@ struct Connection {
     idle: Duration,
 }
 
-type Writer = Arc<tokio::sync::Mutex<OwnedWriteHalf>>;
+/// Answers that wait for an upstream are written beside the others.
+type Writer<W> = Arc<tokio::sync::Mutex<W>>;
 
 impl Connection {
     async fn run(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
+        let writer = Arc::new(tokio::sync::Mutex::new(writer));
+        self.converse(reader, writer).await
+    }
+
+    /// Answers until the peer has asked all it wants to.
+    async fn converse<W>(&self, reader: impl AsyncRead + Unpin, writer: Writer<W>) -> io::Result<()>
+    where
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         let mut reader = BufReader::with_capacity(4096, reader);
-        let writer: Writer = Arc::new(tokio::sync::Mutex::new(writer));
         let mut waiting = JoinSet::new();
         let mut request = Vec::new();
         loop {
@@ -152,17 +160,18 @@ impl Connection {
     }
 }
 
-async fn read_frame(
-    reader: &mut (impl AsyncReadExt + Unpin),
-    frame: &mut Vec<u8>,
-) -> io::Result<()> {
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin), frame: &mut Vec<u8>) -> io::Result<()> {
     let len = reader.read_u16().await?;
     frame.resize(usize::from(len), 0);
     reader.read_exact(frame).await?;
     Ok(())
 }
 
-async fn send(writer: &Writer, reply: &[u8], limit: Duration) -> io::Result<()> {
+async fn send(
+    writer: &Writer<impl AsyncWrite + Unpin>,
+    reply: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
     let len = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
     let frame = [&len.to_be_bytes()[..], reply].concat();
     // A peer that asks but never reads is let go.
@@ -170,4 +179,19 @@ async fn send(writer: &Writer, reply: &[u8], limit: Duration) -> io::Result<()> 
     timeout(limit, writer.write_all(&frame))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// What a peer that sends `octets` and closes gets, for fuzzing.
+pub(crate) async fn fuzz_stream(shared: Arc<Shared>, octets: &[u8]) -> Vec<u8> {
+    let connection = Connection {
+        responder: Mutex::new(Responder::seeded(Arc::clone(&shared), 1)),
+        shared,
+        forwarder: None,
+        idle: TcpLimits::default().idle,
+    };
+    let written = Writer::new(tokio::sync::Mutex::new(Vec::new()));
+    // A frame that is cut off ends the connection with an error, as it should.
+    let _ = connection.converse(octets, Arc::clone(&written)).await;
+    let written = written.lock().await;
+    written.clone()
 }

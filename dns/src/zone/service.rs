@@ -18,14 +18,14 @@ use crate::wire::{EDE_STALE_ANSWER, rcode, rtype};
 /// How long others may keep an answer that is only the last that was known.
 const STALE_TTL: Duration = Duration::from_secs(1);
 /// What Consul's clients call the sidecar of a service.
-const SIDECAR: &str = "-sidecar-proxy";
+pub(super) const SIDECAR: &str = "-sidecar-proxy";
 
 /// What of which service.
 pub(super) struct Wanted<'n> {
-    way: Way,
-    name: &'n str,
-    subset: Option<&'n str>,
-    port: Option<&'n str>,
+    pub(super) way: Way,
+    pub(super) name: &'n str,
+    pub(super) subset: Option<&'n str>,
+    pub(super) port: Option<&'n str>,
 }
 
 impl<'n> Wanted<'n> {
@@ -48,15 +48,15 @@ impl<'n> Wanted<'n> {
 }
 
 /// Where an instance is reached, as far as an answer needs it.
-struct Place<'v> {
+pub(super) struct Place<'v> {
     view: &'v InstanceView,
     /// `None`: at its node.
     host: Option<Host>,
-    port: u16,
+    pub(super) port: u16,
 }
 
 impl Place<'_> {
-    fn host(&self) -> Host {
+    pub(super) fn host(&self) -> Host {
         let own = self.host.clone();
         own.unwrap_or(Host::Ip(self.view.node.ip()))
     }
@@ -111,12 +111,7 @@ impl Ask<'_> {
         }
         if let Some(view) = &sidecars {
             let chosen = self.select(view, wanted.subset, near.as_ref());
-            let for_it = |it: &&Arc<InstanceView>| {
-                let proxy = it.instance.proxy.as_ref();
-                it.instance.kind == Kind::ConnectProxy
-                    && proxy.is_some_and(|proxy| proxy.service.as_str() == wanted.name)
-            };
-            places.extend(chosen.into_iter().filter(for_it).map(direct));
+            places.extend(chosen.into_iter().filter_map(|it| place(it, wanted)));
             if let Some(near) = &near {
                 places.sort_by_key(|place| place.view.distance(near));
             }
@@ -286,9 +281,15 @@ fn direct(view: &Arc<InstanceView>) -> Place<'_> {
     }
 }
 
-/// Where an instance of the service itself is reached; `None` when not in the asked way.
-fn place<'v>(view: &'v Arc<InstanceView>, wanted: &Wanted<'_>) -> Option<Place<'v>> {
+/// Where an instance of the service, or of its sidecars, is reached; `None` when not in the asked way.
+pub(super) fn place<'v>(view: &'v Arc<InstanceView>, wanted: &Wanted<'_>) -> Option<Place<'v>> {
     match (wanted.way, wanted.port) {
+        (Way::Connect, _) if view.instance.service.as_str() != wanted.name => {
+            let proxy = view.instance.proxy.as_ref();
+            let for_it = view.instance.kind == Kind::ConnectProxy
+                && proxy.is_some_and(|proxy| proxy.service.as_str() == wanted.name);
+            for_it.then(|| direct(view))
+        }
         (Way::Direct, None) => Some(direct(view)),
         (Way::Direct, Some(port)) => Some(Place {
             port: view.instance.named_port(port)?,

@@ -1,0 +1,270 @@
+//! Why a name is answered as it is, for people.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use libmesh::catalog::{Distance, InstanceView, Select};
+use libmesh::model::{Health, Host, Liveness};
+
+use super::names::{self, Meaning, Way};
+use super::service::{SIDECAR, Wanted, place};
+use super::{Zone, text_labels};
+use crate::wire::name::{Folded, WireName, encode};
+use crate::wire::rtype;
+
+/// What a name was read as, and what was made of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What the name was read as, and what follows from it.
+    pub reading: String,
+    /// The instances of the service that is asked for, in the order of nodes and ids; empty for other names.
+    pub instances: Vec<Considered>,
+}
+
+/// An instance, and whether an answer shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Considered {
+    /// Its node.
+    pub node: String,
+    /// Its id.
+    pub id: String,
+    /// Where it is reached in the way that was asked for.
+    pub address: String,
+    /// The port there.
+    pub port: u16,
+    /// Whether answers show it, as far as they hold all.
+    pub shown: bool,
+    /// Why, or why not.
+    pub why: String,
+}
+
+impl Zone {
+    /// Explains the answer to a name, with or without its last dot, and a type. `None` when it is no name at all.
+    pub fn explain(&self, name: &str, rtype: u16) -> Option<Explanation> {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let wire = encode(name)?;
+        let folded = Folded::new(WireName::parse(&wire)?);
+        let folded = folded.as_bytes();
+        let plain = |reading: String| Explanation {
+            reading,
+            instances: Vec::new(),
+        };
+        let Some(domain) = self.domain_of(folded) else {
+            return Some(plain(self.explain_foreign(folded)));
+        };
+        let Some(labels) = text_labels(&folded[..domain.prefix_len(folded)?]) else {
+            return Some(plain(
+                "no name of the mesh: a label is not ASCII".to_owned(),
+            ));
+        };
+        Some(match names::meaning(&labels, self.datacenter.as_str()) {
+            Meaning::Apex => plain("the domain itself: SOA and NS".to_owned()),
+            Meaning::Nameserver => plain("the domain's name server".to_owned()),
+            Meaning::Branch => plain("a name above others: it exists, without records".to_owned()),
+            Meaning::Address(ip) => plain(format!("the address {ip}, spelt in hexadecimal")),
+            Meaning::Node(node) => plain(self.explain_node(&node)),
+            Meaning::Virtual(service) => plain(match self.virtual_ips.of(&service) {
+                Some(ip) => format!("the virtual IP of service {service}: {ip}"),
+                None => format!(
+                    "the virtual IP of service {service}, which has none: no instance of it had a sidecar yet"
+                ),
+            }),
+            Meaning::Service(way, labels) => {
+                let mut readings = names::readings(labels);
+                let known = readings.find(|(service, _)| self.catalog.service(service).is_some());
+                let (service, subset) = known.or_else(|| names::readings(labels).next())?;
+                self.explain_service(&Wanted::new(way, &service, subset.as_deref()), rtype)
+            }
+            Meaning::Located { way, name, subset } => {
+                self.explain_service(&Wanted::new(way, name, subset), rtype)
+            }
+            Meaning::Port { port, name } => {
+                self.explain_service(&Wanted::of_port(name, port), rtype)
+            }
+            Meaning::Nothing => plain(format!(
+                "nothing that can exist here: a name ends with service, connect, virtual, node or addr, and perhaps {}",
+                self.datacenter
+            )),
+        })
+    }
+
+    fn explain_foreign(&self, folded: &[u8]) -> String {
+        let ip = text_labels(folded).and_then(|labels| names::reverse(&labels));
+        let Some(ip) = ip else {
+            return "a name of none of our domains".to_owned();
+        };
+        match self.catalog.node_by_ip(ip) {
+            Some(node) if self.is_shown(&node) => {
+                format!("the reverse name of node {}", node.record.name)
+            }
+            Some(node) => format!(
+                "the reverse name of node {}, which is down",
+                node.record.name
+            ),
+            None => match self.service_of(ip) {
+                Some(service) => format!("the reverse name of {service}"),
+                None => format!("the reverse name of {ip}, which is nobody's here"),
+            },
+        }
+    }
+
+    fn explain_node(&self, name: &str) -> String {
+        match self.catalog.node(name) {
+            None => format!("node {name}, which is not known"),
+            Some(node) if self.is_shown(&node) => {
+                format!("node {name} at {}: {}", node.ip(), liveness(node.liveness))
+            }
+            Some(node) => format!("node {name}, not shown: {}", liveness(node.liveness)),
+        }
+    }
+
+    fn explain_service(&self, wanted: &Wanted<'_>, rtype: u16) -> Explanation {
+        let what = match (wanted.way, wanted.subset, wanted.port) {
+            (Way::Connect, None, _) => format!("the sidecars of service {}", wanted.name),
+            (Way::Connect, Some(subset), _) => {
+                format!(
+                    "the sidecars of service {}, those with tag or version {subset}",
+                    wanted.name
+                )
+            }
+            (Way::Direct, _, Some(port)) => format!("port {port} of service {}", wanted.name),
+            (Way::Direct, Some(subset), None) => {
+                format!(
+                    "service {}, those with tag or version {subset}",
+                    wanted.name
+                )
+            }
+            (Way::Direct, None, None) => format!("service {}", wanted.name),
+        };
+        let mut views = Vec::new();
+        views.extend(self.catalog.service(wanted.name));
+        if wanted.way == Way::Connect {
+            views.extend(self.catalog.service(&format!("{}{SIDECAR}", wanted.name)));
+        }
+        let instances: Vec<_> = views.iter().flat_map(|view| &view.instances).collect();
+        if instances.is_empty() {
+            return Explanation {
+                reading: format!("{what}: there is no instance"),
+                instances: Vec::new(),
+            };
+        }
+        let select = match self.only_passing {
+            true => Select::passing(),
+            false => Select::usable(),
+        };
+        let select = wanted.subset.into_iter().fold(select, Select::subset);
+        let better = instances
+            .iter()
+            .any(|instance| select.admits(instance) && !instance.is_doubtful());
+        let considered = instances.into_iter().map(|instance| {
+            let verdict = self.judge(instance, wanted, &select, better, rtype);
+            let at = place(instance, wanted);
+            let (host, port) = match &at {
+                Some(place) => (place.host(), place.port),
+                None => (instance.address(), instance.instance.port),
+            };
+            Considered {
+                node: instance.node.record.name.to_string(),
+                id: instance.instance.id.to_string(),
+                address: host.to_string(),
+                port,
+                shown: verdict.is_ok(),
+                why: verdict.unwrap_or_else(|why| why),
+            }
+        });
+        let considered: Vec<_> = considered.collect();
+        let shown = considered.iter().filter(|one| one.shown).count();
+        let of = considered.len();
+        Explanation {
+            reading: match shown {
+                0 => format!("{what}: none of {of} can be shown, so the name does not exist"),
+                _ => format!("{what}: {shown} of {of}"),
+            },
+            instances: considered,
+        }
+    }
+
+    /// Why it is shown, or why not.
+    fn judge(
+        &self,
+        instance: &Arc<InstanceView>,
+        wanted: &Wanted<'_>,
+        select: &Select,
+        better: bool,
+        rtype: u16,
+    ) -> Result<String, String> {
+        if let Some(subset) = wanted.subset
+            && !instance.instance.matches(subset)
+        {
+            return Err(format!("neither a tag nor its version is {subset}"));
+        }
+        if !select.admits(instance) {
+            return Err(sickness(instance));
+        }
+        let Some(place) = place(instance, wanted) else {
+            return Err(match wanted.port {
+                Some(port) => format!("it has no port named {port}"),
+                None => "it has no sidecar".to_owned(),
+            });
+        };
+        if better && instance.is_doubtful() {
+            return Err(format!("{}, and others are better", doubt(instance)));
+        }
+        let family = match place.host() {
+            Host::Ip(IpAddr::V4(_)) => (rtype != rtype::AAAA).then_some(""),
+            Host::Ip(IpAddr::V6(_)) => (rtype != rtype::A).then_some(""),
+            Host::Name(_) => Some("as an alias, where no instance has an address"),
+        };
+        let Some(how) = family else {
+            return Err("its address is of the other family".to_owned());
+        };
+        let mut why = vec![instance.health.as_str().to_owned()];
+        if instance.is_doubtful() {
+            why.push(format!("{}, but nothing is better", doubt(instance)));
+        }
+        let own = self.catalog.node_by_id(&self.catalog.own());
+        if let Some(own) = own.filter(|_| self.near_first) {
+            match instance.distance(&own.record) {
+                Distance::Zone => {}
+                Distance::Region => why.push("behind those of the own zone".to_owned()),
+                Distance::Far => why.push("behind those of the own region".to_owned()),
+            }
+        }
+        if !how.is_empty() {
+            why.push(how.to_owned());
+        }
+        Ok(why.join("; "))
+    }
+}
+
+/// `critical: check web-up (node1's disk, …)`.
+fn sickness(instance: &InstanceView) -> String {
+    let bad = instance
+        .checks
+        .iter()
+        .filter(|check| check.status == instance.health);
+    let names: Vec<_> = bad.map(|check| &*check.name).collect();
+    match (instance.health, names.is_empty()) {
+        (Health::Maintenance, _) => "in maintenance".to_owned(),
+        (Health::Passing, _) => liveness(instance.node.liveness).to_owned(),
+        (health, true) => health.as_str().to_owned(),
+        (health, false) => format!("{}: check {}", health.as_str(), names.join(", ")),
+    }
+}
+
+fn doubt(instance: &InstanceView) -> &'static str {
+    if instance.stale {
+        "its node went down together with many others"
+    } else {
+        liveness(instance.node.liveness)
+    }
+}
+
+fn liveness(liveness: Liveness) -> &'static str {
+    match liveness {
+        Liveness::Alive => "alive",
+        Liveness::Suspect => "its node does not answer just now",
+        Liveness::Down => "its node is down",
+        Liveness::Left => "its node has left",
+    }
+}
