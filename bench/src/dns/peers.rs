@@ -249,8 +249,15 @@ fn dnsmasq(program: &Path, folder: &Path, port: u16) -> Result<Command> {
 }
 
 fn hickory(program: &Path, folder: &Path, port: u16) -> Result<Command> {
-    let config = "listen_addrs_ipv4 = [\"127.0.0.1\"]\ndirectory = \".\"\n\n\
-                  [[zones]]\nzone = \"mesh.\"\nzone_type = \"Primary\"\n[zones.stores]\ntype = \"file\"\nzone_path = \"mesh.zone\"\n";
+    // As root it would become `nobody`, which not every system has.
+    let user = match nix::unistd::geteuid().is_root() {
+        true => "user = \"root\"\ngroup = \"root\"\n",
+        false => "",
+    };
+    let config = format!(
+        "{user}listen_addrs_ipv4 = [\"127.0.0.1\"]\ndirectory = \".\"\n\n\
+                  [[zones]]\nzone = \"mesh.\"\nzone_type = \"Primary\"\n[zones.stores]\ntype = \"file\"\nzone_path = \"mesh.zone\"\n"
+    );
     std::fs::write(folder.join("mesh.zone"), zone()?)?;
     let file = folder.join("hickory.toml");
     std::fs::write(&file, config)?;

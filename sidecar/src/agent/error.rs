@@ -5,16 +5,21 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use libmesh::mesh::MeshError;
 use thiserror::Error;
 
-use crate::config::{Config, Place};
+use crate::{
+    config::{Config, Place},
+    ports,
+};
 
 /// Why an agent does not start.
 #[derive(Debug, Error)]
 pub enum AgentError {
     /// A port is taken.
     #[error(
-        "port {} on {} is in use by another process; stop it, or set `{key}` to another port", addr.port(), addr.ip()
+        "port {} on {} is in use by {owner}; stop it, or set `{key}` to another port", addr.port(), addr.ip()
     )]
     PortInUse {
+        /// Who has it, as far as this user may know.
+        owner: String,
         /// The address.
         addr: SocketAddr,
         /// The configuration key.
@@ -124,6 +129,7 @@ impl AgentError {
     pub(super) fn mesh(error: MeshError, config: &Config) -> AgentError {
         match error {
             MeshError::PortInUse { addr, .. } => AgentError::PortInUse {
+                owner: ports::owner(addr),
                 addr,
                 key: "ports.gossip",
             },
@@ -146,7 +152,11 @@ impl AgentError {
 
     pub(super) fn bind(addr: SocketAddr, key: &'static str, source: io::Error) -> AgentError {
         match source.kind() {
-            io::ErrorKind::AddrInUse => AgentError::PortInUse { addr, key },
+            io::ErrorKind::AddrInUse => AgentError::PortInUse {
+                owner: ports::owner(addr),
+                addr,
+                key,
+            },
             _ => AgentError::Listen { addr, key, source },
         }
     }
