@@ -69,8 +69,20 @@ impl Drop for Process {
     }
 }
 
-/// Processor time used so far by all threads of a process.
+/// Processor time used so far by all threads of a process and of the processes that it started.
 pub fn processor_time(pid: u32) -> Result<Duration> {
+    let mut time = own_time(pid)?;
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    for child in children.unwrap_or_default().split_whitespace() {
+        // One that has ended meanwhile counts no more.
+        if let Ok(child) = child.parse() {
+            time += processor_time(child).unwrap_or_default();
+        }
+    }
+    Ok(time)
+}
+
+fn own_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     // The second field is the program's name in parentheses and may hold anything.

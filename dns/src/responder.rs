@@ -425,7 +425,8 @@ pub(crate) fn is_address(rtype: u16) -> bool {
 /// Prepared answers by folded name and type.
 #[derive(Debug, Default)]
 struct Cache {
-    entries: HashMap<Box<[u8]>, Entry>,
+    /// Boxed: the table is half empty, and looking into it shall touch as few cache lines as possible.
+    entries: HashMap<Box<[u8]>, Box<Entry>>,
     weight: usize,
 }
 
@@ -440,7 +441,7 @@ struct Entry {
 impl Cache {
     /// Octets of prepared answers after which the cache starts again empty. Names without an answer are never kept,
     /// so only a mesh with very many names comes here, not somebody who asks for invented ones.
-    const MAX_WEIGHT: usize = 32 << 20;
+    const MAX_WEIGHT: usize = 64 << 20;
 
     fn find(&mut self, key: &[u8], zone: &Zone, revision: u64) -> Option<&Template> {
         let entry = self.entries.get_mut(key)?;
@@ -462,7 +463,11 @@ impl Cache {
     }
 
     fn keep(&mut self, key: &[u8], answer: Answer, revision: u64) -> &Template {
-        let Answer { template, depends } = answer;
+        let Answer {
+            mut template,
+            depends,
+        } = answer;
+        template.shrink();
         let weight = template.weight() + key.len() + size_of::<Entry>();
         if let Some(old) = self.entries.remove(key) {
             self.weight -= old.template.weight() + key.len() + size_of::<Entry>();
@@ -480,7 +485,7 @@ impl Cache {
         &self
             .entries
             .entry(key.into())
-            .insert_entry(entry)
+            .insert_entry(Box::new(entry))
             .into_mut()
             .template
     }

@@ -3,6 +3,7 @@
 mod advertise;
 mod authority;
 mod error;
+mod external;
 mod keys;
 mod listener;
 mod outbound;
@@ -14,6 +15,7 @@ mod upkeep;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::{
@@ -31,11 +33,13 @@ use crate::{
     member::Membership,
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName, ServiceName},
     rpc,
+    sync::Plane,
     watch::Watch,
 };
 
 pub use crate::config::{Builder, Config, ConfigError, Credentials};
 pub use error::MeshError;
+pub use external::ExternalNode;
 pub use keys::{KeyringChange, NodeKeys, RotationError};
 pub use listener::Listener;
 pub use problem::Problem;
@@ -66,6 +70,7 @@ struct Inner {
     /// Until the node has ended: then another process may have the directory.
     lock: Mutex<Option<DirectoryLock>>,
     membership: Membership,
+    plane: Plane,
     bundles: BundleStore,
     client: rpc::Client,
     certificates: Arc<dyn CertificateSource>,
@@ -291,6 +296,20 @@ impl Mesh {
     /// Who is in the mesh and who answers.
     pub fn membership(&self) -> &Membership {
         &self.inner.membership
+    }
+
+    /// Returns when this node has asked others for what they know, or found that there are none: from then on what its
+    /// catalog does not show does not exist, as far as anybody knows.
+    pub async fn caught_up(&self) {
+        let mut caught_up = self.inner.plane.caught_up();
+        // Who asks has the mesh, and with it the sender.
+        let _ = caught_up.wait_for(|caught_up| *caught_up).await;
+    }
+
+    /// Takes in what a node says that is no member (see [`NodeRecord::external`](crate::model::NodeRecord::external)), as
+    /// if it had come from a peer, and passes it on. What is not signed as it should be is dropped, as always.
+    pub async fn introduce(&self, messages: Vec<Bytes>) {
+        self.inner.plane.introduce(messages).await;
     }
 
     /// What this node knows to be wrong with itself, for status pages; empty when all is well.

@@ -29,7 +29,7 @@ pub use kind::{Class, Kind, Proxy};
 pub use locality::Locality;
 pub use meta::Meta;
 pub use names::{Datacenter, InstanceId, NodeName, ServiceName};
-pub use node::{Liveness, NodeId, NodeRecord, Roles};
+pub use node::{External, Liveness, NodeId, NodeRecord, Roles};
 
 #[cfg(test)]
 mod tests;

@@ -63,6 +63,8 @@ use services::OpenCallers;
 
 /// How long a node that has just started may stay silent to DNS while it hears of the others.
 const FILL: Duration = Duration::from_secs(3);
+/// How long it then may take until one of them has said what it knows.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// How long everything together may take to drain and leave.
 const LEAVE: Duration = Duration::from_secs(15);
 
@@ -456,7 +458,8 @@ fn first(config: &Config, server: bool) -> bool {
             .is_ok_and(|kept| libmesh::member::decode_candidates(&kept).is_empty())
 }
 
-/// Ready when another node was heard of; a first or lonely node after a while.
+/// Ready when another node was heard of and has said what it knows, so that no name is denied that it has; a first or lonely
+/// node after a while.
 async fn become_ready(
     mesh: Mesh,
     dns: Readiness,
@@ -466,12 +469,15 @@ async fn become_ready(
 ) {
     let mut changes = mesh.catalog().watch_all();
     let heard = changes.wait_for(|_| mesh.catalog().nodes().len() > 1);
-    let alone = tokio::select! {
-        heard = timeout(fill, heard) => heard.is_err(),
-        () = stop.cancelled() => return,
+    let filled = async {
+        if timeout(fill, heard).await.is_err() {
+            info!("no other node was heard of; answering for this one alone");
+        } else if timeout(CATCH_UP, mesh.caught_up()).await.is_err() {
+            warn!("the other nodes do not say what they know; answering with what is known here");
+        }
     };
-    if alone {
-        info!("no other node was heard of; answering for this one alone");
+    if stop.run_until_cancelled(filled).await.is_none() {
+        return;
     }
     dns.set(true);
     ready.store(true, Ordering::Release);

@@ -38,22 +38,33 @@ pub(crate) fn owner(addr: SocketAddr) -> String {
     let mut inodes = Vec::new();
     for table in ["udp", "udp6", "tcp", "tcp6"] {
         let text = fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
-        inodes.extend(text.lines().skip(1).filter_map(|line| listener(line, addr.port())));
+        inodes.extend(
+            text.lines()
+                .skip(1)
+                .filter_map(|line| listener(line, addr.port())),
+        );
     }
     let Ok(processes) = fs::read_dir("/proc") else {
         return unknown();
     };
     for process in processes.flatten() {
         let pid = process.file_name();
-        let Some(pid) = pid.to_str().filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())) else {
+        let Some(pid) = pid
+            .to_str()
+            .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
+        else {
             continue;
         };
         // Those of others cannot be looked into.
-        let files = fs::read_dir(process.path().join("fd")).into_iter().flatten();
+        let files = fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten();
         let has_it = files.flatten().any(|file| {
             let target = fs::read_link(file.path()).unwrap_or_default();
             let target = target.to_string_lossy();
-            let inode = target.strip_prefix("socket:[").and_then(|it| it.strip_suffix(']'));
+            let inode = target
+                .strip_prefix("socket:[")
+                .and_then(|it| it.strip_suffix(']'));
             inode.is_some_and(|inode| inodes.iter().any(|known| known == inode))
         });
         if has_it {

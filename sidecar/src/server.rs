@@ -9,6 +9,7 @@ pub mod authority;
 mod bundle;
 mod clients;
 mod events;
+mod external;
 mod outbound;
 mod own_routes;
 mod records;
@@ -116,6 +117,7 @@ pub struct Shared {
     default_allow: bool,
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
+    externals: external::Externals,
 }
 
 impl Shared {
@@ -219,6 +221,7 @@ impl Server {
             routes: OnceLock::new(),
             default_allow: config.intentions.default_allow,
             open: openness.consul,
+            externals: external::Externals::default(),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
@@ -295,6 +298,11 @@ impl Server {
             self.stop.clone(),
         ));
         tokio::spawn(bundle::publish(
+            Arc::clone(&self.shared),
+            agent.mesh().clone(),
+            self.stop.clone(),
+        ));
+        tokio::spawn(external::follow(
             Arc::clone(&self.shared),
             agent.mesh().clone(),
             self.stop.clone(),
@@ -539,10 +547,13 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
         });
         open
     };
+    let publisher: Arc<dyn stored::external::Publisher> = Arc::<Shared>::clone(shared);
+    let nodes = opener(records::NAMESPACE, "mesh/", "external node");
     stored::routes(
         &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
         &opener(records::NAMESPACE, "mesh/", "intention"),
     )
+    .merge(stored::external::routes(&nodes, &publisher))
 }
 
 /// The Vault port: our own routes, then the whole Vault interface.

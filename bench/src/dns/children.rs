@@ -17,6 +17,9 @@ use super::{INSTANCES, SERVICES};
 /// Changes come in batches, so many a second.
 const BATCHES: u32 = 50;
 
+/// Services of one node: no node may say much more at once.
+const OF_ONE_NODE: u32 = 1_000;
+
 /// Where an instance of a service is.
 pub fn address(service: u32, instance: u8) -> Ipv4Addr {
     Ipv4Addr::from_bits(10 << 24 | service << 4 | u32::from(instance))
@@ -35,13 +38,22 @@ pub fn mesh(arguments: &[String]) -> Result<()> {
         .enable_all()
         .build()?;
     let node = TestNode::new("node1", [10, 0, 0, 1].into());
-    let other = TestNode::new("node2", [10, 0, 0, 2].into());
-    for service in 0..services {
-        for number in 1..=INSTANCES {
-            other.local().put_service(instance(service, number)?)?;
+    let mut others = Vec::new();
+    for (number, first) in (0..services).step_by(OF_ONE_NODE as usize).enumerate() {
+        let ip = Ipv4Addr::from_bits(11 << 24 | number as u32);
+        let other = TestNode::new(&format!("other{number}"), ip.into());
+        for service in first..services.min(first + OF_ONE_NODE) {
+            for number in 1..=INSTANCES {
+                other.local().put_service(instance(service, number)?)?;
+            }
+        }
+        other.send_to(&node.catalog);
+        // Only the first changes later.
+        if others.is_empty() {
+            others.push(other);
         }
     }
-    other.send_to(&node.catalog);
+    let other = others.first().context("no services")?;
     runtime.block_on(async {
         let config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
@@ -52,7 +64,7 @@ pub fn mesh(arguments: &[String]) -> Result<()> {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let changing = (changes > 0)
-                .then(|| scope.spawn(|| change(&other, &node.catalog, services, changes, &stop)));
+                .then(|| scope.spawn(|| change(other, &node.catalog, services, changes, &stop)));
             until_input_ends();
             stop.store(true, Ordering::Relaxed);
             changing.map_or(Ok(()), |thread| thread.join().expect("it does not panic"))

@@ -97,6 +97,16 @@ impl Template {
         self.rcode
     }
 
+    /// Gives back what was reserved beyond need.
+    pub fn shrink(&mut self) {
+        self.body.shrink_to_fit();
+        self.answers.shrink_to_fit();
+        self.authority.shrink_to_fit();
+        self.targets.shrink_to_fit();
+        self.glue.shrink_to_fit();
+        self.glue_spans.shrink_to_fit();
+    }
+
     /// Octets held, for a cache's bound.
     pub fn weight(&self) -> usize {
         size_of::<Self>()

@@ -238,6 +238,10 @@ impl Catalog {
         }
         if known.certificate != certificate {
             known.rights_changed = known.verified.is_some();
+            if verified.external {
+                // Nobody will say so: it is no member.
+                known.liveness = Liveness::Alive;
+            }
             (known.verified, known.certificate) = (Some(verified), certificate);
             if known.disowned.take().is_some() {
                 state.show_whole(index, node, now);
@@ -438,6 +442,7 @@ pub fn fuzz_message(bytes: &[u8]) {
         id: message.node,
         name: crate::model::NodeName::parse("node").expect("well formed"),
         public_key: [0; 32],
+        external: false,
         not_after: u64::MAX,
         may_publish: Arc::new(|_| true),
     };

@@ -92,6 +92,7 @@ impl Speaker {
             id: self.id,
             name: NodeName::parse("node").expect("well formed"),
             public_key,
+            external: false,
             not_after: u64::MAX,
             may_publish: Arc::new(|_| true),
         });

@@ -63,6 +63,14 @@ impl LocalLog {
         })
     }
 
+    /// Takes back what this node says about itself: from then on neither it nor what it offers is shown to anybody.
+    pub fn remove_node(&self) {
+        self.catalog.write_own(|own| {
+            own.remove(Key::Node);
+            own.facts.set_record(None, &mut own.touched);
+        });
+    }
+
     /// Registers an instance, or changes the one with its id. The stamps are set here.
     ///
     /// # Errors

@@ -130,6 +130,11 @@ impl NodeState {
         }
     }
 
+    /// Membership has no say in it.
+    pub(super) fn is_external(&self) -> bool {
+        self.verified.as_ref().is_some_and(|node| node.external)
+    }
+
     fn is_shown(&self) -> bool {
         self.record.is_some()
             && self.disowned.is_none()
@@ -189,7 +194,7 @@ impl State {
     pub(super) fn set_liveness(&mut self, index: &Index, id: NodeId, liveness: Liveness, now: u64) {
         let node = self.node(id, now);
         let was = node.liveness;
-        if was == liveness {
+        if was == liveness || node.is_external() {
             return;
         }
         (node.liveness, node.since) = (liveness, now);
@@ -237,6 +242,7 @@ impl State {
     fn present_in(&self, zone: &str) -> usize {
         let counts = |node: &&NodeState| {
             node.liveness.is_present()
+                && !node.is_external()
                 && node.disowned.is_none()
                 && node
                     .record

@@ -23,6 +23,8 @@ pub struct TestCertificate {
     pub name: NodeName,
     /// Services that may be published; `*` = all.
     pub publish: Vec<String>,
+    /// It is for a node that is no member.
+    pub external: bool,
     /// Unix seconds.
     pub not_after: u64,
 }
@@ -47,6 +49,7 @@ impl Verifier for TestVerifier {
             id: NodeId::from_public_key(&certificate.public_key),
             name: certificate.name,
             public_key: certificate.public_key,
+            external: certificate.external,
             not_after: certificate.not_after,
             may_publish: Arc::new(move |service: &ServiceName| {
                 publish
@@ -93,6 +96,7 @@ impl TestNode {
             public_key,
             name: name.clone(),
             publish: vec!["*".to_owned()],
+            external: false,
             not_after: u64::MAX,
         };
         let options = Options {

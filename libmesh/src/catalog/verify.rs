@@ -44,6 +44,8 @@ pub struct VerifiedNode {
     pub name: NodeName,
     /// The raw Ed25519 public key.
     pub public_key: [u8; 32],
+    /// Its certificate is for one that is no member: it counts as alive, and its record has to say so, too.
+    pub external: bool,
     /// The certificate counts up to here: unix seconds.
     pub not_after: u64,
     /// Whether it may publish instances of a service.

@@ -102,6 +102,11 @@ impl NodeKey {
         })
     }
 
+    /// The key in PKCS#8 (DER), for keeping it elsewhere than in a file.
+    pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.pkcs8.to_vec())
+    }
+
     /// The node id that belongs to this key.
     pub fn node_id(&self) -> NodeId {
         self.id

@@ -18,8 +18,10 @@ pub enum SpiffeError {
         "{0:?} is not a trust domain: lower-case letters, digits, '.', '-' and '_', at most 255"
     )]
     TrustDomain(String),
-    /// The text is not one of the three forms that the mesh issues.
-    #[error("{0:?} is not a SPIFFE ID of a service, node or config signer of a mesh")]
+    /// The text is not one of the four forms that the mesh issues.
+    #[error(
+        "{0:?} is not a SPIFFE ID of a service, node, external node or config signer of a mesh"
+    )]
     Form(String),
 }
 
@@ -61,6 +63,7 @@ enum Path {
         service: ServiceName,
     },
     Node(NodeName),
+    External(NodeName),
     Config(Datacenter),
 }
 
@@ -85,6 +88,14 @@ impl SpiffeId {
         Self {
             trust_domain: trust_domain.clone(),
             path: Path::Node(name.clone()),
+        }
+    }
+
+    /// `spiffe://<td>/external/<name>`: who speaks for a node that is no member. It may do nothing but sign records.
+    pub fn external(trust_domain: &TrustDomain, name: &NodeName) -> Self {
+        Self {
+            trust_domain: trust_domain.clone(),
+            path: Path::External(name.clone()),
         }
     }
 
@@ -113,6 +124,7 @@ impl SpiffeId {
                 service: ServiceName::parse(service).map_err(|_| bad())?,
             },
             ["node", name] => Path::Node(NodeName::parse(name).map_err(|_| bad())?),
+            ["external", name] => Path::External(NodeName::parse(name).map_err(|_| bad())?),
             ["dc", datacenter, "config"] => {
                 Path::Config(Datacenter::parse(datacenter).map_err(|_| bad())?)
             }
@@ -147,6 +159,14 @@ impl SpiffeId {
         }
     }
 
+    /// The name of the node that is no member, if this is the ID of who speaks for one.
+    pub fn as_external(&self) -> Option<&NodeName> {
+        match &self.path {
+            Path::External(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// The datacenter whose config bundles this ID may sign, if it is such an ID.
     pub fn as_config_signer(&self) -> Option<&Datacenter> {
         match &self.path {
@@ -159,7 +179,7 @@ impl SpiffeId {
     pub fn datacenter(&self) -> Option<&Datacenter> {
         match &self.path {
             Path::Service { datacenter, .. } | Path::Config(datacenter) => Some(datacenter),
-            Path::Node(_) => None,
+            Path::Node(_) | Path::External(_) => None,
         }
     }
 }
@@ -173,6 +193,7 @@ impl fmt::Display for SpiffeId {
                 service,
             } => write!(f, "/ns/default/dc/{datacenter}/svc/{service}"),
             Path::Node(name) => write!(f, "/node/{name}"),
+            Path::External(name) => write!(f, "/external/{name}"),
             Path::Config(datacenter) => write!(f, "/dc/{datacenter}/config"),
         }
     }

@@ -29,11 +29,11 @@ impl Verifier for NodeVerifier {
             .0
             .verify(chain, SystemTime::now())
             .map_err(|error| error.to_string())?;
-        let name = leaf
-            .spiffe
-            .as_node()
-            .ok_or_else(|| format!("{} is not a node", leaf.spiffe))?
-            .clone();
+        let (node, external) = (leaf.spiffe.as_node(), leaf.spiffe.as_external());
+        let name = node
+            .or(external)
+            .ok_or_else(|| format!("{} is not a node", leaf.spiffe))?;
+        let (name, external) = (name.clone(), external.is_some());
         let public_key = leaf
             .ed25519()
             .ok_or_else(|| format!("the key of {} is not Ed25519", leaf.spiffe))?;
@@ -47,6 +47,7 @@ impl Verifier for NodeVerifier {
             id: leaf.node_id,
             name,
             public_key,
+            external,
             not_after,
             may_publish: Arc::new(move |service| rights.allows(service)),
         })
@@ -77,7 +78,8 @@ impl Servers {
         let nodes = self.catalog.nodes();
         let servers = nodes
             .iter()
-            .filter(|node| node.record.roles.server && node.record.id != own);
+            .filter(|node| node.record.roles.server && node.record.is_member())
+            .filter(|node| node.record.id != own);
         let present = servers.filter(|node| node.liveness.is_present());
         let mut targets: Vec<Target> = present
             .map(|node| Target {
@@ -99,7 +101,8 @@ impl Servers {
         let nodes = self.catalog.nodes();
         let others = nodes
             .iter()
-            .filter(|node| node.record.id != own && node.liveness.is_present());
+            .filter(|node| node.record.id != own && node.record.is_member())
+            .filter(|node| node.liveness.is_present());
         others
             .map(|node| Target::node(node.record.socket_addr(), node.record.name.clone()))
             .collect()

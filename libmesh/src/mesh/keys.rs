@@ -322,7 +322,8 @@ impl Mesh {
         let own = self.id();
         let mut targets: Vec<(NodeName, Target)> = Vec::new();
         for node in self.catalog().nodes() {
-            if node.record.id != own && node.liveness.is_present() {
+            let member = node.record.is_member() && node.liveness.is_present();
+            if node.record.id != own && member {
                 let name = node.record.name.clone();
                 let target = Target::node(node.record.socket_addr(), name.clone());
                 targets.push((name, target));

@@ -144,7 +144,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         .merge(config.routes.clone());
     let server = Server::new(identity.clone(), router, config.limits.clone());
     tasks.spawn(server.run(tcp, stop.clone()));
-    tasks.spawn(plane.run(Members::from(&membership), stop.clone()));
+    tasks.spawn(plane.clone().run(Members::from(&membership), stop.clone()));
     tasks.spawn(bundle::follow(
         bundles.clone(),
         client.clone(),
@@ -221,6 +221,7 @@ pub(super) async fn start(config: Config) -> Result<Mesh, MeshError> {
         directory,
         lock: Mutex::new(lock),
         membership,
+        plane,
         bundles,
         client,
         certificates,
@@ -358,6 +359,7 @@ fn catalog(
         locality: locality(config),
         meta: config.meta.clone(),
         version: config.version.clone(),
+        external: None,
     })?;
     Ok(catalog)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::instance::check_meta;
-use super::{Datacenter, InvalidField, Locality, NodeName, limits};
+use super::{Datacenter, InvalidField, Locality, NodeName, checked, limits};
 
 /// Identity of a node: the first 16 bytes of the SHA-256 of its public key (SubjectPublicKeyInfo, DER).
 ///
@@ -105,6 +105,15 @@ pub struct Roles {
     pub server: bool,
 }
 
+/// What is said of a node that is no member of the mesh: somebody registered it, no membership protocol watches over it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// The id that it was registered with, if any.
+    pub uuid: Option<[u8; 16]>,
+    /// Further addresses, by name (`lan`, `wan`, …).
+    pub tagged_addresses: BTreeMap<Arc<str>, Arc<str>>,
+}
+
 /// What a node publishes about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -126,6 +135,9 @@ pub struct NodeRecord {
     pub meta: BTreeMap<Arc<str>, Arc<str>>,
     /// Version of the software it runs.
     pub version: Arc<str>,
+    /// Set for one that is no member: others speak for it, with a certificate that says so. It is shown while it is
+    /// registered, whatever membership thinks.
+    pub external: Option<Box<External>>,
 }
 
 impl NodeRecord {
@@ -146,6 +158,7 @@ impl NodeRecord {
             locality: Locality::default(),
             meta: BTreeMap::new(),
             version: Arc::from(env!("CARGO_PKG_VERSION")),
+            external: None,
         }
     }
 
@@ -168,6 +181,11 @@ impl NodeRecord {
             .map_or(self.datacenter.as_str(), |zone| zone)
     }
 
+    /// Whether it takes part in membership and answers calls.
+    pub fn is_member(&self) -> bool {
+        self.external.is_none()
+    }
+
     /// Checks what the types alone do not.
     ///
     /// # Errors
@@ -175,6 +193,17 @@ impl NodeRecord {
     /// [`limits::VERSION_BYTES`].
     pub fn validate(&self) -> Result<(), InvalidField> {
         check_meta(self.meta.iter())?;
+        if let Some(external) = &self.external {
+            checked::count(
+                "tagged addresses",
+                external.tagged_addresses.len(),
+                limits::TAGGED_ADDRESSES,
+            )?;
+            for (tag, address) in &external.tagged_addresses {
+                checked::tag(tag)?;
+                checked::host("tagged addresses", address)?;
+            }
+        }
         self.locality.validate()?;
         if self.version.len() > limits::VERSION_BYTES {
             return Err(InvalidField::new(

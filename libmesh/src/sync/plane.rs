@@ -5,12 +5,11 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -97,7 +96,7 @@ pub(super) struct Inner {
     /// Tells this life of the replica from others, whose revisions mean nothing here.
     pub(super) life: u64,
     /// Peers were asked, or there are none.
-    pub(super) caught_up: AtomicBool,
+    pub(super) caught_up: watch::Sender<bool>,
 }
 
 pub(super) struct Shared {
@@ -134,7 +133,7 @@ impl Plane {
                 stop: CancellationToken::new(),
                 subscribers: Subscribers::default(),
                 life: rand::random_range(1..=u64::MAX),
-                caught_up: AtomicBool::new(false),
+                caught_up: watch::Sender::new(false),
             }),
         }
     }
@@ -150,6 +149,21 @@ impl Plane {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+    }
+
+    /// Becomes true when peers were asked for what they have, or there are none.
+    pub fn caught_up(&self) -> watch::Receiver<bool> {
+        self.inner.caught_up.subscribe()
+    }
+
+    /// Takes in what another node says that has no plane of its own, and tells peers.
+    pub async fn introduce(&self, messages: Vec<Bytes>) {
+        let taken = self.take_in(messages).await;
+        let own = self.inner.catalog.own();
+        let mut shared = self.inner.shared.lock();
+        let now = self.now();
+        shared.tree.fetched(now, own, &taken.new);
+        self.act(&mut shared);
     }
 
     /// Serves `/catalog/push` of `from`.

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -98,7 +97,7 @@ impl Plane {
         frames: Frames,
     ) -> Result<(), SubscribeError> {
         let asked = Subscribe::decode(body)?;
-        if !self.inner.caught_up.load(Ordering::Acquire) {
+        if !*self.inner.caught_up.borrow() {
             return Err(SubscribeError::Early);
         }
         let seat = self.inner.subscribers.seat(from)?;

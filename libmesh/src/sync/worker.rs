@@ -1,7 +1,6 @@
 //! The task of a [`Plane`]: members, the pace of our own changes, comparisons, and time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -220,7 +219,7 @@ impl Worker {
         match result {
             Ok(found) => {
                 self.silent.remove(&with.id);
-                self.plane.inner.caught_up.store(true, Ordering::Release);
+                self.plane.inner.caught_up.send_replace(true);
                 if found.lacked > FEW {
                     self.next_exchange = self.next_exchange.min(soon);
                 }
@@ -238,7 +237,7 @@ impl Worker {
     fn alone(&self) {
         let alone = self.plane.inner.shared.lock().peers.is_empty();
         if alone && self.plane.now() >= ALONE {
-            self.plane.inner.caught_up.store(true, Ordering::Release);
+            self.plane.inner.caught_up.send_replace(true);
         }
     }
 

@@ -66,7 +66,8 @@ async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
 
 async fn members(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     let nodes = inner.catalog.nodes();
-    let list: Vec<_> = nodes.iter().map(|node| member(node)).collect();
+    let members = nodes.iter().filter(|node| node.record.is_member());
+    let list: Vec<_> = members.map(|node| member(node)).collect();
     Ok(json_reply(StatusCode::OK, &list))
 }
 

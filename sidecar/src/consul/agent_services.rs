@@ -115,6 +115,30 @@ type Parsed = (Instance, Vec<Check>);
 
 fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
+    let one = fields.take("Check");
+    let many = fields.items("Checks")?;
+    let instance = instance(&name, fields)?;
+
+    let given: Vec<Value> = one.into_iter().chain(many).collect();
+    let several = given.len() > 1;
+    let checks = given.into_iter().enumerate().map(|(at, check)| {
+        let number = several.then_some(at + 1);
+        agent_checks::of_service(inner, Fields::of(check)?, &instance, number)
+    });
+    let checks = checks.collect::<Result<_, _>>()?;
+    Ok((instance, checks))
+}
+
+/// The service of `/v1/catalog/register`.
+pub fn external(mut fields: Fields) -> Result<Instance, Refused> {
+    let name = fields.text("Service")?;
+    fields.ignore(&["CreateIndex", "ModifyIndex", "PeerName"]);
+    // An empty one asks for nothing, as everywhere.
+    fields.unsupported(&["Check", "Checks"])?;
+    instance(&name, fields)
+}
+
+fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
     let meta = fields.pairs("Meta")?;
@@ -127,8 +151,6 @@ fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
     let locality = fields.take("Locality").map(locality).transpose()?;
     let proxy = fields.take("Proxy").map(proxy).transpose()?.flatten();
     let weights = fields.take("Weights").map(weights).transpose()?;
-    let one = fields.take("Check");
-    let many = fields.items("Checks")?;
     fields.unsupported(&["Connect", "SocketPath"])?;
     fields.ignore(&["Token", "Namespace", "Partition"]);
     fields.finish()?;
@@ -140,7 +162,7 @@ fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
         return Err(bad_request("Invalid service address"));
     }
     let invalid = |error| bad_request(format!("Invalid service: {error}"));
-    let service = ServiceName::parse(&name).map_err(invalid)?;
+    let service = ServiceName::parse(name).map_err(invalid)?;
     let port = number(port)?;
     let mut instance = Instance::new(service, port).map_err(invalid)?;
     if !id.is_empty() {
@@ -172,15 +194,7 @@ fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
         instance.ports = ports.into_iter().map(|(port, _)| port).collect();
     }
     instance.validate().map_err(invalid)?;
-
-    let given: Vec<Value> = one.into_iter().chain(many).collect();
-    let several = given.len() > 1;
-    let checks = given.into_iter().enumerate().map(|(at, check)| {
-        let number = several.then_some(at + 1);
-        agent_checks::of_service(inner, Fields::of(check)?, &instance, number)
-    });
-    let checks = checks.collect::<Result<_, _>>()?;
-    Ok((instance, checks))
+    Ok(instance)
 }
 
 fn shared(pairs: &BTreeMap<String, String>) -> Meta {

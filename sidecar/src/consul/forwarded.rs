@@ -24,6 +24,8 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     for (methods, path) in [
         ("GET PUT DELETE", "/v1/kv/*key"),
         ("PUT", "/v1/txn"),
+        ("PUT", "/v1/catalog/register"),
+        ("PUT", "/v1/catalog/deregister"),
         ("PUT", "/v1/session/destroy/*id"),
         ("PUT", "/v1/session/renew/*id"),
         ("GET", "/v1/session/info/*id"),

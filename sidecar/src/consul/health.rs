@@ -86,7 +86,7 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .flat_map(|node| inner.catalog.instances_on(&node.record.id))
         .collect();
     let of_nodes = nodes.iter().flat_map(|node| {
-        let membership = fits(membership(node)).then(|| render::member_check(node));
+        let membership = render::member_check(node).filter(|_| fits(membership(node)));
         let own = node.checks.iter().filter(|check| fits(check.status));
         let own = own.map(|check| render::check(&inner, node, check, None));
         membership.into_iter().chain(own)
@@ -119,7 +119,8 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .checks
         .iter()
         .map(|check| render::check(&inner, &node, check, None));
-    let list: Vec<_> = std::iter::once(render::member_check(&node))
+    let list: Vec<_> = render::member_check(&node)
+        .into_iter()
         .chain(own)
         .chain(instances.iter().flat_map(|view| own_checks(&inner, view)))
         .collect();

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 use libmesh::{
     catalog::{InstanceView, NodeView},
     health::How,
-    model::{CheckRecord, Health, Host, Instance, Kind, Liveness, Meta, NodeId},
+    model::{CheckRecord, Health, Host, Instance, Kind, Liveness, Meta, NodeId, NodeRecord},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -23,8 +23,8 @@ pub struct Node<'a> {
     node: &'a str,
     address: IpAddr,
     datacenter: &'a str,
-    tagged_addresses: Strings<'a>,
-    meta: Strings<'a>,
+    tagged_addresses: Option<Strings<'a>>,
+    meta: Option<Strings<'a>>,
     create_index: u64,
     modify_index: u64,
 }
@@ -142,8 +142,8 @@ pub struct CatalogEntry<'a> {
     node: &'a str,
     address: IpAddr,
     datacenter: &'a str,
-    tagged_addresses: Strings<'a>,
-    node_meta: Strings<'a>,
+    tagged_addresses: Option<Strings<'a>>,
+    node_meta: Option<Strings<'a>>,
     service_kind: &'static str,
     #[serde(rename = "ServiceID")]
     service_id: &'a str,
@@ -183,39 +183,67 @@ pub fn status(health: Health) -> &'static str {
 pub fn node(view: &NodeView) -> Node<'_> {
     let record = &view.record;
     Node {
-        id: uuid(&record.id),
+        id: node_id(record),
         node: record.name.as_str(),
         address: record.address,
         datacenter: record.datacenter.as_str(),
-        tagged_addresses: node_addresses(record.address),
-        meta: node_meta(view),
+        tagged_addresses: node_addresses(record),
+        meta: shown_meta(view),
         create_index: view.revision,
         modify_index: view.revision,
     }
 }
 
-fn node_addresses(address: IpAddr) -> Strings<'static> {
+/// A member's own id; of others the one they were registered with.
+fn node_id(record: &NodeRecord) -> String {
+    match &record.external {
+        None => uuid(&record.id),
+        Some(external) => {
+            let given = external.uuid.map(uuid::Uuid::from_bytes);
+            given.map(|uuid| uuid.to_string()).unwrap_or_default()
+        }
+    }
+}
+
+/// A member's, by all the names that Consul gives them; of others those they were registered with.
+fn node_addresses(record: &NodeRecord) -> Option<Strings<'_>> {
+    if let Some(external) = &record.external {
+        let given = external.tagged_addresses.iter();
+        let given: Strings<'_> = given
+            .map(|(tag, address)| (&**tag, Cow::Borrowed(&**address)))
+            .collect();
+        return (!given.is_empty()).then_some(given);
+    }
+    let address = record.address;
     let (lan, wan) = match address {
         IpAddr::V4(_) => ("lan_ipv4", "wan_ipv4"),
         IpAddr::V6(_) => ("lan_ipv6", "wan_ipv6"),
     };
     let text = || Cow::Owned(address.to_string());
-    BTreeMap::from([
+    Some(BTreeMap::from([
         ("lan", text()),
         ("wan", text()),
         (lan, text()),
         (wan, text()),
-    ])
+    ]))
 }
 
-/// A node's own pairs, and the two that Consul adds.
+/// Without pairs, one that is no member has none at all.
+fn shown_meta(view: &NodeView) -> Option<Strings<'_>> {
+    let meta = node_meta(view);
+    (view.record.is_member() || !meta.is_empty()).then_some(meta)
+}
+
+/// A node's own pairs, and the two that Consul adds for members.
 pub fn node_meta(view: &NodeView) -> Strings<'_> {
     let own = view.record.meta.iter();
     let mut meta: Strings<'_> = own
         .map(|(key, value)| (&**key, Cow::Borrowed(&**value)))
         .collect();
-    meta.insert("consul-network-segment", Cow::Borrowed(""));
-    meta.insert("consul-version", Cow::Borrowed(&view.record.version));
+    if view.record.is_member() {
+        meta.insert("consul-network-segment", Cow::Borrowed(""));
+        meta.insert("consul-version", Cow::Borrowed(&view.record.version));
+    }
     meta
 }
 
@@ -345,12 +373,12 @@ pub fn agent_service(inner: &Inner, instance: &Instance) -> Value {
 pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
     let (record, instance) = (&view.node.record, &*view.instance);
     CatalogEntry {
-        id: uuid(&record.id),
+        id: node_id(record),
         node: record.name.as_str(),
         address: record.address,
         datacenter: record.datacenter.as_str(),
-        tagged_addresses: node_addresses(record.address),
-        node_meta: node_meta(&view.node),
+        tagged_addresses: node_addresses(record),
+        node_meta: shown_meta(&view.node),
         service_kind: instance.kind.as_str(),
         service_id: instance.id.as_str(),
         service_name: instance.service.as_str(),
@@ -380,9 +408,7 @@ pub fn health_entry<'a>(inner: &Inner, view: &'a InstanceView) -> HealthEntry<'a
     HealthEntry {
         node: node(&view.node),
         service: service(&view.instance),
-        checks: std::iter::once(member_check(&view.node))
-            .chain(own)
-            .collect(),
+        checks: member_check(&view.node).into_iter().chain(own).collect(),
     }
 }
 
@@ -475,13 +501,16 @@ fn any_check<'a>(
     }
 }
 
-/// What membership thinks, as the check that Consul's clients know by this name.
-pub fn member_check(node: &NodeView) -> Check<'_> {
+/// What membership thinks, as the check that Consul's clients know by this name; nothing of one that is no member.
+pub fn member_check(node: &NodeView) -> Option<Check<'_>> {
+    if !node.record.is_member() {
+        return None;
+    }
     let (status, output) = match node.liveness {
         Liveness::Alive | Liveness::Suspect => (Health::Passing, "Agent alive and reachable"),
         Liveness::Down | Liveness::Left => (Health::Critical, "Agent not live or unreachable"),
     };
-    Check {
+    Some(Check {
         node: node.record.name.as_str(),
         check_id: "serfHealth",
         name: "Serf Health Status",
@@ -498,5 +527,5 @@ pub fn member_check(node: &NodeView) -> Check<'_> {
         definition: Empty {},
         create_index: node.revision,
         modify_index: node.revision,
-    }
+    })
 }

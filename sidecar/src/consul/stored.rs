@@ -4,6 +4,7 @@
 //! Agents reach it through [`Forward`](crate::forward::Forward); a server mounts [`routes`] behind its own.
 //! [`Pairs`] are the plain keys of one namespace as one caller may see and change them; their index is the ledger's.
 
+pub mod external;
 mod intentions;
 mod kv;
 mod pairs;

@@ -74,6 +74,17 @@ impl Authority {
         Ok(issued)
     }
 
+    /// A certificate for the key that speaks for a node that is no member.
+    pub fn external(&self, name: &NodeName, csr: &[u8]) -> Result<Issued, SourceError> {
+        let uri = SpiffeId::external(&self.cluster.trust_domain, name);
+        self.sign(
+            &uri,
+            self.node_ttl,
+            vec![server_rights().to_extension()],
+            csr,
+        )
+    }
+
     /// A certificate for a service.
     pub fn service(
         &self,

@@ -190,7 +190,9 @@ async fn admit(shared: &Shared, asked: &JoinRequest) -> Result<JoinReply, Refusa
 fn seeds(mesh: &Mesh) -> Vec<std::net::SocketAddr> {
     let mut seeds = vec![mesh.addr()];
     let nodes = mesh.catalog().nodes();
-    let present = nodes.iter().filter(|node| node.liveness.is_present());
+    let present = nodes
+        .iter()
+        .filter(|node| node.record.is_member() && node.liveness.is_present());
     seeds.extend(present.map(|node| node.record.socket_addr()).take(8));
     seeds.dedup();
     seeds

@@ -49,7 +49,7 @@ fn replica() -> (Plane, [TestNode; 2]) {
         owner.send_to(&own.catalog);
     }
     let plane = Plane::new(own.catalog, Arc::new(Nowhere), Config::default());
-    plane.inner.caught_up.store(true, Ordering::Release);
+    plane.inner.caught_up.send_replace(true);
     (plane, owners)
 }
 
@@ -211,7 +211,7 @@ async fn much_comes_in_several_frames_and_is_complete_with_the_last() {
 #[tokio::test]
 async fn a_replica_that_has_just_started_refuses() {
     let (plane, _) = replica();
-    plane.inner.caught_up.store(false, Ordering::Release);
+    plane.inner.caught_up.send_replace(false);
     let body = Subscribe {
         life: 0,
         follows: vec![],

@@ -28,6 +28,7 @@ fn part(n: u8, at: u64, port: u16, liveness: Liveness) -> Part {
         locality: Default::default(),
         meta: Default::default(),
         version: "1".into(),
+        external: None,
     };
     let shown = Shown {
         instance: Instance::new(name(), port).unwrap(),
