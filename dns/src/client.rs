@@ -74,6 +74,22 @@ pub struct Answer {
     pub data: Vec<RData>,
 }
 
+impl Answer {
+    /// The response code as `dig` prints it.
+    pub fn code_name(&self) -> String {
+        let known = match self.code {
+            ResponseCode::NoError => "NOERROR",
+            ResponseCode::FormErr => "FORMERR",
+            ResponseCode::ServFail => "SERVFAIL",
+            ResponseCode::NXDomain => "NXDOMAIN",
+            ResponseCode::NotImp => "NOTIMP",
+            ResponseCode::Refused => "REFUSED",
+            other => return format!("RCODE{}", u16::from(other)),
+        };
+        known.to_owned()
+    }
+}
+
 /// Asks `server` for `name` and record type `kind` ("A", "SRV", ...) once, without retries.
 pub async fn query(
     server: SocketAddr,

@@ -130,6 +130,7 @@ impl Shared {
             recursion: self.recurses(),
             max_answers: usize::MAX,
             say_truncated: false,
+            in_step: false,
             serial: (self.zone.catalog().revision() / 1_000_000) as u32,
         };
         let mut reply = vec![0; TCP_MAX];
@@ -346,6 +347,7 @@ impl Responder {
                 usize::MAX
             },
             say_truncated: via == Via::Udp && self.shared.say_truncated,
+            in_step: self.shared.manner == Manner::Consul,
             // Unix seconds: the catalog's revision is in µs.
             serial: (self.revision / 1_000_000) as u32,
         };
@@ -411,6 +413,7 @@ impl Shared {
             recursion: self.recurses(),
             max_answers: usize::MAX,
             say_truncated: false,
+            in_step: false,
             serial: 0,
         };
         envelope.fill_error(code, out)

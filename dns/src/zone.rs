@@ -6,7 +6,6 @@
 //! are used when nothing better is there; the latter with a short TTL and the extended error "Stale Answer".
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use libmesh::catalog::{Catalog, NodeView};
@@ -174,6 +173,18 @@ impl Zone {
         Some(Answer { template, depends })
     }
 
+    /// TXT data of a node's metadata, and of what Consul adds to that of members.
+    fn texts(&self, node: &NodeView) -> Vec<Vec<u8>> {
+        let record = &node.record;
+        let own = record.meta.iter().map(|(key, value)| text(key, value));
+        let mut texts: Vec<_> = own.collect();
+        if self.manner == Manner::Consul && record.is_member() {
+            texts.push(text("consul-network-segment", ""));
+            texts.push(text("consul-version", &record.version));
+        }
+        texts
+    }
+
     /// `web.virtual` or `web.service`.
     fn service_of(&self, ip: IpAddr) -> Option<String> {
         if let Some(name) = self.virtual_ips.service(ip) {
@@ -268,13 +279,13 @@ impl Ask<'_> {
         let ttl = seconds(self.zone.ttl.node);
         push_addresses(&mut template, self.rtype, ttl, [node.ip()].into_iter());
         if matches!(self.rtype, rtype::TXT | rtype::ANY) {
-            for text in texts(&node) {
+            for text in self.zone.texts(&node) {
                 template.push_answer(rtype::TXT, ttl, &text);
             }
         }
         if self.zone.manner == Manner::Consul {
             if template.answers() > 0 && matches!(self.rtype, rtype::A | rtype::AAAA) {
-                for text in texts(&node) {
+                for text in self.zone.texts(&node) {
                     template.push_extra_of_question(rtype::TXT, ttl, &text);
                 }
             }
@@ -431,12 +442,6 @@ fn text_labels(wire: &[u8]) -> Option<Vec<&str>> {
                 .filter(|text| text.is_ascii() && !text.contains('.'))
         })
         .collect()
-}
-
-/// TXT data of a node's metadata.
-fn texts(node: &Arc<NodeView>) -> impl Iterator<Item = Vec<u8>> {
-    let meta = &node.record.meta;
-    meta.iter().map(|(key, value)| text(key, value))
 }
 
 /// TXT data of a metadata pair: `key=value` (RFC 1464), or the value alone for keys that start with `rfc1035-`, cut

@@ -366,6 +366,9 @@ pub struct Envelope<'q> {
     pub max_answers: usize,
     /// Set TC when answers had to be left out.
     pub say_truncated: bool,
+    /// Show no answer whose additional records do not fit. Else they alone are left out where all answers fit (RFC 2181
+    /// §9).
+    pub in_step: bool,
     /// SOA serial.
     pub serial: u32,
 }
@@ -442,7 +445,8 @@ impl Envelope<'_> {
         let written = if template.targets.is_empty() {
             fill_plain(template, scratch, &mut out, end, most)
         } else {
-            fill_with_glue(template, scratch, &mut out, end, most)
+            let in_step = self.in_step;
+            fill_with_glue(template, scratch, &mut out, end, (most, in_step))
         };
         let (mut flags, rcode) = self.flags_and_rcode(template.rcode, template.authoritative);
         flags |= rcode & 0xF;
@@ -584,12 +588,13 @@ fn fill_with_glue(
     scratch: &mut Scratch,
     out: &mut Writer<'_>,
     end: usize,
-    most: usize,
+    (most, in_step): (usize, bool),
 ) -> Written {
     scratch.choose(template, most);
     scratch.placed.clear();
     scratch.placed.resize(template.targets.len(), 0);
-    let all_answers_fit = most == template.answers.len() && out.at + template.body.len() <= end;
+    let all_answers_fit =
+        !in_step && most == template.answers.len() && out.at + template.body.len() <= end;
 
     let mut answers = 0;
     let mut glue_len = 0;

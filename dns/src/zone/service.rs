@@ -9,7 +9,7 @@ use libmesh::catalog::{InstanceView, Select, ServiceView};
 use libmesh::model::{Host, Kind, NodeRecord};
 
 use super::names::{self, Reading, Way};
-use super::{Answer, Ask, Depends, below, node_name, push_glue, seconds, texts};
+use super::{Answer, Ask, Depends, below, node_name, push_glue, seconds};
 use crate::config::Manner;
 use crate::wire::name;
 use crate::wire::template::{TargetId, Template};
@@ -238,7 +238,7 @@ impl Ask<'_> {
                     push_glue(template, node_ttl, ip);
                 }
                 if self.zone.manner == Manner::Consul && place.host.is_none() {
-                    for text in texts(node) {
+                    for text in self.zone.texts(node) {
                         template.push_glue(rtype::TXT, node_ttl, &text);
                     }
                 }

@@ -20,7 +20,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("query-srv", "there are no prepared queries"),
     (
         "many-srv-udp-edns-1232",
-        "a cut reply keeps its OPT record (RFC 6891 §6.1.1), which leaves room for one record less",
+        "a cut reply keeps its OPT record (RFC 6891 §6.1.1), which leaves room for one location less",
     ),
     ("many-srv-udp-edns-600", "a cut reply keeps its OPT record"),
 ];
@@ -38,9 +38,7 @@ fn mesh() -> Mesh {
     let mut mesh = Mesh::named(&[("me", "127.0.0.1")]);
     let server = &mut mesh.nodes[0];
     server.record.roles.server = true;
-    for (key, value) in [("consul-network-segment", ""), ("consul-version", "1.21.4")] {
-        server.record.meta.insert(Arc::from(key), Arc::from(value));
-    }
+    server.record.version = Arc::from("1.21.4");
     server.publish().unwrap();
     mesh.put(1, instance("consul", 8300));
 
@@ -49,6 +47,9 @@ fn mesh() -> Mesh {
         |mesh: &mut Mesh, node: &'static str, ip: &str, meta: bool, instance: Instance| {
             let number = *nodes.entry(node).or_insert_with(|| {
                 let mut new = TestNode::new(node, ip.parse().unwrap());
+                new.certificate.external = true;
+                new.record.external = Some(Box::default());
+                new.publish().unwrap();
                 if meta {
                     for (key, value) in [("zone", "z1"), ("rfc1035-plain", "raw")] {
                         new.record.meta.insert(Arc::from(key), Arc::from(value));

@@ -1,4 +1,5 @@
 mod belief;
+mod external;
 mod lazy;
 mod log;
 mod quota;

@@ -86,7 +86,7 @@ impl Query {
             name: &self.name,
             r#type: &self.kind,
             server,
-            code: answer.code.to_str().to_owned(),
+            code: answer.code_name(),
             truncated: answer.truncated,
             stale: answer.stale,
             answer: &answer.lines,

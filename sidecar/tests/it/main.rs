@@ -5,6 +5,7 @@ mod agent;
 mod cli;
 mod crash;
 mod events;
+mod external;
 mod host;
 #[cfg(target_os = "linux")]
 mod memory;

@@ -154,7 +154,7 @@ impl Agent {
         Agent::spawn(command(config))
     }
 
-    fn spawn(mut command: Command) -> Agent {
+    pub fn spawn(mut command: Command) -> Agent {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = log_lines(&mut child);
         let started = next_log(&log, "agent started");
@@ -205,6 +205,20 @@ impl Agent {
     pub async fn put(&self, path: &str, body: &str) {
         let (status, body) = self.ask(Method::PUT, path, body).await;
         assert_eq!(status, 200, "{path}: {body}");
+    }
+
+    /// Puts again and again until it is taken: the server may be on its way back.
+    pub async fn until_put(&self, path: &str, token: &str, body: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let path = format!("{path}?token={token}");
+        loop {
+            let (status, answer) = self.ask(Method::PUT, &path, body).await;
+            if status == 200 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{path}: {status} {answer}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Asks again and again until `path` answers what `met` wants.

@@ -22,6 +22,7 @@ fn envelope(limit: usize) -> Envelope<'static> {
         recursion: false,
         max_answers: usize::MAX,
         say_truncated: true,
+        in_step: false,
         serial: 0x0102_0304,
     }
 }

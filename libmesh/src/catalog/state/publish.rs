@@ -199,7 +199,9 @@ impl State {
     /// Takes the node itself from the index, when it is no longer to be found.
     fn hide(&self, index: &Index, id: NodeId) {
         let node = &self.nodes[&id];
-        if node.liveness == Liveness::Left || node.disowned.is_some() {
+        // Membership does not say so of one that is no member: that nothing is said of it any more does.
+        let unsaid = node.is_external() && node.record.is_none();
+        if node.liveness == Liveness::Left || node.disowned.is_some() || unsaid {
             index.remove_node(&id);
         }
     }
