@@ -40,7 +40,7 @@ const ROUNDS: usize = 3;
 const KNOT_BAR: Bar = Bar::AtMost(1.05);
 const HICKORY_BAR: Bar = Bar::AtLeast(1.7);
 /// How much more a query may cost when the answers do not fit the processor's caches.
-const MANY_BAR: Bar = Bar::AtMost(1.5);
+const MANY_BAR: Bar = Bar::AtMost(1.25);
 const CHANGES_BAR: Bar = Bar::AtLeast(0.85);
 /// Stretch: what answering may cost beyond receiving and sending.
 const ECHO_STRETCH: f64 = 1.25;

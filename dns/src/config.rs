@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
 use std::time::Duration;
 
 use libmesh::model::Datacenter;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::wire::name::Domain;
 use crate::zone::virtual_ips::VirtualIps;
@@ -54,8 +56,10 @@ pub struct Config {
     pub udp_answer_limit: Option<NonZeroUsize>,
     /// Say that a UDP reply was cut (TC bit), so that the asker comes again over TCP. Default true.
     pub say_truncated: bool,
-    /// Limits of the TCP side.
+    /// Limits of the TCP side, with and without TLS each.
     pub tcp: TcpLimits,
+    /// DNS over TLS (RFC 7858): where to listen, and what to show. Default: not served.
+    pub tls: Option<(Vec<SocketAddr>, Arc<ServerConfig>)>,
     /// How many replies over UDP somebody can cause who may not be who he says he is. Default: [`RateLimit::Public`]
     /// with 200.
     pub rate_limit: RateLimit,
@@ -199,6 +203,7 @@ impl Default for Config {
             udp_answer_limit: None,
             say_truncated: true,
             tcp: TcpLimits::default(),
+            tls: None,
             rate_limit: RateLimit::default(),
             upstreams: Upstreams::None,
             forward: Vec::new(),

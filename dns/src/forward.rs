@@ -383,13 +383,12 @@ fn failure(shared: &Shared, request: &[u8], out: &mut [u8]) -> usize {
         }) => shared.error(
             header,
             Some(&question),
-            edns,
-            Some(EDE_NETWORK_ERROR),
+            edns.map(|edns| shared.edns(edns, Some(EDE_NETWORK_ERROR), None)),
             rcode::SERVFAIL,
             out,
         ),
         Request::Other(header, question) => {
-            shared.error(header, question.as_ref(), None, None, rcode::SERVFAIL, out)
+            shared.error(header, question.as_ref(), None, rcode::SERVFAIL, out)
         }
         Request::Malformed(_) | Request::Ignore => 0,
     }

@@ -20,6 +20,7 @@
 
 pub mod client;
 pub mod config;
+mod cookie;
 mod forward;
 #[doc(hidden)]
 pub mod fuzz;

@@ -5,12 +5,15 @@
 //! service when something did: a busy service does not make the answers of others be built again.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 use crate::config::{Config, Manner, Upstreams};
+use crate::cookie::Cookies;
 use crate::limit::Verdict;
 use crate::stats::Stats;
 use crate::wire::message::{Edns, Header, Query, Question, Request};
@@ -56,6 +59,7 @@ pub struct Shared {
     forwards: bool,
     /// The domains that have upstreams of their own.
     forwarded: Vec<Domain>,
+    cookies: Cookies,
 }
 
 impl Shared {
@@ -75,6 +79,7 @@ impl Shared {
                 .iter()
                 .map(|(zone, _)| zone.clone())
                 .collect(),
+            cookies: Cookies::new(),
         }
     }
 
@@ -172,6 +177,8 @@ pub struct Responder {
     revision: u64,
     cache: Cache,
     scratch: Scratch,
+    /// Who asks just now, if that is known.
+    asker: Option<IpAddr>,
 }
 
 impl Responder {
@@ -197,6 +204,7 @@ impl Responder {
             revision,
             cache: Cache::default(),
             scratch,
+            asker: None,
         }
     }
 
@@ -206,8 +214,41 @@ impl Responder {
     }
 
     /// Reads one request and writes its reply into `out`: at least [`Self::UDP_BUFFER`] octets for UDP, 65,535 for
-    /// TCP.
+    /// TCP. Cookies are for those whose address is known: see [`respond_to`](Self::respond_to).
     pub fn respond(&mut self, request: &[u8], via: Via, out: &mut [u8]) -> Outcome {
+        self.asker = None;
+        self.answer(request, via, out)
+    }
+
+    /// The same for a request of `from`.
+    pub fn respond_to(
+        &mut self,
+        request: &[u8],
+        via: Via,
+        from: IpAddr,
+        out: &mut [u8],
+    ) -> Outcome {
+        self.asker = Some(from);
+        self.answer(request, via, out)
+    }
+
+    /// Whether a request shows a cookie that its sender can only have from us.
+    pub(crate) fn knows(&self, request: &[u8], from: IpAddr) -> bool {
+        let Request::Query(Query {
+            edns:
+                Some(Edns {
+                    cookie: Some(cookie),
+                    ..
+                }),
+            ..
+        }) = Request::parse(request)
+        else {
+            return false;
+        };
+        self.shared.cookies.check(cookie, from, now()).known
+    }
+
+    fn answer(&mut self, request: &[u8], via: Via, out: &mut [u8]) -> Outcome {
         match Request::parse(request) {
             Request::Ignore => {
                 self.shared.stats.ignored();
@@ -225,8 +266,14 @@ impl Responder {
     }
 
     /// Writes what somebody gets who has asked too much: nothing, or an empty reply that says "come over TCP", which
-    /// who only pretends to be the sender cannot do. It is no longer than the question.
-    pub(crate) fn refuse(&self, request: &[u8], verdict: Verdict, out: &mut [u8]) -> usize {
+    /// who only pretends to be the sender cannot do. It is as long as the question, and a cookie that he may come back with.
+    pub(crate) fn refuse(
+        &self,
+        request: &[u8],
+        from: IpAddr,
+        verdict: Verdict,
+        out: &mut [u8],
+    ) -> usize {
         self.shared.stats.limited();
         let Request::Query(query) = Request::parse(request) else {
             return 0;
@@ -235,9 +282,10 @@ impl Responder {
             return 0;
         }
         let (header, question) = (query.header, Some(&query.question));
-        let edns = query.edns.filter(|edns| edns.version == 0);
         let shared = &self.shared;
-        let len = shared.error(header, question, edns, None, rcode::NOERROR, out);
+        let edns = query.edns.filter(|edns| edns.version == 0);
+        let edns = edns.map(|edns| shared.edns(edns, None, Some(from)));
+        let len = shared.error(header, question, edns, rcode::NOERROR, out);
         out[2] |= (Header::TC >> 8) as u8;
         shared.stats.reply(rcode::NOERROR);
         shared.stats.truncated();
@@ -338,7 +386,7 @@ impl Responder {
         let envelope = Envelope {
             header,
             question: question.bytes,
-            edns: edns.map(|edns| self.shared.edns(edns, template.extended())),
+            edns: edns.map(|edns| self.shared.edns(edns, template.extended(), self.asker)),
             limit: limit.min(out.len()),
             recursion: self.shared.recurses(),
             max_answers: if via == Via::Udp && edns.is_none() {
@@ -369,22 +417,29 @@ impl Responder {
         &self,
         header: Header,
         question: Option<&Question<'_>>,
-        edns: Option<Edns>,
+        edns: Option<Edns<'_>>,
         extended: Option<u16>,
         code: u16,
         out: &mut [u8],
     ) -> Outcome {
         self.shared.stats.reply(code);
-        Outcome::Reply(
-            self.shared
-                .error(header, question, edns, extended, code, out),
-        )
+        let edns = edns.map(|edns| self.shared.edns(edns, extended, self.asker));
+        Outcome::Reply(self.shared.error(header, question, edns, code, out))
     }
 }
 
 impl Shared {
-    fn edns(&self, asked: Edns, error: Option<u16>) -> ReplyEdns {
+    /// The OPT record of a reply to `asker`, who gets a cookie if he has sent one.
+    pub(crate) fn edns(
+        &self,
+        asked: Edns<'_>,
+        error: Option<u16>,
+        asker: Option<IpAddr>,
+    ) -> ReplyEdns {
+        let cookie = asked.cookie.zip(asker);
+        let cookie = cookie.map(|(cookie, from)| self.cookies.check(cookie, from, now()).reply);
         ReplyEdns {
+            cookie,
             payload: match self.manner {
                 Manner::Mesh => self.payload,
                 // The asker's own.
@@ -400,15 +455,14 @@ impl Shared {
         &self,
         header: Header,
         question: Option<&Question<'_>>,
-        edns: Option<Edns>,
-        extended: Option<u16>,
+        edns: Option<ReplyEdns>,
         code: u16,
         out: &mut [u8],
     ) -> usize {
         let envelope = Envelope {
             header,
             question: question.map_or(&[], |question| question.bytes),
-            edns: edns.map(|edns| self.edns(edns, extended)),
+            edns,
             limit: out.len(),
             recursion: self.recurses(),
             max_answers: usize::MAX,
@@ -418,6 +472,12 @@ impl Shared {
         };
         envelope.fill_error(code, out)
     }
+}
+
+/// Unix seconds, as cookies have them.
+fn now() -> u32 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs() as u32)
 }
 
 /// Whether the type is that of an address.
@@ -493,3 +553,6 @@ impl Cache {
             .template
     }
 }
+
+#[cfg(test)]
+mod tests;

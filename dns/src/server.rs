@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use libmesh::catalog::Catalog;
 use socket2::{Domain as Family, Protocol, Socket, Type};
 use tokio::runtime::Handle;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,7 +45,7 @@ pub enum Error {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// `udp` or `tcp`.
+        /// `udp`, `tcp` or `tls`.
         protocol: &'static str,
         /// Why.
         source: io::Error,
@@ -77,6 +78,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct DnsServer {
     addresses: Vec<SocketAddr>,
+    tls_addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     stop: Arc<AtomicBool>,
     sockets: Vec<Arc<UdpSocket>>,
@@ -100,6 +102,15 @@ impl DnsServer {
         for address in &config.listen {
             bound.push(bind(*address, config.udp_threads.get())?);
         }
+        let tls = config.tls.iter().flat_map(|(addresses, _)| addresses);
+        let tls = tls.map(|address| {
+            tcp_listener(*address).map_err(|source| Error::Listen {
+                address: *address,
+                protocol: "tls",
+                source,
+            })
+        });
+        let tls = tls.collect::<Result<Vec<_>, _>>()?;
         let addresses: Vec<_> = bound.iter().map(|(address, ..)| *address).collect();
         let forwarder = Forwarder::new(config, &addresses)?.map(Arc::new);
         let for_all = forwarder.as_ref().is_some_and(|f| f.is_for_all());
@@ -115,6 +126,7 @@ impl DnsServer {
         // From here on, dropping what is half made stops it.
         let mut server = Self {
             addresses,
+            tls_addresses: tls.iter().filter_map(|it| it.local_addr().ok()).collect(),
             shared,
             stop: Arc::new(AtomicBool::new(false)),
             sockets: Vec::new(),
@@ -126,27 +138,58 @@ impl DnsServer {
             for socket in sockets {
                 server.start_udp(Arc::new(socket), forwarder.clone(), config.rate_limit)?;
             }
-            let listener =
-                tokio::net::TcpListener::from_std(listener).map_err(|source| Error::Listen {
-                    address,
-                    protocol: "tcp",
-                    source,
-                })?;
-            let service = tcp::Service {
-                shared: Arc::clone(&server.shared),
-                forwarder: forwarder.clone(),
-                limits: config.tcp,
-                tasks: server.tasks.clone(),
-                cancel: server.cancel.clone(),
-            };
-            server.tasks.spawn(service.run(listener));
+            let service = server.service(&config, forwarder.clone(), None);
+            server.listen(listener, address, service)?;
+        }
+        for listener in tls {
+            let acceptor = config.tls.as_ref().map(|(_, tls)| Arc::clone(tls).into());
+            let address = listener.local_addr().unwrap_or(server.addresses[0]);
+            let service = server.service(&config, forwarder.clone(), acceptor);
+            server.listen(listener, address, service)?;
         }
         Ok(server)
+    }
+
+    fn service(
+        &self,
+        config: &Config,
+        forwarder: Option<Arc<Forwarder>>,
+        tls: Option<TlsAcceptor>,
+    ) -> tcp::Service {
+        tcp::Service {
+            shared: Arc::clone(&self.shared),
+            forwarder,
+            limits: config.tcp,
+            tls,
+            tasks: self.tasks.clone(),
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    fn listen(
+        &self,
+        listener: TcpListener,
+        address: SocketAddr,
+        service: tcp::Service,
+    ) -> Result<(), Error> {
+        let listener = tokio::net::TcpListener::from_std(listener);
+        let listener = listener.map_err(|source| Error::Listen {
+            address,
+            protocol: "tcp",
+            source,
+        })?;
+        self.tasks.spawn(service.run(listener));
+        Ok(())
     }
 
     /// Where it listens, UDP and TCP alike, in the order of [`Config::listen`].
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where it listens for DNS over TLS.
+    pub fn tls_addrs(&self) -> &[SocketAddr] {
+        &self.tls_addresses
     }
 
     /// What can explain answers, also while the server is somebody else's.
@@ -214,11 +257,13 @@ impl DnsServer {
                     &stop,
                     Responder::UDP_BUFFER,
                     |request, from, reply| {
-                        let verdict = limiter.admit(from.ip());
-                        if verdict != Verdict::Answer {
-                            return responder.refuse(request, verdict, reply);
+                        let ip = from.ip();
+                        let verdict = limiter.admit(ip);
+                        if verdict != Verdict::Answer && !responder.knows(request, ip) {
+                            return responder.refuse(request, ip, verdict, reply);
                         }
-                        match (responder.respond(request, Via::Udp, reply), &forward) {
+                        let outcome = responder.respond_to(request, Via::Udp, ip, reply);
+                        match (outcome, &forward) {
                             (Outcome::Reply(len), _) => len,
                             (Outcome::Forward, Some(forward)) => {
                                 forward.start(request, from, reply)

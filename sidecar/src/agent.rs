@@ -166,13 +166,24 @@ impl Agent {
             Some(port) => {
                 let addr = SocketAddr::new(config.addresses.dns, port);
                 let like_consul = extras.dns_like_consul;
+                let tls = match config.ports.dns_tls {
+                    None => None,
+                    Some(port) => {
+                        let tls = match &config.tls {
+                            Some(files) => tls_config(files, false)?,
+                            None => mesh.identity().open_server_config(b"dot"),
+                        };
+                        Some((vec![SocketAddr::new(config.addresses.dns, port)], tls))
+                    }
+                };
                 let dns_config = dns::Config {
                     datacenter: config.node.datacenter.clone(),
                     virtual_ips: virtual_ips.clone(),
+                    tls,
                     ..config.dns.server(addr, mesh.addr().ip(), like_consul)
                 };
                 let dns = DnsServer::bind(&dns_config, mesh.catalog().clone(), readiness.clone());
-                Some(dns.map_err(|error| AgentError::dns(error, addr))?)
+                Some(dns.map_err(AgentError::dns)?)
             }
             None => None,
         };

@@ -129,6 +129,8 @@ pub struct Ports {
     pub https: Option<u16>,
     /// DNS, UDP and TCP. Default 8600.
     pub dns: Option<u16>,
+    /// DNS over TLS, at `addresses.dns`. Default off; 853 is customary.
+    pub dns_tls: Option<u16>,
     /// Vault-compatible HTTP, on servers. Default 8200.
     pub vault: Option<u16>,
 }
@@ -324,6 +326,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("ports", "http"),
     ("ports", "https"),
     ("ports", "dns"),
+    ("ports", "dns_tls"),
     ("ports", "vault"),
     ("addresses", "http"),
     ("addresses", "https"),
@@ -565,6 +568,7 @@ fn read_ports(mut reader: Reader<'_>) -> Ports {
         http: reader.port("http").unwrap_or(Some(8500)),
         https: reader.port("https").unwrap_or(None),
         dns: reader.port("dns").unwrap_or(Some(8600)),
+        dns_tls: reader.port("dns_tls").unwrap_or(None),
         vault: reader.port("vault").unwrap_or(Some(8200)),
     };
     reader.finish();

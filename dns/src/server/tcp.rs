@@ -1,4 +1,4 @@
-//! DNS over TCP (RFC 7766): frames of a two-octet length, many queries on a connection, answered as they are ready.
+//! DNS over TCP (RFC 7766) and TLS (RFC 7858): frames of a two-octet length, many queries on a connection, answered as they are ready.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +27,8 @@ pub(super) struct Service {
     pub(super) shared: Arc<Shared>,
     pub(super) forwarder: Option<Arc<Forwarder>>,
     pub(super) limits: TcpLimits,
+    /// With it: DNS over TLS.
+    pub(super) tls: Option<TlsAcceptor>,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
 }
@@ -37,6 +40,7 @@ impl Service {
             shared: self.shared,
             forwarder: self.forwarder,
             idle: self.limits.idle,
+            tls: self.tls,
         });
         let open = Arc::new(AtomicUsize::new(0));
         loop {
@@ -94,6 +98,7 @@ struct Connection {
     shared: Arc<Shared>,
     forwarder: Option<Arc<Forwarder>>,
     idle: Duration,
+    tls: Option<TlsAcceptor>,
 }
 
 /// Answers that wait for an upstream are written beside the others.
@@ -102,6 +107,13 @@ type Writer<W> = Arc<tokio::sync::Mutex<W>>;
 impl Connection {
     async fn run(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        if let Some(acceptor) = &self.tls {
+            let shaken = timeout(self.idle, acceptor.accept(stream)).await;
+            let stream = shaken.map_err(|_| io::ErrorKind::TimedOut)??;
+            let (reader, writer) = tokio::io::split(stream);
+            let writer = Arc::new(tokio::sync::Mutex::new(writer));
+            return self.converse(reader, writer).await;
+        }
         let (reader, writer) = stream.into_split();
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
         self.converse(reader, writer).await
@@ -176,7 +188,12 @@ async fn send(
     let frame = [&len.to_be_bytes()[..], reply].concat();
     // A peer that asks but never reads is let go.
     let mut writer = writer.lock().await;
-    timeout(limit, writer.write_all(&frame))
+    let written = async {
+        writer.write_all(&frame).await?;
+        // Over TLS it may wait in a buffer.
+        writer.flush().await
+    };
+    timeout(limit, written)
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
@@ -188,6 +205,7 @@ pub(crate) async fn fuzz_stream(shared: Arc<Shared>, octets: &[u8]) -> Vec<u8> {
         shared,
         forwarder: None,
         idle: TcpLimits::default().idle,
+        tls: None,
     };
     let written = Writer::new(tokio::sync::Mutex::new(Vec::new()));
     // A frame that is cut off ends the connection with an error, as it should.

@@ -72,13 +72,51 @@ impl<'a> Question<'a> {
 
 /// What the asker's OPT record says (RFC 6891).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Edns {
+pub struct Edns<'a> {
     /// The largest UDP reply that the asker can take.
     pub payload: u16,
     /// EDNS version; only 0 is known.
     pub version: u8,
     /// "DNSSEC OK" bit, echoed.
     pub dnssec_ok: bool,
+    /// The first cookie option.
+    pub cookie: Option<Cookie<'a>>,
+}
+
+/// A cookie option (RFC 7873 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie<'a> {
+    /// The client's part.
+    pub client: [u8; 8],
+    /// What the client says that a server gave him: 8 to 32 octets.
+    pub server: Option<&'a [u8]>,
+}
+
+/// Number of the cookie option (IANA "DNS EDNS0 Option Codes").
+const COOKIE: u16 = 10;
+
+impl<'a> Edns<'a> {
+    /// Reads an OPT record's data; `None` when an option is cut off, or a cookie has a wrong length.
+    fn cookie(mut data: &'a [u8]) -> Option<Option<Cookie<'a>>> {
+        let mut found = None;
+        while !data.is_empty() {
+            let (head, rest) = data.split_at_checked(4)?;
+            let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+            let (option, rest) = rest.split_at_checked(word(2).into())?;
+            data = rest;
+            if word(0) == COOKIE && found.is_none() {
+                let (client, server) = option.split_first_chunk::<8>()?;
+                if !server.is_empty() && !(8..=32).contains(&server.len()) {
+                    return None;
+                }
+                found = Some(Cookie {
+                    client: *client,
+                    server: (!server.is_empty()).then_some(server),
+                });
+            }
+        }
+        Some(found)
+    }
 }
 
 /// A standard query with one question.
@@ -89,7 +127,7 @@ pub struct Query<'a> {
     /// The question.
     pub question: Question<'a>,
     /// The OPT record, when there is one.
-    pub edns: Option<Edns>,
+    pub edns: Option<Edns<'a>>,
 }
 
 /// What a datagram or a TCP frame turned out to be.
@@ -145,14 +183,20 @@ impl<'a> Request<'a> {
 
 /// Steps over `before` records, then over `additional` ones looking for the OPT. `None` when a record is cut off,
 /// an OPT is malformed or doubled, or octets are left over.
-fn records(message: &[u8], mut at: usize, before: u32, additional: u16) -> Option<Option<Edns>> {
+fn records(
+    message: &[u8],
+    mut at: usize,
+    before: u32,
+    additional: u16,
+) -> Option<Option<Edns<'_>>> {
     let mut edns = None;
     for index in 0..before + u32::from(additional) {
         let is_root = message.get(at) == Some(&0);
         at = name::skip(message, at)?;
         let fixed = message.get(at..at + 10)?;
         let word = |i: usize| u16::from_be_bytes([fixed[i], fixed[i + 1]]);
-        at += 10 + usize::from(word(8));
+        let data_at = at + 10;
+        at = data_at + usize::from(word(8));
         if at > message.len() {
             return None;
         }
@@ -164,6 +208,7 @@ fn records(message: &[u8], mut at: usize, before: u32, additional: u16) -> Optio
                 payload: word(2),
                 version: fixed[5],
                 dnssec_ok: fixed[6] & 0x80 != 0,
+                cookie: Edns::cookie(&message[data_at..at])?,
             });
         }
     }
@@ -223,9 +268,55 @@ mod tests {
             Some(Edns {
                 payload: 1232,
                 version: 0,
-                dnssec_ok: true
+                dnssec_ok: true,
+                cookie: None,
             })
         );
+    }
+
+    #[test]
+    fn cookies_are_found_and_have_a_length() {
+        let opt = |data: &[u8]| {
+            let mut opt = b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00".to_vec();
+            opt.extend((data.len() as u16).to_be_bytes());
+            opt.extend_from_slice(data);
+            message(0, [1, 0, 0, 1], &[WEB, &opt])
+        };
+        let option = |cookie: &[u8]| {
+            let mut data = b"\x00\x03\x00\x00\x00\x0a".to_vec();
+            data.extend((cookie.len() as u16).to_be_bytes());
+            data.extend_from_slice(cookie);
+            opt(&data)
+        };
+        for (len, server) in [(8, None), (16, Some(8)), (24, Some(16)), (40, Some(32))] {
+            let bytes = option(&vec![7; len]);
+            let Request::Query(Query {
+                edns: Some(edns), ..
+            }) = Request::parse(&bytes)
+            else {
+                panic!("{len}: not a query with EDNS")
+            };
+            let cookie = edns.cookie.expect("a cookie");
+            assert_eq!(
+                (cookie.client, cookie.server.map(<[u8]>::len)),
+                ([7; 8], server)
+            );
+        }
+        for len in [0, 7, 9, 15, 41] {
+            let bytes = option(&vec![7; len]);
+            assert!(
+                matches!(Request::parse(&bytes), Request::Malformed(_)),
+                "{len}"
+            );
+        }
+        assert!(matches!(
+            Request::parse(&opt(b"\x00\x03\x00")),
+            Request::Malformed(_)
+        ));
+        assert!(matches!(
+            Request::parse(&opt(b"\x00\x03\x00\x01")),
+            Request::Malformed(_)
+        ));
     }
 
     #[test]

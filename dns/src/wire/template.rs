@@ -329,11 +329,18 @@ pub struct ReplyEdns {
     pub dnssec_ok: bool,
     /// An extended error (RFC 8914).
     pub error: Option<u16>,
+    /// A whole cookie (RFC 7873).
+    pub cookie: Option<[u8; 24]>,
 }
 
 impl ReplyEdns {
     fn len(&self) -> usize {
-        if self.error.is_some() { 17 } else { 11 }
+        11 + self.options()
+    }
+
+    /// Octets of the options.
+    fn options(&self) -> usize {
+        self.error.map_or(0, |_| 6) + self.cookie.map_or(0, |cookie| 4 + cookie.len())
     }
 
     fn write(&self, out: &mut Writer<'_>, rcode: u16) {
@@ -341,10 +348,14 @@ impl ReplyEdns {
         out.put(&rtype::OPT.to_be_bytes());
         out.put(&self.payload.to_be_bytes());
         out.put(&[(rcode >> 4) as u8, 0, u8::from(self.dnssec_ok) << 7, 0]);
-        match self.error {
-            None => out.put(&[0, 0]),
-            // One option: code 15, length 2, the error.
-            Some(code) => out.put(&[0, 6, 0, 15, 0, 2, (code >> 8) as u8, code as u8]),
+        out.put(&(self.options() as u16).to_be_bytes());
+        // Each option: its code, its length, its data.
+        if let Some(cookie) = &self.cookie {
+            out.put(&[0, 10, 0, cookie.len() as u8]);
+            out.put(cookie);
+        }
+        if let Some(code) = self.error {
+            out.put(&[0, 15, 0, 2, (code >> 8) as u8, code as u8]);
         }
     }
 }

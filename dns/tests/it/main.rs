@@ -5,6 +5,7 @@ mod cached;
 mod corpus;
 mod forward;
 mod golden;
+mod private;
 mod support;
 mod transport;
 mod ways;

@@ -143,9 +143,16 @@ impl AgentError {
         }
     }
 
-    pub(super) fn dns(error: dns::Error, addr: SocketAddr) -> AgentError {
+    pub(super) fn dns(error: dns::Error) -> AgentError {
         match error {
-            dns::Error::Listen { source, .. } => AgentError::bind(addr, "ports.dns", source),
+            dns::Error::Listen {
+                address,
+                protocol: "tls",
+                source,
+            } => AgentError::bind(address, "ports.dns_tls", source),
+            dns::Error::Listen {
+                address, source, ..
+            } => AgentError::bind(address, "ports.dns", source),
             other => AgentError::Dns(other),
         }
     }

@@ -213,6 +213,7 @@ fn edns_is_answered_in_kind() {
         payload: 1232,
         dnssec_ok: true,
         error: Some(14),
+        cookie: None,
     });
     let (message, _) = fill(
         &Envelope {
