@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libmesh::model::Datacenter;
-use tokio_rustls::rustls::ServerConfig;
 
+use crate::secured::Accept;
 use crate::wire::name::Domain;
 use crate::zone::virtual_ips::VirtualIps;
 
@@ -58,8 +58,8 @@ pub struct Config {
     pub say_truncated: bool,
     /// Limits of the TCP side, with and without TLS each.
     pub tcp: TcpLimits,
-    /// DNS over TLS (RFC 7858): where to listen, and what to show. Default: not served.
-    pub tls: Option<(Vec<SocketAddr>, Arc<ServerConfig>)>,
+    /// DNS over TLS (RFC 7858): where to listen, and who speaks TLS. Default: not served.
+    pub tls: Option<(Vec<SocketAddr>, Arc<dyn Accept>)>,
     /// How many replies over UDP somebody can cause who may not be who he says he is. Default: [`RateLimit::Public`]
     /// with 200.
     pub rate_limit: RateLimit,

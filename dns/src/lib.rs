@@ -26,6 +26,7 @@ mod forward;
 pub mod fuzz;
 mod limit;
 pub mod responder;
+mod secured;
 mod server;
 pub mod stats;
 mod sys;
@@ -56,6 +57,7 @@ pub fn echo(socket: &UdpSocket) -> std::io::Result<()> {
 
 pub use config::{Config, Manner, RateLimit, ServiceTtl, TcpLimits, Ttl, Upstreams};
 pub use responder::Readiness;
+pub use secured::{Accept, Accepted, Secured};
 pub use server::{DnsServer, Error, Explainer};
 pub use stats::Counts;
 pub use wire::name::{BadName, Domain};

@@ -12,7 +12,6 @@ use std::thread::JoinHandle;
 use libmesh::catalog::Catalog;
 use socket2::{Domain as Family, Protocol, Socket, Type};
 use tokio::runtime::Handle;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +19,7 @@ use crate::config::{Config, RateLimit, Upstreams};
 use crate::forward::Forwarder;
 use crate::limit::{Limiter, Verdict};
 use crate::responder::{Outcome, Readiness, Responder, Shared, Via};
+use crate::secured::Accept;
 use crate::stats::Counts;
 use crate::sys;
 use crate::zone::Zone;
@@ -142,7 +142,7 @@ impl DnsServer {
             server.listen(listener, address, service)?;
         }
         for listener in tls {
-            let acceptor = config.tls.as_ref().map(|(_, tls)| Arc::clone(tls).into());
+            let acceptor = config.tls.as_ref().map(|(_, tls)| Arc::clone(tls));
             let address = listener.local_addr().unwrap_or(server.addresses[0]);
             let service = server.service(&config, forwarder.clone(), acceptor);
             server.listen(listener, address, service)?;
@@ -154,7 +154,7 @@ impl DnsServer {
         &self,
         config: &Config,
         forwarder: Option<Arc<Forwarder>>,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<dyn Accept>>,
     ) -> tcp::Service {
         tcp::Service {
             shared: Arc::clone(&self.shared),

@@ -14,6 +14,7 @@
 mod key;
 mod leaf;
 mod live;
+mod open;
 mod renew;
 mod rights;
 mod source;
@@ -24,6 +25,7 @@ mod trust;
 pub use key::{KeyError, NodeKey, ServiceKey, SigningKeyPair, TlsKey};
 pub use leaf::{Leaf, LeafError, verify_signature};
 pub use live::{Identity, IdentityError};
+pub use open::OpenStream;
 pub use renew::Subject;
 pub use rights::{PublishRights, RightsError};
 pub use source::{

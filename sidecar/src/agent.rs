@@ -7,6 +7,7 @@
 //! one stops at once, HUP reads the configuration again and applies what can change live.
 
 mod dns_route;
+mod dns_tls;
 mod error;
 mod host;
 mod listen;
@@ -170,10 +171,11 @@ impl Agent {
                     None => None,
                     Some(port) => {
                         let tls = match &config.tls {
-                            Some(files) => tls_config(files, false)?,
-                            None => mesh.identity().open_server_config(b"dot"),
+                            Some(files) => dns_tls::Certified::Files(tls_config(files, false)?),
+                            None => dns_tls::Certified::Mesh(mesh.identity().clone()),
                         };
-                        Some((vec![SocketAddr::new(config.addresses.dns, port)], tls))
+                        let at = SocketAddr::new(config.addresses.dns, port);
+                        Some((vec![at], Arc::new(tls) as _))
                     }
                 };
                 let dns_config = dns::Config {

@@ -9,13 +9,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::TcpLimits;
 use crate::forward::Forwarder;
 use crate::responder::{Outcome, Responder, Shared, Via};
+use crate::secured::Accept;
 use crate::wire::TCP_MAX;
 
 /// Questions of one connection that may wait for an upstream at the same time.
@@ -28,7 +28,7 @@ pub(super) struct Service {
     pub(super) forwarder: Option<Arc<Forwarder>>,
     pub(super) limits: TcpLimits,
     /// With it: DNS over TLS.
-    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) tls: Option<Arc<dyn Accept>>,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
 }
@@ -98,7 +98,7 @@ struct Connection {
     shared: Arc<Shared>,
     forwarder: Option<Arc<Forwarder>>,
     idle: Duration,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<dyn Accept>>,
 }
 
 /// Answers that wait for an upstream are written beside the others.

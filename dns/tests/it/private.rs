@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use dns::{Config, DnsServer, TcpLimits};
+use dns::{Accept, Accepted, Config, DnsServer, TcpLimits};
 use hickory_proto::op::{Edns, Message};
 use hickory_proto::rr::RecordType::{A, SRV};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, timeout};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::support::{DEADLINE, Mesh, data, instance, question, raw_udp};
 
@@ -56,6 +56,16 @@ async fn a_cookie_comes_back_whole_and_is_good_the_next_time() {
     server.shutdown().await;
 }
 
+#[derive(Debug)]
+struct Certified(Arc<ServerConfig>);
+
+impl Accept for Certified {
+    fn accept(&self, stream: TcpStream) -> Accepted<'_> {
+        let handshake = TlsAcceptor::from(Arc::clone(&self.0)).accept(stream);
+        Box::pin(async { Ok(Box::new(handshake.await?) as _) })
+    }
+}
+
 #[tokio::test]
 async fn questions_go_over_tls_too() {
     let made = rcgen::generate_simple_self_signed(["dns.test".to_owned()]).unwrap();
@@ -69,7 +79,10 @@ async fn questions_go_over_tls_too() {
         mesh.put(1, instance("web", port));
     }
     let config = Config {
-        tls: Some((vec![([127, 0, 0, 1], 0).into()], Arc::new(tls))),
+        tls: Some((
+            vec![([127, 0, 0, 1], 0).into()],
+            Arc::new(Certified(Arc::new(tls))),
+        )),
         tcp: TcpLimits {
             idle: Duration::from_millis(300),
             ..TcpLimits::default()

@@ -185,12 +185,6 @@ impl Identity {
     }
 
     /// TLS 1.3 that asks callers for no certificate and shows them our roots: for joining only.
-    /// A TLS 1.3 server that shows the newest certificate with its chain and asks callers for none: for protocols whose
-    /// clients have no identity. Nothing that is said over it proves who says it.
-    pub fn open_server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
-        self.join_server_config(alpn)
-    }
-
     pub(crate) fn join_server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
         tls::join_server_config(&self.inner.trust, self.clone(), alpn)
     }
