@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::http::{ApiError, push_hex};
-use crate::sys::{Locked, without_traces};
+use crate::sys::{Locked, hash_without_traces, without_traces};
 
 mod file;
 mod record;
@@ -202,7 +202,7 @@ impl Hasher {
 
     /// The form in which a text appears in the log.
     pub fn text(&self, text: &str) -> String {
-        let tag = hmac::sign(&self.0, text.as_bytes());
+        let tag = hash_without_traces(|| hmac::sign(&self.0, text.as_bytes()));
         let mut out = String::with_capacity(77);
         out.push_str("hmac-sha256:");
         push_hex(&mut out, tag.as_ref());

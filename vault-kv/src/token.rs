@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::db::{Batch, By, Cached, Db};
 use crate::http::ApiError;
 use crate::request::ClientToken;
-use crate::sys::{Locked, without_traces};
+use crate::sys::{Locked, hash_without_traces, without_traces};
 
 mod batch;
 mod binding;
@@ -183,7 +183,8 @@ impl NameKey {
 
     /// A keyed hash: 192 bits of it, in base64url.
     pub fn name(&self, secret: &[u8]) -> String {
-        URL_SAFE_NO_PAD.encode(&hmac::sign(&self.0, secret).as_ref()[..24])
+        let tag = hash_without_traces(|| hmac::sign(&self.0, secret));
+        URL_SAFE_NO_PAD.encode(&tag.as_ref()[..24])
     }
 }
 

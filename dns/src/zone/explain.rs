@@ -156,8 +156,11 @@ impl Zone {
         let better = instances
             .iter()
             .any(|instance| select.admits(instance) && !instance.is_doubtful());
+        let mut eligible = 0;
         let considered = instances.into_iter().map(|instance| {
-            let verdict = self.judge(instance, wanted, &select, better, rtype);
+            let verdict = self.judge(instance, wanted, &select, better);
+            eligible += usize::from(verdict.is_ok());
+            let verdict = verdict.and_then(|why| has_type(instance, wanted, rtype).map(|_| why));
             let at = place(instance, wanted);
             let (host, port) = match &at {
                 Some(place) => (place.host(), place.port),
@@ -176,8 +179,9 @@ impl Zone {
         let shown = considered.iter().filter(|one| one.shown).count();
         let of = considered.len();
         Explanation {
-            reading: match shown {
-                0 => format!("{what}: none of {of} can be shown, so the name does not exist"),
+            reading: match (shown, eligible) {
+                (0, 0) => format!("{what}: none of {of} can be shown, so the name does not exist"),
+                (0, _) => format!("{what}: none of {of} has such an address; the name exists"),
                 _ => format!("{what}: {shown} of {of}"),
             },
             instances: considered,
@@ -191,7 +195,6 @@ impl Zone {
         wanted: &Wanted<'_>,
         select: &Select,
         better: bool,
-        rtype: u16,
     ) -> Result<String, String> {
         if let Some(subset) = wanted.subset
             && !instance.instance.matches(subset)
@@ -210,14 +213,6 @@ impl Zone {
         if better && instance.is_doubtful() {
             return Err(format!("{}, and others are better", doubt(instance)));
         }
-        let family = match place.host() {
-            Host::Ip(IpAddr::V4(_)) => (rtype != rtype::AAAA).then_some(""),
-            Host::Ip(IpAddr::V6(_)) => (rtype != rtype::A).then_some(""),
-            Host::Name(_) => Some("as an alias, where no instance has an address"),
-        };
-        let Some(how) = family else {
-            return Err("its address is of the other family".to_owned());
-        };
         let mut why = vec![instance.health.as_str().to_owned()];
         if instance.is_doubtful() {
             why.push(format!("{}, but nothing is better", doubt(instance)));
@@ -230,10 +225,23 @@ impl Zone {
                 Distance::Far => why.push("behind those of the own region".to_owned()),
             }
         }
-        if !how.is_empty() {
-            why.push(how.to_owned());
+        if matches!(place.host(), Host::Name(_)) {
+            why.push("as an alias, where no instance has an address".to_owned());
         }
         Ok(why.join("; "))
+    }
+}
+
+/// Whether an instance that can be shown has records of the type.
+fn has_type(instance: &Arc<InstanceView>, wanted: &Wanted<'_>, rtype: u16) -> Result<(), String> {
+    let host = place(instance, wanted).map(|place| place.host());
+    match (host, rtype) {
+        (Some(Host::Ip(IpAddr::V4(_))), rtype::AAAA)
+        | (Some(Host::Ip(IpAddr::V6(_))), rtype::A) => {
+            Err("its address is of the other family".to_owned())
+        }
+        (_, rtype::A | rtype::AAAA | rtype::SRV | rtype::ANY | rtype::CNAME) => Ok(()),
+        _ => Err("services have no records of this type".to_owned()),
     }
 }
 

@@ -280,3 +280,67 @@ async fn the_last_known_is_told_as_such_when_much_is_gone_at_once() {
     assert_eq!((reply.answers[0].ttl, extended_error(&reply)), (5, None));
     server.shutdown().await;
 }
+
+#[tokio::test]
+async fn answers_are_explained() {
+    let mesh = Mesh::of(3);
+    mesh.put(1, tagged(&["v1"], instance("web", 80)));
+    let sick = instance("web", 81);
+    mesh.put(2, sick.clone());
+    mesh.set_health(2, &sick, Health::Critical);
+    mesh.put(3, at("2001:db8::1", instance("web", 82)));
+    let server = mesh.serve();
+    let explainer = server.explainer();
+    let explain = |name: &str, rtype: u16| explainer.explain(name, rtype).expect("a name");
+    let verdicts = |name: &str, rtype: u16| {
+        let explained = explain(name, rtype);
+        let one = |it: &dns::Considered| format!("{} {} {}", it.node, it.shown, it.why);
+        explained.instances.iter().map(one).collect::<Vec<_>>()
+    };
+    let (a, aaaa, srv, txt) = (1, 28, 33, 16);
+    let expected = [
+        "node1 true passing",
+        "node2 false critical: check up",
+        "node3 false its address is of the other family",
+    ];
+    assert_eq!(verdicts("web.service.mesh", a), expected);
+    assert_eq!(
+        explain("web.service.mesh.", a).reading,
+        "service web: 1 of 3"
+    );
+    assert_eq!(
+        explain("WEB.service.dc1.mesh", srv).reading,
+        "service web: 2 of 3"
+    );
+    let reading = |name: &str, rtype| explain(name, rtype).reading;
+    assert!(
+        reading("v1.web.service.mesh", aaaa)
+            .ends_with("none of 3 has such an address; the name exists")
+    );
+    assert!(reading("v9.web.service.mesh", a).ends_with("so the name does not exist"));
+    assert!(reading("web.service.mesh", txt).ends_with("the name exists"));
+    assert!(verdicts("web.connect.mesh", a)[0].contains("no sidecar"));
+    assert!(verdicts("x.port.web.service.mesh", a)[0].contains("no port named x"));
+    mesh.set_liveness(3, Liveness::Suspect);
+    assert!(verdicts("web.service.mesh", aaaa)[2].contains("others are better"));
+    for (name, part) in [
+        ("mesh", "the domain itself"),
+        ("service.mesh", "above others"),
+        ("node2.node.mesh", "node node2 at 10.0.0.2: alive"),
+        ("nope.node.mesh", "not known"),
+        ("0a000001.addr.mesh", "the address 10.0.0.1"),
+        ("web.virtual.mesh", "has none"),
+        ("web.frob.mesh", "nothing that can exist"),
+        ("nope.service.mesh", "there is no instance"),
+        ("2.0.0.10.in-addr.arpa", "the reverse name of node node2"),
+        ("example.com", "it is refused"),
+    ] {
+        assert!(
+            reading(name, a).contains(part),
+            "{name}: {}",
+            reading(name, a)
+        );
+    }
+    assert!(explainer.explain(&"a".repeat(64), a).is_none());
+    server.shutdown().await;
+}

@@ -15,7 +15,9 @@ use tokio_rustls::{TlsAcceptor, server};
 use super::Identity;
 
 /// A connection over TLS whose other end has shown no certificate.
-pub struct OpenStream(server::TlsStream<TcpStream>);
+pub struct OpenStream {
+    tls: server::TlsStream<TcpStream>,
+}
 
 impl Identity {
     /// Speaks TLS 1.3 on an accepted connection, with the newest certificate and its chain; the caller is asked for none.
@@ -26,7 +28,8 @@ impl Identity {
     /// The handshake failed. It has no time limit of its own.
     pub async fn accept_open(&self, alpn: &[u8], stream: TcpStream) -> io::Result<OpenStream> {
         let acceptor = TlsAcceptor::from(self.join_server_config(alpn));
-        acceptor.accept(stream).await.map(OpenStream)
+        let tls = acceptor.accept(stream).await?;
+        Ok(OpenStream { tls })
     }
 }
 
@@ -42,7 +45,7 @@ impl AsyncRead for OpenStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.tls).poll_read(cx, buf)
     }
 }
 
@@ -52,14 +55,14 @@ impl AsyncWrite for OpenStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.tls).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.tls).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.tls).poll_shutdown(cx)
     }
 }
