@@ -15,6 +15,7 @@ mod own_routes;
 mod records;
 mod rpc;
 mod sessions;
+mod unsealed;
 mod virtual_ips;
 
 use std::{

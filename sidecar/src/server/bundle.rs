@@ -1,6 +1,6 @@
 //! Publishes what the ledger says to every node: a config bundle, signed, whenever its content changes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use libmesh::{
     bundle::{Action, BundleError, ConfigBundle, Intention, Offered, SignedBundle},
@@ -11,13 +11,10 @@ use tokio_util::sync::CancellationToken;
 use vault_kv::{SeenHead, Vault};
 
 use super::{
-    ServerError, Shared, records,
+    ServerError, Shared, records, unsealed,
     virtual_ips::{self, VIRTUAL},
 };
 use crate::consul::stored::{INTENTIONS, Pair, intention_from_pair};
-
-/// Pause after a failure.
-const RETRY: Duration = Duration::from_secs(2);
 
 /// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
 struct Signer {
@@ -27,22 +24,8 @@ struct Signer {
 
 /// Follows the store until `stop`: at each unseal and at each change of an intention or a virtual IP.
 pub async fn publish(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
-    let mut sealed = shared.vault.watch_sealed();
-    loop {
-        let work = async {
-            if sealed.wait_for(|sealed| !sealed).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            if let Err(error) = while_unsealed(&shared, &mesh).await {
-                tracing::debug!(%error, "publishing the configuration pauses");
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        tokio::select! {
-            () = work => {}
-            () = stop.cancelled() => return,
-        }
-    }
+    let work = || while_unsealed(&shared, &mesh);
+    unsealed::follow(&shared.vault, "publishing the configuration", &stop, work).await;
 }
 
 async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError> {

@@ -12,7 +12,7 @@ use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
 use vault_kv::Kv;
 
-use super::{ServerError, Shared, records};
+use super::{ServerError, Shared, records, unsealed};
 use crate::consul::stored::{
     StoreError,
     external::{External, PREFIX, Publisher},
@@ -22,8 +22,6 @@ use crate::consul::stored::{
 const KEYS: &str = "external-key/";
 /// Between two looks at the certificates.
 const LOOK: Duration = Duration::from_secs(60);
-/// Pause after a failure.
-const RETRY: Duration = Duration::from_secs(2);
 
 /// The nodes that are spoken for.
 #[derive(Default)]
@@ -127,25 +125,11 @@ impl Shared {
 
 /// Speaks for all that are kept, at each unseal, and renews their certificates, until `stop`.
 pub async fn follow(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
-    let mut sealed = shared.vault.watch_sealed();
-    let work = async {
-        loop {
-            if sealed.wait_for(|sealed| !sealed).await.is_err() {
-                return;
-            }
-            let result = while_unsealed(&shared, &mesh).await;
-            let Err(error) = result;
-            tracing::debug!(%error, "speaking for external nodes pauses");
-            sleep(RETRY).await;
-        }
-    };
-    stop.run_until_cancelled(work).await;
+    let work = || while_unsealed(&shared, &mesh);
+    unsealed::follow(&shared.vault, "speaking for external nodes", &stop, work).await;
 }
 
-async fn while_unsealed(
-    shared: &Shared,
-    mesh: &Mesh,
-) -> Result<std::convert::Infallible, ServerError> {
+async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError> {
     for pair in shared.records.kv().list(PREFIX)? {
         let name = pair.key.strip_prefix(PREFIX).unwrap_or_default();
         let Ok(name) = NodeName::parse(name) else {

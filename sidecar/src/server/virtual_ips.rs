@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use vault_kv::{Kv, KvOp};
 use zeroize::Zeroizing;
 
-use super::{ServerError, Shared, records};
+use super::{ServerError, Shared, records, unsealed};
 
 /// Where the addresses are kept: `virtual/<service>`.
 pub const VIRTUAL: &str = "virtual/";
@@ -33,24 +33,11 @@ const MOST: usize = 1 << 17;
 /// Between two looks at the catalog, and as many times what a look took.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 50;
-/// Pause after a failure.
-const RETRY: Duration = Duration::from_secs(2);
 
 /// Gives out addresses until `stop`, while the store is unsealed.
 pub async fn allocate(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
-    let mut sealed = shared.vault.watch_sealed();
-    let work = async {
-        loop {
-            if sealed.wait_for(|sealed| !sealed).await.is_err() {
-                return;
-            }
-            if let Err(error) = while_unsealed(&shared, &mesh).await {
-                tracing::debug!(%error, "giving out virtual IPs pauses");
-                sleep(RETRY).await;
-            }
-        }
-    };
-    stop.run_until_cancelled(work).await;
+    let work = || while_unsealed(&shared, &mesh);
+    unsealed::follow(&shared.vault, "giving out virtual IPs", &stop, work).await;
 }
 
 async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError> {

@@ -4,6 +4,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RData;
 
 use super::*;
+use crate::wire::message::Header;
 use crate::wire::name::encode;
 
 const QUESTION: &[u8] = b"\x03WeB\x04mesh\x00\x00\x01\x00\x01";
