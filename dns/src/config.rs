@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use libmesh::model::Datacenter;
 
+use crate::queries::Queries;
 use crate::secured::Accept;
 use crate::wire::name::Domain;
 use crate::zone::virtual_ips::VirtualIps;
@@ -46,6 +47,8 @@ pub struct Config {
     pub max_addresses: Option<NonZeroUsize>,
     /// The addresses that stand for services. Default: none.
     pub virtual_ips: VirtualIps,
+    /// What `.query` names ask for. Default: none.
+    pub queries: Queries,
     /// Receive threads for each address, each with a socket of its own. Default 1: answers come from a cache in
     /// memory, and one thread outruns what a host's clients ask.
     pub udp_threads: NonZeroUsize,
@@ -198,6 +201,7 @@ impl Default for Config {
             near_first: true,
             max_addresses: None,
             virtual_ips: VirtualIps::default(),
+            queries: Queries::default(),
             udp_threads: NonZeroUsize::MIN,
             udp_payload: 1232,
             udp_answer_limit: None,

@@ -25,6 +25,7 @@ mod forward;
 #[doc(hidden)]
 pub mod fuzz;
 mod limit;
+pub mod queries;
 pub mod responder;
 mod secured;
 mod server;
@@ -56,6 +57,7 @@ pub fn echo(socket: &UdpSocket) -> std::io::Result<()> {
 }
 
 pub use config::{Config, Manner, RateLimit, ServiceTtl, TcpLimits, Ttl, Upstreams};
+pub use queries::{PreparedQuery, Queries};
 pub use responder::Readiness;
 pub use secured::{Accept, Accepted, Secured};
 pub use server::{DnsServer, Error, Explainer};

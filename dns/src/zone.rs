@@ -12,6 +12,7 @@ use libmesh::catalog::{Catalog, NodeView};
 use libmesh::model::Datacenter;
 
 use crate::config::{Config, Manner, Ttl};
+use crate::queries::Queries;
 use crate::wire::name::{self, Domain, MAX_NAME};
 use crate::wire::template::Template;
 use crate::wire::{HEADER, rcode, rtype};
@@ -41,6 +42,7 @@ pub struct Zone {
     near_first: bool,
     max_addresses: usize,
     virtual_ips: VirtualIps,
+    queries: Queries,
     addresses: Addresses,
     catalog: Catalog,
 }
@@ -80,6 +82,7 @@ impl Zone {
             near_first: config.near_first,
             max_addresses: config.max_addresses.map_or(usize::MAX, usize::from),
             virtual_ips: config.virtual_ips.clone(),
+            queries: config.queries.clone(),
             addresses: Addresses::default(),
             catalog,
         }
@@ -134,6 +137,7 @@ impl Zone {
                 ask.service(&service::Wanted::of_port(name, port))
             }
             Some(Meaning::Virtual(name)) => ask.virtual_ip(&name),
+            Some(Meaning::Query(name)) => ask.query(&name),
             Some(Meaning::Nothing) | None => ask.no_name(),
         })
     }

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use dns::{DnsServer, Readiness, VirtualIps};
+use dns::{DnsServer, Queries, Readiness, VirtualIps};
 use libmesh::{
     catalog::Inherited,
     health::kept_in_maintenance,
@@ -51,7 +51,7 @@ use zeroize::Zeroizing;
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
     config::{Config, ExecChecks, OnTerm},
-    consul::{About, ConsulApi},
+    consul::{About, ConsulApi, prepared},
     forward::{Forward, RpcForward},
     http::Routes,
 };
@@ -162,7 +162,7 @@ impl Agent {
             Arc::new(RpcForward::new(mesh.catalog().clone(), client))
         });
         let readiness = Readiness::new(false);
-        let virtual_ips = VirtualIps::default();
+        let (virtual_ips, queries) = (VirtualIps::default(), Queries::default());
         let dns = match config.ports.dns {
             Some(port) => {
                 let addr = SocketAddr::new(config.addresses.dns, port);
@@ -181,6 +181,7 @@ impl Agent {
                 let dns_config = dns::Config {
                     datacenter: config.node.datacenter.clone(),
                     virtual_ips: virtual_ips.clone(),
+                    queries: queries.clone(),
                     tls,
                     ..config.dns.server(addr, mesh.addr().ip(), like_consul)
                 };
@@ -210,6 +211,7 @@ impl Agent {
             Arc::clone(&forward),
             extras.server,
             addresses.dns,
+            queries.clone(),
         );
         let file = config.node.data_dir.join("node/services.json");
         let configured: Vec<_> = config.services.iter().map(|it| it.id.clone()).collect();
@@ -246,7 +248,12 @@ impl Agent {
             stop.clone(),
         );
         tasks.spawn(becoming);
-        tasks.spawn(follow_virtual_ips(mesh.clone(), virtual_ips, stop.clone()));
+        tasks.spawn(follow_bundle(
+            mesh.clone(),
+            virtual_ips,
+            queries,
+            stop.clone(),
+        ));
         unless_done.disarm();
         Ok(Agent {
             mesh,
@@ -496,16 +503,22 @@ async fn become_ready(
     ready.store(true, Ordering::Release);
 }
 
-/// Shows to DNS what the configuration says of virtual IPs.
-async fn follow_virtual_ips(mesh: Mesh, shown: VirtualIps, stop: CancellationToken) {
+/// Shows what the configuration says of virtual IPs and prepared queries.
+async fn follow_bundle(
+    mesh: Mesh,
+    virtual_ips: VirtualIps,
+    queries: Queries,
+    stop: CancellationToken,
+) {
     let mut bundles = mesh.bundle().watch();
-    let mut last = None;
+    let mut entries = None;
     loop {
-        let bundle = mesh.bundle().current();
-        let all = bundle.map(|bundle| bundle.virtual_ips());
-        if all != last {
-            shown.set(all.clone().unwrap_or_default());
-            last = all;
+        if let Some(bundle) = mesh.bundle().current()
+            && entries.as_ref() != Some(&bundle.entries)
+        {
+            virtual_ips.set(bundle.virtual_ips());
+            queries.set(prepared::of_bundle(&bundle));
+            entries = Some(bundle.entries.clone());
         }
         match stop.run_until_cancelled(bundles.changed()).await {
             Some(Ok(())) => {}
@@ -520,6 +533,7 @@ fn consul(
     forward: Arc<dyn Forward>,
     server: bool,
     dns: Option<SocketAddr>,
+    queries: Queries,
 ) -> ConsulApi {
     let about = About {
         node: mesh.name().clone(),
@@ -532,7 +546,14 @@ fn consul(
         exec_checks: config.health.exec_checks == ExecChecks::Api,
     };
     let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
-    ConsulApi::new(about, catalog, checks, Some(mesh.bundle().clone()), forward)
+    ConsulApi::new(
+        about,
+        catalog,
+        checks,
+        Some(mesh.bundle().clone()),
+        forward,
+        queries,
+    )
 }
 
 fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {

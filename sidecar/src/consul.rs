@@ -18,6 +18,7 @@ mod decode;
 mod filter;
 mod forwarded;
 mod health;
+pub mod prepared;
 mod registered;
 mod render;
 pub mod stored;
@@ -31,6 +32,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use dns::Queries;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use libmesh::{
     bundle::BundleStore,
@@ -87,6 +89,7 @@ pub(crate) struct Inner {
     checks: Scheduler,
     bundles: Option<BundleStore>,
     forward: Arc<dyn Forward>,
+    queries: Queries,
     /// No index is below this.
     birth: u64,
     registered: Registered,
@@ -100,6 +103,7 @@ impl ConsulApi {
         checks: Scheduler,
         bundles: Option<BundleStore>,
         forward: Arc<dyn Forward>,
+        queries: Queries,
     ) -> ConsulApi {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let birth = since.map_or(1, |since| since.as_micros() as u64);
@@ -109,6 +113,7 @@ impl ConsulApi {
             checks,
             bundles,
             forward,
+            queries,
             birth,
             registered: Registered::default(),
         });
@@ -120,6 +125,7 @@ impl ConsulApi {
             .merge(catalog::routes(&inner))
             .merge(health::routes(&inner))
             .merge(bound::routes(&inner))
+            .merge(prepared::routes(&inner))
             .merge(forwarded::routes(&inner));
         ConsulApi {
             inner,

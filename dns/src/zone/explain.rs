@@ -69,6 +69,7 @@ impl Zone {
                     "the virtual IP of service {service}, which has none: no instance of it had a sidecar yet"
                 ),
             }),
+            Meaning::Query(name) => self.explain_query(&name),
             Meaning::Service(way, labels) => {
                 let mut readings = names::readings(labels);
                 let known = readings.find(|(service, _)| self.catalog.service(service).is_some());
@@ -82,7 +83,7 @@ impl Zone {
                 self.explain_service(&Wanted::of_port(name, port), rtype)
             }
             Meaning::Nothing => plain(format!(
-                "nothing that can exist here: a name ends with service, connect, virtual, node or addr, and perhaps {}",
+                "nothing that can exist here: a name ends with service, connect, virtual, query, node or addr, and perhaps {}",
                 self.datacenter
             )),
         })
@@ -115,6 +116,45 @@ impl Zone {
                 format!("node {name} at {}: {}", node.ip(), liveness(node.liveness))
             }
             Some(node) => format!("node {name}, not shown: {}", liveness(node.liveness)),
+        }
+    }
+
+    fn explain_query(&self, name: &str) -> Explanation {
+        let Some((query, kept)) = self.queries.find(name) else {
+            return Explanation {
+                reading: format!("prepared query {name}, which is not known"),
+                instances: Vec::new(),
+            };
+        };
+        let view = self.catalog.service(&query.service);
+        let chosen = view
+            .as_ref()
+            .map(|view| query.choose(view))
+            .unwrap_or_default();
+        let all = view.iter().flat_map(|view| &view.instances);
+        let considered = all.map(|instance| {
+            let shown = chosen.iter().any(|one| Arc::ptr_eq(one, instance));
+            let why = query.leaves_out(instance);
+            Considered {
+                node: instance.node.record.name.to_string(),
+                id: instance.instance.id.to_string(),
+                address: instance.address().to_string(),
+                port: instance.instance.port,
+                shown,
+                why: match (shown, why) {
+                    (true, _) => instance.health.as_str().to_owned(),
+                    (false, Some(why)) => why,
+                    (false, None) => format!("{}, and others are better", doubt(instance)),
+                },
+            }
+        });
+        let (asked, service) = (&kept.name, &query.service);
+        Explanation {
+            reading: format!(
+                "prepared query {asked:?}: {} of service {service}",
+                chosen.len()
+            ),
+            instances: considered.collect(),
         }
     }
 

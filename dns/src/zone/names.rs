@@ -38,6 +38,8 @@ pub enum Meaning<'n> {
     },
     /// `web.virtual`.
     Virtual(Cow<'n, str>),
+    /// `pq.query` or `_pq._tcp.query`.
+    Query(Cow<'n, str>),
     /// `node1.node`; the name may hold dots.
     Node(Cow<'n, str>),
     /// `<hex>.addr`.
@@ -83,7 +85,13 @@ pub fn meaning<'n>(labels: &'n [&'n str], datacenter: &str) -> Meaning<'n> {
             [hex] => address(hex).map_or(Meaning::Nothing, Meaning::Address),
             _ => Meaning::Nothing,
         },
-        // Nothing in the catalog is an ingress gateway's service or a prepared query.
+        "query" => match rest {
+            [name, protocol] if is_underscored(name) && is_underscored(protocol) => {
+                Meaning::Query(Cow::Borrowed(&name[1..]))
+            }
+            _ => Meaning::Query(joined(rest)),
+        },
+        // Nothing in the catalog is an ingress gateway's service.
         _ => Meaning::Nothing,
     }
 }
@@ -221,6 +229,7 @@ mod tests {
             }
             Meaning::Port { port, name } => format!("port {port} of {name}"),
             Meaning::Virtual(name) => format!("virtual {name}"),
+            Meaning::Query(name) => format!("query {name}"),
             Meaning::Node(name) => format!("node {name}"),
             Meaning::Address(ip) => ip.to_string(),
             other => format!("{other:?}"),
@@ -253,8 +262,9 @@ mod tests {
             ("web.virtual", "virtual web"),
             ("my.web.virtual.dc1", "virtual my.web"),
             ("web.ingress", "Nothing"),
-            ("pq.query", "Nothing"),
-            ("_pq._tcp.query.dc1", "Nothing"),
+            ("pq.query", "query pq"),
+            ("a.b.query.dc1", "query a.b"),
+            ("_pq._tcp.query.dc1", "query pq"),
             ("_web._tcp.service", "web/-"),
             ("_web._tcp", "web/-"),
             ("_web._tcp.dc1", "web/-"),

@@ -116,25 +116,57 @@ impl Ask<'_> {
                 places.sort_by_key(|place| place.view.distance(near));
             }
         }
+        let ttl = self.zone.ttl.service.of(wanted.name);
+        self.places(&places, ttl, near.as_deref(), depends)
+    }
+
+    /// What a prepared query finds. Not kept: the query may change at any time, and tells nobody.
+    pub(super) fn query(&self, name: &str) -> Answer {
+        let catalog = &self.zone.catalog;
+        let Some((query, _)) = self.zone.queries.find(name) else {
+            return self.no_name();
+        };
+        let view = catalog.service(&query.service);
+        let chosen = view.as_ref().map(|view| query.choose(view));
+        let mut places: Vec<_> = chosen.into_iter().flatten().map(direct).collect();
+        let own = catalog.node_by_id(&catalog.own());
+        let near = own.filter(|_| self.zone.near_first || query.near == "_agent");
+        if let Some(near) = &near {
+            places.sort_by_key(|place| place.view.distance(&near.record));
+        }
+        places.truncate(Template::MAX_ANSWERS);
+        let ttl = query
+            .ttl
+            .unwrap_or(self.zone.ttl.service.of(&query.service));
+        let near = near.as_ref().map(|near| &*near.record);
+        self.places(&places, ttl, near, Depends::Transient)
+    }
+
+    /// The answer with these places.
+    fn places(
+        &self,
+        places: &[Place<'_>],
+        mut ttl: Duration,
+        near: Option<&NodeRecord>,
+        depends: Depends,
+    ) -> Answer {
         if places.is_empty() {
             return self.no_name();
         }
         let mut template = Template::new(rcode::NOERROR, true);
-        let mut ttl = self.zone.ttl.service.of(wanted.name);
         // Those of nodes that left with too many others are chosen only when nothing better is there.
         if places.iter().all(|place| place.view.stale) {
             ttl = ttl.min(STALE_TTL);
             template.set_extended(EDE_STALE_ANSWER);
         }
-        let near = near.as_deref();
         match self.rtype {
             rtype::A | rtype::AAAA | rtype::CNAME | rtype::ANY => {
-                self.service_addresses(&mut template, self.rtype, seconds(ttl), &places, near);
+                self.service_addresses(&mut template, self.rtype, seconds(ttl), places, near);
             }
             rtype::TXT if self.zone.manner == Manner::Consul => {
-                self.service_addresses(&mut template, rtype::ANY, seconds(ttl), &places, near);
+                self.service_addresses(&mut template, rtype::ANY, seconds(ttl), places, near);
             }
-            rtype::SRV => self.service_locations(&mut template, seconds(ttl), &places, near),
+            rtype::SRV => self.service_locations(&mut template, seconds(ttl), places, near),
             _ => {}
         }
         self.or_no_data(template, depends)

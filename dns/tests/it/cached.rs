@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dns::responder::{Outcome, Readiness, Responder, Shared, Via};
 use dns::zone::Zone;
-use dns::{Config, Upstreams};
+use dns::{Config, PreparedQuery, Upstreams};
 use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType::{self, A, AAAA, ANY, SRV, TXT};
 use libmesh::model::{Health, InstanceId, Kind, Liveness, Locality, NamedPort, Proxy, ServiceName};
@@ -34,6 +34,9 @@ const NAMES: &[&str] = &[
     "a.web.service.mesh.",
     "v1.a.web.service.mesh.",
     "web.virtual.mesh.",
+    "pq.query.mesh.",
+    "_pq._tcp.query.dc1.consul.",
+    "nope.query.mesh.",
     "1.0.7.10.in-addr.arpa.",
     "3.2.1.240.in-addr.arpa.",
 ];
@@ -185,6 +188,13 @@ proptest! {
         let base = if consul { Config::like_consul() } else { Config::default() };
         let config = Config { upstreams, ..base };
         config.virtual_ips.set([(ServiceName::parse("web").unwrap(), [240, 1, 2, 3].into())]);
+        config.queries.set([PreparedQuery {
+            name: "pq".to_owned(),
+            service: "web".to_owned(),
+            tags: vec!["!v1".to_owned()],
+            only_passing: true,
+            ..PreparedQuery::default()
+        }]);
         let payload = config.udp_payload;
         let catalog = mesh.nodes[0].catalog.clone();
         let shared = Arc::new(Shared::new(&config, Zone::new(&config, catalog), Readiness::new(true)));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dns::Config;
+use dns::{Config, PreparedQuery};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
 use libmesh::catalog::testing::TestNode;
@@ -16,8 +16,6 @@ use crate::support::{Mesh, ask_tcp, ask_with, at, instance, question, tagged, wi
 
 /// Where we differ on purpose.
 const DIFFERENT: &[(&str, &str)] = &[
-    ("query", "there are no prepared queries"),
-    ("query-srv", "there are no prepared queries"),
     (
         "many-srv-udp-edns-1232",
         "a cut reply keeps its OPT record (RFC 6891 §6.1.1), which leaves room for one location less",
@@ -62,6 +60,8 @@ fn mesh() -> Mesh {
             mesh.put(number, instance);
             number
         };
+    put(&mut mesh, "ext1", "127.0.5.1", false, instance("db", 5432));
+    put(&mut mesh, "ext2", "127.0.5.2", false, instance("db", 5433));
     let dw = |port, tag| tagged(&[tag], instance("dw", port));
     put(&mut mesh, "dn1", "127.0.7.1", false, dw(9001, "t1"));
     put(&mut mesh, "dn2", "127.0.7.2", false, dw(9002, "t1"));
@@ -178,7 +178,13 @@ fn answer(reply: &Message, count: bool) -> Value {
 #[tokio::test]
 async fn in_consuls_manner_the_answers_are_consuls() {
     let mesh = mesh();
-    let server = mesh.serve_with(Config::like_consul());
+    let config = Config::like_consul();
+    config.queries.set([PreparedQuery {
+        name: "pq".to_owned(),
+        service: "db".to_owned(),
+        ..PreparedQuery::default()
+    }]);
+    let server = mesh.serve_with(config);
     let mut different = Vec::new();
     for case in recorded() {
         let (id, ask) = (case["id"].as_str().unwrap(), &case["ask"]);

@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dns::{Config, ServiceTtl, Ttl, VirtualIps};
+use dns::queries::QueryTemplate;
+use dns::{Config, PreparedQuery, Queries, ServiceTtl, Ttl, VirtualIps};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType::{A, AAAA, ANY, PTR, SRV, TXT};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
@@ -342,5 +343,70 @@ async fn answers_are_explained() {
         );
     }
     assert!(explainer.explain(&"a".repeat(64), a).is_none());
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn prepared_queries_answer_by_their_own_rules() {
+    let mesh = Mesh::of(3);
+    let warned = tagged(&["v2"], instance("web", 81));
+    mesh.put(1, tagged(&["v1"], instance("web", 80)));
+    mesh.put(2, warned.clone());
+    mesh.set_health(2, &warned, Health::Warning);
+    mesh.put(3, tagged(&["v2", "canary"], instance("web", 82)));
+    let queries = Queries::default();
+    let config = Config {
+        queries: queries.clone(),
+        ..Config::default()
+    };
+    let server = mesh.serve_with(config);
+    let reply = ask(&server, "pq.query.mesh.", A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
+    let query = |name: &str, tags: &[&str]| PreparedQuery {
+        name: name.to_owned(),
+        service: "web".to_owned(),
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        ..PreparedQuery::default()
+    };
+    let passing = PreparedQuery {
+        only_passing: true,
+        ttl: Some(Duration::from_secs(33)),
+        ..query("pq", &["v2"])
+    };
+    let unchecked = PreparedQuery {
+        only_passing: true,
+        ignore_checks: vec!["check:web-81".to_owned()],
+        ..query("my.unchecked", &["!canary"])
+    };
+    let template = PreparedQuery {
+        template: Some(QueryTemplate::default()),
+        service: "${name.suffix}".to_owned(),
+        ..query("geo-", &[])
+    };
+    queries.set([passing, unchecked, template]);
+    let reply = ask(&server, "PQ.query.mesh.", A).await;
+    assert_eq!(
+        (data(&reply), reply.answers[0].ttl),
+        (vec!["10.0.0.3".to_owned()], 33)
+    );
+    let reply = ask(&server, "_pq._tcp.query.dc1.mesh.", SRV).await;
+    assert_eq!(data(&reply), ["1 1 82 node3.node.dc1.mesh."]);
+    let reply = ask(&server, "my.unchecked.query.mesh.", A).await;
+    assert_eq!(data(&reply), ["10.0.0.1", "10.0.0.2"]);
+    let reply = ask(&server, "geo-web.query.mesh.", A).await;
+    assert_eq!((data(&reply).len(), reply.answers[0].ttl), (3, 5));
+    let reply = ask(&server, "geo-nope.query.mesh.", A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
+    let explained = server.explainer().explain("pq.query.mesh", 1).unwrap();
+    assert_eq!(explained.reading, "prepared query \"pq\": 1 of service web");
+    let why: Vec<_> = explained
+        .instances
+        .iter()
+        .map(|one| one.why.as_str())
+        .collect();
+    assert_eq!(why, ["it does not have the tag v2", "warning", "passing"]);
+    mesh.set_liveness(3, Liveness::Down);
+    let reply = ask(&server, "pq.query.mesh.", A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
     server.shutdown().await;
 }

@@ -8,6 +8,7 @@ pub mod external;
 mod intentions;
 mod kv;
 mod pairs;
+pub mod query;
 mod sessions;
 mod txn;
 
@@ -85,6 +86,7 @@ pub fn routes(kv: &Opener, mesh: &Opener) -> Routes {
         .merge(sessions::routes(kv))
         .merge(txn::routes(kv))
         .merge(intentions::routes(mesh))
+        .merge(query::routes(mesh))
 }
 
 pub use intentions::{PREFIX as INTENTIONS, from_pair as intention_from_pair};

@@ -55,7 +55,14 @@ fn api_with(change: impl FnOnce(&mut About)) -> ConsulApi {
     };
     change(&mut about);
     let checks = Scheduler::new(catalog.local());
-    ConsulApi::new(about, catalog, checks, None, Arc::new(Echo))
+    ConsulApi::new(
+        about,
+        catalog,
+        checks,
+        None,
+        Arc::new(Echo),
+        Queries::default(),
+    )
 }
 
 struct Answer {

@@ -77,12 +77,8 @@ impl Authority {
     /// A certificate for the key that speaks for a node that is no member.
     pub fn external(&self, name: &NodeName, csr: &[u8]) -> Result<Issued, SourceError> {
         let uri = SpiffeId::external(&self.cluster.trust_domain, name);
-        self.sign(
-            &uri,
-            self.node_ttl,
-            vec![server_rights().to_extension()],
-            csr,
-        )
+        let rights = PublishRights::all().to_extension();
+        self.sign(&uri, self.node_ttl, vec![rights], csr)
     }
 
     /// A certificate for a service.

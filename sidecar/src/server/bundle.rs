@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dns::PreparedQuery;
 use libmesh::{
     bundle::{Action, BundleError, ConfigBundle, Intention, Offered, SignedBundle},
     identity::{ServiceKey, SigningKeyPair},
@@ -14,7 +15,10 @@ use super::{
     ServerError, Shared, records, unsealed,
     virtual_ips::{self, VIRTUAL},
 };
-use crate::consul::stored::{INTENTIONS, Pair, intention_from_pair};
+use crate::consul::{
+    self,
+    stored::{INTENTIONS, Pair, intention_from_pair, query},
+};
 
 /// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
 struct Signer {
@@ -22,7 +26,8 @@ struct Signer {
     chain: Vec<Vec<u8>>,
 }
 
-/// Follows the store until `stop`: at each unseal and at each change of an intention or a virtual IP.
+/// Follows the store until `stop`: at each unseal and at each change of an intention, a virtual IP or a
+/// prepared query.
 pub async fn publish(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
     let work = || while_unsealed(&shared, &mesh);
     unsealed::follow(&shared.vault, "publishing the configuration", &stop, work).await;
@@ -32,11 +37,14 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     let signer = signer(shared)?;
     let kv = shared.records.kv();
     loop {
-        let (intentions, virtual_ips) = (kv.changed_under(INTENTIONS)?, kv.changed_under(VIRTUAL)?);
+        let intentions = kv.changed_under(INTENTIONS)?;
+        let virtual_ips = kv.changed_under(VIRTUAL)?;
+        let queries = kv.changed_under(query::PREFIX)?;
         publish_once(shared, mesh, &signer).await?;
         tokio::select! {
             changed = kv.wait_under(INTENTIONS, intentions) => changed?,
             changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
+            changed = kv.wait_under(query::PREFIX, queries) => changed?,
         };
     }
 }
@@ -108,8 +116,15 @@ fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
         revoked: Vec::new(),
         entries: std::collections::BTreeMap::new(),
     };
+    consul::prepared::into_bundle(&queries(&shared.vault)?, &mut bundle);
     bundle.set_virtual_ips(&virtual_ips::given(shared.records.kv())?);
     Ok(bundle)
+}
+
+fn queries(vault: &Vault) -> Result<Vec<PreparedQuery>, ServerError> {
+    let pairs = vault.kv(records::NAMESPACE).list(query::PREFIX)?;
+    let pairs = pairs.into_iter().map(Pair::from);
+    Ok(pairs.filter_map(|pair| query::from_pair(&pair)).collect())
 }
 
 fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {

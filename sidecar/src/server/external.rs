@@ -145,6 +145,11 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     }
 }
 
+/// Whether there is an external node of this name.
+pub fn is_kept(kv: &Kv, name: &NodeName) -> Result<bool, ServerError> {
+    Ok(kv.get(&format!("{PREFIX}{name}"))?.is_some())
+}
+
 /// The key of a node: made at the first call, the same for ever after.
 async fn key(kv: &Kv, name: &NodeName) -> Result<NodeKey, ServerError> {
     let at = format!("{KEYS}{name}");

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::{
-    Shared,
+    Shared, external,
     records::{self, Node},
 };
 use crate::forward::{self, ForwardReply, ForwardRequest};
@@ -127,6 +127,15 @@ async fn admit(shared: &Shared, asked: &JoinRequest) -> Result<JoinReply, Refusa
     }
     let rights = PublishRights::new(&token.publish)
         .map_err(|error| later(format!("the token's publish rights: {error}")))?;
+    if external::is_kept(records.kv(), &asked.node).map_err(failed)? {
+        return Err((
+            StatusCode::CONFLICT,
+            format!(
+                "the name {} belongs to a node without an agent; take that away (catalog/deregister) or choose another node.name",
+                asked.node
+            ),
+        ));
+    }
     // Signing comes first: a request that cannot be signed uses nothing up.
     let issued = authority
         .node(&asked.node, None, &rights, &asked.csr)

@@ -32,9 +32,17 @@ fn names(nodes: &Value) -> Vec<&str> {
     names.collect()
 }
 
+/// The answers, once DNS answers: an agent that has just started says SERVFAIL until it has heard what others know.
 async fn resolve(dns: SocketAddr, name: &str, kind: &str) -> Vec<String> {
-    let answer = client::query(dns, name, kind, PATIENCE).await.unwrap();
-    answer.data.iter().map(ToString::to_string).collect()
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = client::query(dns, name, kind, PATIENCE).await.unwrap();
+        if answer.code_name() != "SERVFAIL" {
+            return answer.data.iter().map(ToString::to_string).collect();
+        }
+        assert!(Instant::now() < deadline, "{name}: still not ready");
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn register(agent: &Agent, root: &str, body: &str) -> (u16, String) {
@@ -97,6 +105,13 @@ async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
     );
     let reverse = resolve(agent.dns, "1.0.9.10.in-addr.arpa", "PTR").await;
     assert_eq!(reverse, ["ext1.node.dc1.mesh."]);
+
+    // No member takes its name.
+    let (code, reason) = host.refused("ext1", &host.new_token("token2", "1h"));
+    assert!(
+        code == Some(1) && reason.contains("without an agent"),
+        "{code:?} {reason}"
+    );
 
     // Without a right, with a member's name, with what cannot be.
     let (status, _) = agent
@@ -194,4 +209,106 @@ fn names_of(entries: &Value) -> Vec<&str> {
     entries
         .filter_map(|one| one["Node"]["Node"].as_str())
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prepared_queries_are_kept_by_the_server_and_executed_by_agents() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (keys, root) = server.init(1, 1).await;
+    let (gossip, http) = server.unseal(&keys[0]);
+    let host = Host {
+        dir: dir.path(),
+        gossip,
+        http,
+        root: root.clone(),
+    };
+    let token = host.new_token("token", "1h");
+    let agent = Agent::spawn(host.agent("a1", &token));
+    for (id, port, tag) in [("web1", 8001, "v1"), ("web2", 8002, "v2")] {
+        let body = json!({"ID": id, "Name": "web", "Port": port, "Tags": [tag]});
+        agent
+            .put("/v1/agent/service/register", &body.to_string())
+            .await;
+    }
+    let path = format!("/v1/query?token={root}");
+    let query =
+        json!({"Name": "pq", "Service": {"Service": "web", "Tags": ["v2"]}, "DNS": {"TTL": "30s"}});
+    let deadline = Instant::now() + PATIENCE;
+    let id = loop {
+        // The agent may not have found the server yet.
+        let (status, made) = agent.ask(Method::POST, &path, &query.to_string()).await;
+        if status == 200 {
+            let made: Value = serde_json::from_str(&made).unwrap();
+            break made["ID"].as_str().unwrap().to_owned();
+        }
+        assert!(Instant::now() < deadline, "{status} {made}");
+    };
+    let (status, reason) = agent.ask(Method::POST, &path, &query.to_string()).await;
+    assert!(
+        status == 500 && reason.contains("aliases an existing"),
+        "{reason}"
+    );
+    let template = json!({"Name": "t-", "Template": {"Type": "name_prefix_match"}, "Service": {"Service": "${name.suffix}"}});
+    let (status, made) = agent.ask(Method::POST, &path, &template.to_string()).await;
+    assert_eq!(status, 200, "{made}");
+
+    let deadline = Instant::now() + PATIENCE;
+    let found = loop {
+        let (status, found) = agent.ask(Method::GET, "/v1/query/pq/execute", "").await;
+        if status == 200 {
+            break serde_json::from_str::<Value>(&found).unwrap();
+        }
+        assert!(Instant::now() < deadline, "{status} {found}");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(found["Nodes"][0]["Service"]["ID"], "web2");
+    assert_eq!(
+        (
+            &found["DNS"]["TTL"],
+            found["Nodes"].as_array().unwrap().len()
+        ),
+        (&json!("30s"), 1)
+    );
+    assert_eq!(
+        resolve(agent.dns, "pq.query.mesh", "SRV").await,
+        ["1 1 8002 a1.node.dc1.mesh."]
+    );
+    let explained = agent.get("/v1/query/t-web/explain").await;
+    assert_eq!(explained["Query"]["Service"]["Service"], "web");
+
+    // They are answered while the server is away, and are there when it is back.
+    server.stop();
+    let found = agent
+        .get(&format!("/v1/query/{id}/execute?limit=5&near=_agent"))
+        .await;
+    assert_eq!(found["Nodes"].as_array().unwrap().len(), 1);
+    let server = Server::start(dir.path());
+    server.node();
+    let unsealed = server.operator(&["unseal", "-"], "", &keys[0]);
+    assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
+    let one = format!("/v1/query/{id}?token={root}");
+    let changed = json!({"Name": "pq", "Service": {"Service": "web", "Tags": ["!v2"]}}).to_string();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, answer) = agent.ask(Method::PUT, &one, &changed).await;
+        if status == 200 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status} {answer}");
+        tokio::task::yield_now().await;
+    }
+    agent
+        .until("/v1/query/pq/execute", |found| {
+            found["Nodes"][0]["Service"]["ID"] == "web1"
+        })
+        .await;
+    let (status, _) = agent.ask(Method::DELETE, &one, "").await;
+    assert_eq!(status, 200);
+    let deadline = Instant::now() + PATIENCE;
+    while agent.ask(Method::GET, "/v1/query/pq/execute", "").await.0 != 404 {
+        assert!(Instant::now() < deadline, "it is still executed");
+        tokio::task::yield_now().await;
+    }
+    server.stop();
 }
