@@ -326,3 +326,65 @@ fn wrong_checks_are_named_with_field_and_nearest_key() {
         "{found}"
     );
 }
+
+#[test]
+fn what_dns_is_told() {
+    let text = "[dns]\ndomains = [\"Mesh.\", \"svc.example\"]\nrecursors = [\"system\"]\nttl = \"0s\"\n\
+        service_ttl = { web = \"30s\", \"db*\" = \"10s\" }\nnegative_ttl = \"2s\"\nmax_addresses = 8\nthreads = 2\n\
+        only_passing = true\nnear_first = false\nrate_limit = 50\nrate_limit_private = true\n\
+        forward = { \"corp.example\" = \"10.0.0.53, 10.0.1.53:5353\" }\n";
+    let dns = load(&[("a.toml", text)]).unwrap().dns;
+    let shown: Vec<_> = dns.domains.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["mesh.", "svc.example."]);
+    assert_eq!(dns.recursors, ::dns::Upstreams::System);
+    let ttl = |service| dns.ttl.service.of(service).as_secs();
+    assert_eq!((ttl("web"), ttl("db-1"), ttl("other")), (30, 10, 0));
+    assert_eq!((dns.ttl.node.as_secs(), dns.ttl.negative.as_secs()), (0, 2));
+    let (zone, servers) = &dns.forward[0];
+    assert_eq!(zone.to_string(), "corp.example.");
+    let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["10.0.0.53:53", "10.0.1.53:5353"]);
+    assert!(matches!(dns.rate_limit, ::dns::RateLimit::All(rate) if rate.get() == 50));
+
+    // What the server is told: its own name server where it can be reached.
+    let server = |listen: &str, like_consul| {
+        let listen = listen.parse().unwrap();
+        dns.server(listen, [10, 0, 0, 9].into(), like_consul)
+    };
+    assert!(server("127.0.0.1:53", false).nameservers.is_empty());
+    assert_eq!(
+        server("0.0.0.0:53", false).nameservers,
+        [IpAddr::from([10, 0, 0, 9])]
+    );
+    assert_eq!(
+        server("10.0.0.3:53", false).nameservers,
+        [IpAddr::from([10, 0, 0, 3])]
+    );
+    assert_eq!(server("127.0.0.1:53", true).udp_payload, 4096);
+
+    for (bad, reason) in [
+        ("domains = [\"a..b\"]", "items of `dns.domains`"),
+        ("domains = []", "at least one domain"),
+        (
+            "recursors = [\"system\", \"9.9.9.9\"]",
+            "either \"system\" alone",
+        ),
+        ("recursors = [\"nine\"]", "items of `dns.recursors`"),
+        (
+            "forward = { \"a..b\" = \"10.0.0.53\" }",
+            "`dns.forward`: `a..b` is not a domain name",
+        ),
+        (
+            "forward = { corp = \"ten\" }",
+            "`dns.forward.\"corp\"` must be addresses",
+        ),
+        ("service_ttl = { web = \"5\" }", "write \"5s\" for seconds"),
+        ("udp_payload = 100", "a whole number from 512 to 4096"),
+        ("threads = 0", "a whole number from 1 to 64"),
+    ] {
+        let found = errors(&[("a.toml", &format!("[dns]\n{bad}\n"))]);
+        assert!(found.contains(reason), "{bad}: {found}");
+    }
+    let found = errors(&[("a.toml", "[dns]\ntreads = 2\n")]);
+    assert!(found.contains("did you mean `threads`?"), "{found}");
+}

@@ -9,7 +9,12 @@ use http::StatusCode;
 use libmesh::catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView};
 use serde_json::{Value, json};
 
-use super::{Inner, Refused, bad_request, blocking::Blocking, handler, render, server_error};
+use super::{
+    Inner, Refused, bad_request,
+    blocking::Blocking,
+    filter::{self, Filter},
+    handler, render, server_error,
+};
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
@@ -32,7 +37,7 @@ async fn datacenters(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
 }
 
 async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    no_filter(&call)?;
+    let filter = Filter::of(&call, filter::NODE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let nodes = inner.catalog.nodes();
@@ -41,11 +46,16 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .filter(|node| has_meta(&call, node))
         .map(|node| render::node(node))
         .collect();
-    Ok(blocking.reply(index, &list))
+    Ok(blocking.reply(index, &filter.keep(list)))
 }
 
 async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    no_filter(&call)?;
+    if call.query.filled("filter").is_some() {
+        // It would change the meaning of the answer.
+        return Err(server_error(
+            "filter expressions are not supported here by this version of mesh",
+        ));
+    }
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
@@ -58,17 +68,18 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
-    no_filter(&call)?;
+    let filter = Filter::of(&call, filter::CATALOG_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     let view = inner.catalog.service(name);
     let list: Vec<_> = wanted(&call, view.as_deref(), Select::any())
         .map(|instance| render::catalog_entry(instance))
         .collect();
-    Ok(blocking.reply(index, &list))
+    Ok(blocking.reply(index, &filter.keep(list)))
 }
 
 async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
@@ -78,12 +89,14 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let services: BTreeMap<&str, _> = instances
         .iter()
         .map(|view| (view.instance.id.as_str(), render::service(&view.instance)))
+        .filter(|(_, service)| filter.passes(service))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": services});
     Ok(blocking.reply(index, &value))
 }
 
 async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
@@ -94,7 +107,7 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
         .iter()
         .map(|view| render::service(&view.instance))
         .collect();
-    let value = json!({"Node": render::node(&node), "Services": services});
+    let value = json!({"Node": render::node(&node), "Services": filter.keep(services)});
     Ok(blocking.reply(index, &value))
 }
 
@@ -111,16 +124,6 @@ pub fn service_name(call: &Call) -> Result<&str, Refused> {
     match call.params.get("name") {
         "" => Err(bad_request("Missing service name")),
         name => Ok(name),
-    }
-}
-
-/// `filter` changes the meaning of an answer; ignoring it would be a wrong answer.
-pub fn no_filter(call: &Call) -> Result<(), Refused> {
-    match call.query.filled("filter") {
-        None => Ok(()),
-        Some(_) => Err(server_error(
-            "filter expressions are not supported by this version of mesh",
-        )),
     }
 }
 

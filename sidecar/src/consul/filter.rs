@@ -1,10 +1,12 @@
 //! `filter=`: the expressions of Consul (go-bexpr) over answers as they would be sent.
 //!
 //! `Selector == value`, `!=`, `value in Selector`, `value not in Selector`, `Selector contains value`, `Selector not
-//! contains value`, `Selector is empty`, `Selector is not empty`, joined by `and`, `or`, `not` and parentheses. A selector
-//! is a path of fields in the case they have (`Meta.team`, `Meta["team"]`). `matches` is refused: it would need a regular
-//! expression engine that takes patterns from outside.
+//! contains value`, `Selector is empty`, `Selector is not empty`, `Selector matches pattern`, `Selector not matches
+//! pattern`, joined by `and`, `or`, `not` and parentheses. A selector is a path of fields in the case they have
+//! (`Meta.team`, `Meta["team"]`). Patterns are those of the `regex` crate, which takes a time that is linear in the text.
 
+use regex::{Regex, RegexBuilder};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{Refused, server_error};
@@ -14,6 +16,73 @@ use crate::http::Call;
 const DEPTH_MAX: usize = 32;
 /// Longest expression, in bytes.
 const LENGTH_MAX: usize = 4096;
+
+/// How large a compiled pattern may be, in bytes.
+const PATTERN_MAX: usize = 1 << 18;
+
+/// Fields of a node.
+pub const NODE: &[&str] = &[
+    "ID",
+    "Node",
+    "Address",
+    "Datacenter",
+    "TaggedAddresses",
+    "Meta",
+];
+/// Fields of an entry of `/v1/catalog/service`.
+pub const CATALOG_ENTRY: &[&str] = &[
+    "ID",
+    "Node",
+    "Address",
+    "Datacenter",
+    "TaggedAddresses",
+    "NodeMeta",
+    "ServiceKind",
+    "ServiceID",
+    "ServiceName",
+    "ServiceTags",
+    "ServiceAddress",
+    "ServiceTaggedAddresses",
+    "ServiceWeights",
+    "ServiceMeta",
+    "ServicePort",
+    "ServicePorts",
+    "ServiceEnableTagOverride",
+    "ServiceProxy",
+    "ServiceConnect",
+];
+/// Fields of an instance.
+pub const SERVICE: &[&str] = &[
+    "Kind",
+    "ID",
+    "Service",
+    "Tags",
+    "Address",
+    "TaggedAddresses",
+    "Meta",
+    "Port",
+    "Ports",
+    "Weights",
+    "EnableTagOverride",
+    "Proxy",
+    "Connect",
+];
+/// Fields of an entry of `/v1/health/service`.
+pub const HEALTH_ENTRY: &[&str] = &["Node", "Service", "Checks"];
+/// Fields of a check.
+pub const CHECK: &[&str] = &[
+    "Node",
+    "CheckID",
+    "Name",
+    "Status",
+    "Notes",
+    "Output",
+    "ServiceID",
+    "ServiceName",
+    "ServiceTags",
+    "Type",
+    "Definition",
+];
 
 /// A parsed expression; `None` lets everything pass.
 pub struct Filter(Option<Expression>);
@@ -26,6 +95,16 @@ enum Expression {
     Equal(Vec<String>, String),
     Contains(Vec<String>, String),
     Empty(Vec<String>),
+    Matches(Vec<String>, Pattern),
+}
+
+#[derive(Debug)]
+struct Pattern(Regex);
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
 }
 
 impl Filter {
@@ -57,6 +136,19 @@ impl Filter {
         }
     }
 
+    /// What of a list passes; without a filter all of it, without a look.
+    pub fn keep<T: Serialize>(&self, list: Vec<T>) -> Vec<T> {
+        match self.0 {
+            None => list,
+            Some(_) => list.into_iter().filter(|it| self.passes(it)).collect(),
+        }
+    }
+
+    /// Whether an entry passes as it would be sent.
+    pub fn passes<T: Serialize>(&self, entry: &T) -> bool {
+        self.0.is_none() || serde_json::to_value(entry).is_ok_and(|entry| self.keeps(&entry))
+    }
+
     /// Whether an entry passes.
     pub fn keeps(&self, entry: &Value) -> bool {
         let expression = self.0.as_ref();
@@ -86,6 +178,10 @@ impl Expression {
                 Some(Value::String(text)) => text.is_empty(),
                 Some(Value::Bool(_) | Value::Number(_)) => false,
                 Some(Value::Null) | None => true,
+            },
+            Expression::Matches(path, pattern) => match select(entry, path) {
+                Some(Value::String(text)) => pattern.0.is_match(text),
+                _ => false,
             },
         }
     }
@@ -255,10 +351,14 @@ impl Parser<'_> {
         if self.takes("contains") {
             return Ok(negate(negated, Expression::Contains(path, self.value()?)));
         }
+        if self.takes("matches") {
+            let pattern = RegexBuilder::new(&self.value()?)
+                .size_limit(PATTERN_MAX)
+                .build()
+                .map_err(|error| format!("a pattern is not one: {error}"))?;
+            return Ok(negate(negated, Expression::Matches(path, Pattern(pattern))));
+        }
         Err(match self.next() {
-            Some(Token::Word(word)) if word == "matches" => {
-                "\"matches\" is not supported by this version of mesh".to_owned()
-            }
             Some(token) => format!("{token} is no operator"),
             None => "an operator is missing".to_owned(),
         })
@@ -336,6 +436,8 @@ mod tests {
             "Service == db and Port == 1 or Flag == true",
             "v2 not in Tags and Tags not contains v3",
             "not not Service==web",
+            "Service matches \"^w.b$\"",
+            "Service not matches \"^x\" and Meta.team matches `a.b`",
         ] {
             assert!(keeps(yes), "{yes}");
         }
@@ -346,6 +448,8 @@ mod tests {
             "Meta.none == x",
             "Tags is empty",
             "not Service == web",
+            "Service matches \"^e\"",
+            "Tags matches v1",
         ] {
             assert!(!keeps(no), "{no}");
         }
@@ -363,13 +467,10 @@ mod tests {
             ("Service = web", "'=' is not expected there"),
             ("Service == a b", "\"b\" is not expected there"),
             ("Service == \"a", "a quote is not closed"),
-            (
-                "Service matches \"a.*\"",
-                "\"matches\" is not supported by this version of mesh",
-            ),
             ("Meta[team] == a", "a key in quotes is missing after \"[\""),
             ("Tags is full", "\"empty\" is missing after \"is\""),
             ("Service", "an operator is missing"),
+            ("Service matches", "a value is missing"),
             (&deep, "deeper than 32 levels"),
             (&long, "longer than 4096 bytes"),
         ] {

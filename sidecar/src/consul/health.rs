@@ -10,7 +10,8 @@ use libmesh::{
 use super::{
     Inner, Refused, bad_request,
     blocking::Blocking,
-    catalog::{self, has_meta, no_filter, service_name, wanted},
+    catalog::{self, has_meta, service_name, wanted},
+    filter::{self, Filter},
     handler, render,
 };
 use crate::http::{Call, Reply, Routes};
@@ -33,7 +34,7 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
         Some(_) => return Err(bad_request("Invalid value for ?passing")),
     };
-    no_filter(&call)?;
+    let filter = Filter::of(&call, filter::HEALTH_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     let view = inner.catalog.service(name);
@@ -44,12 +45,12 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let list: Vec<_> = wanted(&call, view.as_deref(), select)
         .map(|instance| render::health_entry(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &list))
+    Ok(blocking.reply(index, &filter.keep(list)))
 }
 
 async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
-    no_filter(&call)?;
+    let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     let view = inner.catalog.service(name);
@@ -59,7 +60,7 @@ async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .filter(|instance| has_meta(&call, &instance.node))
         .flat_map(|instance| own_checks(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &list))
+    Ok(blocking.reply(index, &filter.keep(list)))
 }
 
 fn own_checks<'a>(
@@ -75,7 +76,7 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     if wanted.is_empty() {
         return Err(bad_request("Missing check state"));
     }
-    no_filter(&call)?;
+    let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let fits = |health: Health| wanted == "any" || wanted == render::status(health);
@@ -97,7 +98,7 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             .map(|check| render::check(&inner, &view.node, check, Some(&view.instance)))
     });
     let list: Vec<_> = of_nodes.chain(of_instances).collect();
-    Ok(blocking.reply(index, &list))
+    Ok(blocking.reply(index, &filter.keep(list)))
 }
 
 fn membership(node: &NodeView) -> Health {
@@ -108,7 +109,7 @@ fn membership(node: &NodeView) -> Health {
 }
 
 async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    no_filter(&call)?;
+    let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
@@ -124,5 +125,5 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .chain(own)
         .chain(instances.iter().flat_map(|view| own_checks(&inner, view)))
         .collect();
-    Ok(blocking.reply(index, &list))
+    Ok(blocking.reply(index, &filter.keep(list)))
 }

@@ -11,7 +11,10 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::{forward::Api, http::Remote};
+use crate::{
+    forward::Api,
+    http::{Remote, query::encode},
+};
 
 /// Says what it was asked.
 struct Echo;
@@ -695,4 +698,78 @@ async fn maintenance_takes_a_node_and_a_service_out_of_use() {
     );
     let passing = get(&api, "/v1/health/service/web?passing").await.json();
     assert_eq!(passing.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn answers_of_catalog_and_health_are_filtered() {
+    let api = api();
+    for (id, team, status) in [("web1", "a", "passing"), ("web2", "b", "critical")] {
+        let check = json!({"TTL": "1h", "Status": status});
+        let body =
+            json!({"ID": id, "Name": "web", "Port": 80, "Meta": {"team": team}, "Check": check});
+        register(&api, body).await;
+    }
+    for (path, filter, field, expected) in [
+        (
+            "catalog/service/web",
+            "ServiceMeta.team == a",
+            "/ServiceID",
+            vec!["web1"],
+        ),
+        (
+            "catalog/service/web",
+            "ServiceID matches `^web[12]$`",
+            "/ServiceID",
+            vec!["web1", "web2"],
+        ),
+        ("catalog/nodes", "Node == nobody", "/Node", vec![]),
+        (
+            "health/service/web",
+            "Service.Meta.team != a",
+            "/Service/ID",
+            vec!["web2"],
+        ),
+        (
+            "health/checks/web",
+            "Status == passing",
+            "/ServiceID",
+            vec!["web1"],
+        ),
+        (
+            "health/state/any",
+            "ServiceName == web and Status != passing",
+            "/ServiceID",
+            vec!["web2"],
+        ),
+        (
+            "health/node/n1",
+            "CheckID == serfHealth",
+            "/CheckID",
+            vec!["serfHealth"],
+        ),
+    ] {
+        let path = format!("/v1/{path}?filter={}", encode(filter));
+        let answer = get(&api, &path).await;
+        let found = answer.json();
+        let found = found
+            .as_array()
+            .unwrap_or_else(|| panic!("{path}: {}", answer.text));
+        let found: Vec<_> = found
+            .iter()
+            .filter_map(|one| one.pointer(field)?.as_str())
+            .collect();
+        assert_eq!(found, expected, "{path}");
+    }
+    let path = format!("/v1/catalog/node/n1?filter={}", encode("Meta.team == b"));
+    let node = get(&api, &path).await.json();
+    let services: Vec<_> = node["Services"].as_object().unwrap().keys().collect();
+    assert_eq!(services, ["web2"]);
+    for (path, filter) in [
+        ("catalog/service/web", "Nope == a"),
+        ("health/service/web", "Service matches `([`"),
+        ("catalog/services", "ServiceName == web"),
+    ] {
+        let path = format!("/v1/{path}?filter={}", encode(filter));
+        assert_eq!(get(&api, &path).await.status, 500, "{path}");
+    }
 }
