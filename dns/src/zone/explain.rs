@@ -285,13 +285,13 @@ fn has_type(instance: &Arc<InstanceView>, wanted: &Wanted<'_>, rtype: u16) -> Re
     }
 }
 
-/// `critical: check web-up (node1's disk, …)`.
+/// `critical: check "up"`.
 fn sickness(instance: &InstanceView) -> String {
     let bad = instance
         .checks
         .iter()
         .filter(|check| check.status == instance.health);
-    let names: Vec<_> = bad.map(|check| &*check.name).collect();
+    let names: Vec<_> = bad.map(|check| format!("{:?}", check.name)).collect();
     match (instance.health, names.is_empty()) {
         (Health::Maintenance, _) => "in maintenance".to_owned(),
         (Health::Passing, _) => liveness(instance.node.liveness).to_owned(),

@@ -301,7 +301,7 @@ async fn answers_are_explained() {
     let (a, aaaa, srv, txt) = (1, 28, 33, 16);
     let expected = [
         "node1 true passing",
-        "node2 false critical: check up",
+        "node2 false critical: check \"up\"",
         "node3 false its address is of the other family",
     ];
     assert_eq!(verdicts("web.service.mesh", a), expected);

@@ -1,6 +1,9 @@
 //! `mesh dns`
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 use dns::client;
@@ -61,6 +64,16 @@ struct Answer<'a> {
     instances: &'a [Instance],
 }
 
+impl Instance {
+    /// Address and port.
+    fn place(&self) -> String {
+        match self.address.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip, self.port).to_string(),
+            Err(_) => format!("{}:{}", self.address, self.port),
+        }
+    }
+}
+
 impl Command {
     /// Runs the command.
     pub async fn run(self, global: &Global) -> Result<(), Failure> {
@@ -117,7 +130,7 @@ impl Query {
                 if one.shown { "yes" } else { "no" }.to_owned(),
                 one.node.clone(),
                 one.id.clone(),
-                format!("{}:{}", one.address, one.port),
+                one.place(),
                 one.why.clone(),
             ]
         });
