@@ -111,11 +111,11 @@ impl Shared {
             let reading = &mut explanation.reading;
             reading.push_str("; SERVFAIL until this node knows the mesh");
         }
-        let folded = name::encode(name)?.to_ascii_lowercase();
-        if self.zone.domain_of(&folded).is_none() && explanation.instances.is_empty() {
+        if explanation.foreign {
+            let folded = name::encode(name)?.to_ascii_lowercase();
             let asked = match self.has_upstream(&folded) {
-                true => "; unless it is ours, an upstream is asked",
-                false => "; unless it is ours, it is refused: no upstream is set for it",
+                true => ": an upstream is asked",
+                false => ": it is refused, as no upstream is set for it",
             };
             explanation.reading.push_str(asked);
         }

@@ -17,6 +17,8 @@ use crate::wire::rtype;
 pub struct Explanation {
     /// What the name was read as, and what follows from it.
     pub reading: String,
+    /// It is no name of the mesh: an upstream's, if there is one for it.
+    pub foreign: bool,
     /// The instances of the service that is asked for, in the order of nodes and ids; empty for other names.
     pub instances: Vec<Considered>,
 }
@@ -47,10 +49,15 @@ impl Zone {
         let folded = folded.as_bytes();
         let plain = |reading: String| Explanation {
             reading,
+            foreign: false,
             instances: Vec::new(),
         };
         let Some(domain) = self.domain_of(folded) else {
-            return Some(plain(self.explain_foreign(folded)));
+            let (reading, foreign) = self.explain_foreign(folded);
+            return Some(Explanation {
+                foreign,
+                ..plain(reading)
+            });
         };
         let Some(labels) = text_labels(&folded[..domain.prefix_len(folded)?]) else {
             return Some(plain(
@@ -89,22 +96,27 @@ impl Zone {
         })
     }
 
-    fn explain_foreign(&self, folded: &[u8]) -> String {
+    /// What a name outside of our domains is, and whether it is nobody's here.
+    fn explain_foreign(&self, folded: &[u8]) -> (String, bool) {
         let ip = text_labels(folded).and_then(|labels| names::reverse(&labels));
         let Some(ip) = ip else {
-            return "a name of none of our domains".to_owned();
+            return ("a name of none of our domains".to_owned(), true);
         };
-        match self.catalog.node_by_ip(ip) {
-            Some(node) if self.is_shown(&node) => {
-                format!("the reverse name of node {}", node.record.name)
-            }
-            Some(node) => format!(
-                "the reverse name of node {}, which is down",
-                node.record.name
+        match self
+            .catalog
+            .node_by_ip(ip)
+            .filter(|node| self.is_shown(node))
+        {
+            Some(node) => (
+                format!("the reverse name of node {}", node.record.name),
+                false,
             ),
             None => match self.service_of(ip) {
-                Some(service) => format!("the reverse name of {service}"),
-                None => format!("the reverse name of {ip}, which is nobody's here"),
+                Some(service) => (format!("the reverse name of {service}"), false),
+                None => (
+                    format!("the reverse name of {ip}, which is nobody's here"),
+                    true,
+                ),
             },
         }
     }
@@ -123,6 +135,7 @@ impl Zone {
         let Some((query, kept)) = self.queries.find(name) else {
             return Explanation {
                 reading: format!("prepared query {name}, which is not known"),
+                foreign: false,
                 instances: Vec::new(),
             };
         };
@@ -154,6 +167,7 @@ impl Zone {
                 "prepared query {asked:?}: {} of service {service}",
                 chosen.len()
             ),
+            foreign: false,
             instances: considered.collect(),
         }
     }
@@ -185,6 +199,7 @@ impl Zone {
         if instances.is_empty() {
             return Explanation {
                 reading: format!("{what}: there is no instance"),
+                foreign: false,
                 instances: Vec::new(),
             };
         }
@@ -224,6 +239,7 @@ impl Zone {
                 (0, _) => format!("{what}: none of {of} has such an address; the name exists"),
                 _ => format!("{what}: {shown} of {of}"),
             },
+            foreign: false,
             instances: considered,
         }
     }

@@ -10,8 +10,11 @@ use libmesh::{
 use serde_json::Value;
 
 use super::{
-    Inner, Refused, bad_request, decode::Fields, done, filter::Filter, handler, render,
-    server_error,
+    Inner, Refused, bad_request,
+    decode::Fields,
+    done,
+    filter::{self, Filter},
+    handler, render, server_error,
 };
 use crate::checks::{self, CheckKind, HttpKind, Timing, TlsKind};
 use crate::http::{Call, Reply, Routes, json as json_reply};
@@ -325,25 +328,8 @@ fn set(inner: &Inner, call: &Call, health: Health, note: Option<&str>) -> Result
     Ok(done())
 }
 
-/// What a filter may ask of a check.
-const FIELDS: &[&str] = &[
-    "Node",
-    "CheckID",
-    "Name",
-    "Status",
-    "Notes",
-    "Output",
-    "ServiceID",
-    "ServiceName",
-    "ServiceTags",
-    "Type",
-    "Interval",
-    "Timeout",
-    "ExposedPort",
-];
-
 async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    let filter = Filter::of(&call, FIELDS)?;
+    let filter = Filter::of(&call, filter::CHECK)?;
     let local = inner.catalog.local();
     let checks = local.checks();
     let instances: BTreeMap<InstanceId, Arc<Instance>> = local

@@ -81,6 +81,9 @@ pub const CHECK: &[&str] = &[
     "ServiceName",
     "ServiceTags",
     "Type",
+    "Interval",
+    "Timeout",
+    "ExposedPort",
     "Definition",
 ];
 

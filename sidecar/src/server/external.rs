@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration, time::SystemTime};
 use libmesh::{
     identity::{BoxFuture, NodeKey, SigningKeyPair},
     mesh::{ExternalNode, Mesh},
-    model::{External as NotMember, InstanceId, NodeName, NodeRecord},
+    model::{InstanceId, NodeName},
 };
 use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -137,7 +137,13 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
             continue;
         };
         let mut spoken = shared.externals.0.lock().await;
-        shared.speak(&mut spoken, &name).await?;
+        match shared.speak(&mut spoken, &name).await {
+            // One that is not readable keeps no other from being shown.
+            Err(error @ ServerError::Record(..)) => {
+                tracing::error!(node = %name, %error, "an external node is not shown");
+            }
+            spoken => spoken?,
+        }
     }
     loop {
         sleep(LOOK).await;
@@ -170,23 +176,8 @@ fn say(
     wanted: &External,
     mesh: &Mesh,
 ) -> Result<(), libmesh::catalog::LocalError> {
-    let shared = |pairs: &std::collections::BTreeMap<String, String>| {
-        let pairs = pairs.iter();
-        pairs
-            .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
-            .collect()
-    };
     let log = node.log();
-    log.put_node(NodeRecord {
-        datacenter: mesh.datacenter().clone(),
-        meta: shared(&wanted.meta),
-        version: "".into(),
-        external: Some(Box::new(NotMember {
-            uuid: wanted.uuid.map(|uuid| *uuid.as_bytes()),
-            tagged_addresses: shared(&wanted.tagged_addresses),
-        })),
-        ..NodeRecord::new(node.id(), name.clone(), wanted.address, 0)
-    })?;
+    log.put_node(wanted.record(node.id(), name, mesh.datacenter()))?;
     for check in log.checks() {
         if !wanted.checks.contains_key(&*check.id) {
             log.remove_check(&check.id);

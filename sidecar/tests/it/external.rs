@@ -54,14 +54,8 @@ async fn register(agent: &Agent, root: &str, body: &str) -> (u16, String) {
 async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let (keys, root) = server.init(1, 1).await;
-    let (gossip, http) = server.unseal(&keys[0]);
-    let host = Host {
-        dir: dir.path(),
-        gossip,
-        http,
-        root: root.clone(),
-    };
+    let (host, share) = Host::open(&server, dir.path()).await;
+    let root = &host.root;
     let token = host.new_token("token", "1h");
     let command = host.agent("a1", &token);
     let file = dir.path().join("a1.toml");
@@ -76,7 +70,7 @@ async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
     });
     let path = "/v1/catalog/register";
     agent
-        .until_put(path, &root, &node("ext1", "10.9.0.1", &db))
+        .until_put(path, root, &node("ext1", "10.9.0.1", &db))
         .await;
     agent.until(DB, |found| names_of(found) == ["ext1"]).await;
     let shown = agent.get(DB).await;
@@ -118,17 +112,25 @@ async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
         .ask(Method::PUT, path, &node("ext2", "10.9.0.2", &json!({})))
         .await;
     assert_eq!(status, 403);
-    let (status, reason) = register(&agent, &root, &node("a1", "10.9.0.2", &json!({}))).await;
+    let (status, reason) = register(&agent, root, &node("a1", "10.9.0.2", &json!({}))).await;
     assert!(
         status == 500 && reason.contains("is a member"),
         "{status} {reason}"
     );
     let bad = json!({"Check": {"Name": "x", "ServiceID": "none"}});
-    let (status, reason) = register(&agent, &root, &node("ext1", "10.9.0.1", &bad)).await;
+    let (status, reason) = register(&agent, root, &node("ext1", "10.9.0.1", &bad)).await;
     assert!(
         status == 500 && reason.contains("Unknown service ID 'none'"),
         "{status} {reason}"
     );
+    let large = json!({"NodeMeta": {"key": "x".repeat(513)}});
+    let (status, reason) = register(&agent, root, &node("ext3", "10.9.0.3", &large)).await;
+    assert!(
+        status == 400 && reason.contains("meta"),
+        "{status} {reason}"
+    );
+    let none = format!("/v1/catalog/node/ext3?token={root}");
+    assert_eq!(agent.get(&none).await, Value::Null);
 
     // A virtual IP, and what explains answers.
     let deadline = Instant::now() + PATIENCE;
@@ -172,11 +174,11 @@ async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
     );
     let server = Server::start(dir.path());
     server.node();
-    let unsealed = server.operator(&["unseal", "-"], "", &keys[0]);
+    let unsealed = server.operator(&["unseal", "-"], "", &share);
     assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
     let sick = json!({"Check": check("critical")});
     agent
-        .until_put(path, &root, &node("ext1", "10.9.0.1", &sick))
+        .until_put(path, root, &node("ext1", "10.9.0.1", &sick))
         .await;
     agent.until(DB, |found| found == &json!([])).await;
     let all = agent.get("/v1/health/service/db").await;
@@ -215,14 +217,8 @@ fn names_of(entries: &Value) -> Vec<&str> {
 async fn prepared_queries_are_kept_by_the_server_and_executed_by_agents() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let (keys, root) = server.init(1, 1).await;
-    let (gossip, http) = server.unseal(&keys[0]);
-    let host = Host {
-        dir: dir.path(),
-        gossip,
-        http,
-        root: root.clone(),
-    };
+    let (host, share) = Host::open(&server, dir.path()).await;
+    let root = &host.root;
     let token = host.new_token("token", "1h");
     let agent = Agent::spawn(host.agent("a1", &token));
     for (id, port, tag) in [("web1", 8001, "v1"), ("web2", 8002, "v2")] {
@@ -285,7 +281,7 @@ async fn prepared_queries_are_kept_by_the_server_and_executed_by_agents() {
     assert_eq!(found["Nodes"].as_array().unwrap().len(), 1);
     let server = Server::start(dir.path());
     server.node();
-    let unsealed = server.operator(&["unseal", "-"], "", &keys[0]);
+    let unsealed = server.operator(&["unseal", "-"], "", &share);
     assert_eq!(unsealed.code, Some(0), "{}", unsealed.err);
     let one = format!("/v1/query/{id}?token={root}");
     let changed = json!({"Name": "pq", "Service": {"Service": "web", "Tags": ["!v2"]}}).to_string();

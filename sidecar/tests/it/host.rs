@@ -200,7 +200,21 @@ pub struct Host<'a> {
     pub root: String,
 }
 
-impl Host<'_> {
+impl<'a> Host<'a> {
+    /// Makes and unseals the store of a new server in `dir`: the server as agents see it, and its only share.
+    pub async fn open(server: &Server, dir: &'a Path) -> (Self, String) {
+        let (shares, root) = server.init(1, 1).await;
+        let [share] = <[String; 1]>::try_from(shares).unwrap();
+        let (gossip, http) = server.unseal(&share);
+        let host = Host {
+            dir,
+            gossip,
+            http,
+            root,
+        };
+        (host, share)
+    }
+
     pub fn join_token(&self, args: &[&str]) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
         command

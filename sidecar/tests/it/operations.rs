@@ -39,19 +39,13 @@ fn keys(nodes: &Value) -> Vec<String> {
 async fn the_gossip_key_is_rotated_at_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let (shares, root) = server.init(1, 1).await;
-    let (gossip, http) = server.unseal(&shares[0]);
-    let host = Host {
-        dir: dir.path(),
-        gossip,
-        http,
-        root: root.clone(),
-    };
+    let (host, share) = Host::open(&server, dir.path()).await;
+    let root = &host.root;
     let token = host.new_token("token", "1h");
     let agent = host.admitted("n1", &token);
     let keyring = |args: &[&str]| {
         let args: Vec<&str> = ["keyring"].iter().chain(args).copied().collect();
-        server.operator(&[&args[..], &["--output", "json"]].concat(), &root, "")
+        server.operator(&[&args[..], &["--output", "json"]].concat(), root, "")
     };
 
     let refused = server.operator(&["keyring", "install"], "hvs.wrong", "");
@@ -89,7 +83,7 @@ async fn the_gossip_key_is_rotated_at_the_command_line() {
     );
 
     // Only a server is asked; and what was done is in its ledger, for a server that starts again.
-    let history = server.operator(&["history", "--last", "3", "--output", "json"], &root, "");
+    let history = server.operator(&["history", "--last", "3", "--output", "json"], root, "");
     let history: Vec<Value> = serde_json::from_str(&history.out).unwrap();
     let done: Vec<_> = history.iter().map(|item| &item["operation"]).collect();
     for step in ["install", "use", "remove"] {
@@ -99,9 +93,9 @@ async fn the_gossip_key_is_rotated_at_the_command_line() {
     drop(agent);
     server.stop();
     let server = Server::start(dir.path());
-    server.operator(&["unseal", "-"], "", &shares[0]);
+    server.operator(&["unseal", "-"], "", &share);
     server.node();
-    let listed = server.operator(&["keyring", "list", "--output", "json"], &root, "");
+    let listed = server.operator(&["keyring", "list", "--output", "json"], root, "");
     let listed = rows(&listed);
     let own = listed
         .as_array()

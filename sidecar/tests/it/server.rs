@@ -134,19 +134,8 @@ async fn two_of_three_shares_open_the_store_and_a_wrong_one_does_not() {
 async fn an_agent_with_a_bad_join_token_says_why_and_ends() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let (keys, root) = server.init(1, 1).await;
-    assert_eq!(
-        server.operator(&["unseal", "-"], "", &keys[0]).code,
-        Some(0)
-    );
-    let (gossip, http) = server.node();
     let dir = dir.path();
-    let host = Host {
-        dir,
-        gossip,
-        http,
-        root,
-    };
+    let (host, share) = Host::open(&server, dir).await;
 
     // Good once, and once only.
     let once = host.new_token("once", "1h");
@@ -196,10 +185,7 @@ async fn an_agent_with_a_bad_join_token_says_why_and_ends() {
     let (code, said) = host.refused("n6", &later);
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("sealed"), "{said}");
-    assert_eq!(
-        server.operator(&["unseal", "-"], "", &keys[0]).code,
-        Some(0)
-    );
+    assert_eq!(server.operator(&["unseal", "-"], "", &share).code, Some(0));
     drop(host.admitted("n6", &later));
     server.stop();
 }

@@ -63,15 +63,11 @@ impl Client {
 async fn a_lock_is_free_when_its_check_or_its_node_is_not_well() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let (shares, root) = server.init(1, 1).await;
-    let (gossip, http) = server.unseal(&shares[0]);
-    let host = Host {
-        dir: dir.path(),
-        gossip,
-        http: http.clone(),
-        root: root.clone(),
+    let (host, _) = Host::open(&server, dir.path()).await;
+    let client = Client {
+        http: host.http.clone(),
+        root: host.root.clone(),
     };
-    let client = Client { http, root };
 
     let service = r#"{"Name": "web", "Port": 1, "Check": {"TTL": "1h"}}"#;
     client.put("/v1/agent/service/register", service).await;

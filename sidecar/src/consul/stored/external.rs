@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use http::StatusCode;
 use libmesh::{
     identity::BoxFuture,
-    model::{CheckRecord, Health, Instance, InstanceId, NodeName},
+    model::{
+        CheckRecord, Datacenter, External as NotMember, Health, Instance, InstanceId, NodeId,
+        NodeName, NodeRecord,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,6 +44,28 @@ pub struct External {
     pub services: BTreeMap<String, Instance>,
     /// Its checks, by id.
     pub checks: BTreeMap<String, CheckRecord>,
+}
+
+impl External {
+    /// What is said of the node itself.
+    pub fn record(&self, id: NodeId, name: &NodeName, datacenter: &Datacenter) -> NodeRecord {
+        fn shared(pairs: &BTreeMap<String, String>) -> BTreeMap<Arc<str>, Arc<str>> {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+                .collect()
+        }
+        NodeRecord {
+            datacenter: datacenter.clone(),
+            meta: shared(&self.meta),
+            version: "".into(),
+            external: Some(Box::new(NotMember {
+                uuid: self.uuid.map(|uuid| *uuid.as_bytes()),
+                tagged_addresses: shared(&self.tagged_addresses),
+            })),
+            ..NodeRecord::new(id, name.clone(), self.address, 0)
+        }
+    }
 }
 
 /// Makes what is kept of external nodes known to the mesh.
@@ -140,6 +165,11 @@ async fn register(
             }
             node.checks.insert(check.id.to_string(), check.clone());
         }
+        // What the catalog would refuse must not be kept.
+        let record = node.record(NodeId([0; 16]), &asked.node, &Datacenter::default());
+        record
+            .validate()
+            .map_err(|error| bad_request(format!("Invalid node: {error}")))?;
         Ok(Some(node))
     })
     .await?;
