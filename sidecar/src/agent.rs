@@ -51,7 +51,7 @@ use zeroize::Zeroizing;
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
     config::{Config, ExecChecks, OnTerm},
-    consul::{About, ConsulApi, prepared},
+    consul::{About, ConsulApi, Parts, connect::Authority, prepared},
     forward::{Forward, RpcForward},
     http::Routes,
 };
@@ -545,15 +545,16 @@ fn consul(
         default_allow: config.intentions.default_allow,
         exec_checks: config.health.exec_checks == ExecChecks::Api,
     };
-    let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
-    ConsulApi::new(
+    let (trust, certificates) = (mesh.trust().clone(), Arc::clone(mesh.certificates()));
+    ConsulApi::new(Parts {
         about,
-        catalog,
-        checks,
-        Some(mesh.bundle().clone()),
+        catalog: mesh.catalog().clone(),
+        checks: mesh.checks().clone(),
+        bundles: Some(mesh.bundle().clone()),
+        authority: Some(Authority::new(trust, certificates)),
         forward,
         queries,
-    )
+    })
 }
 
 fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {

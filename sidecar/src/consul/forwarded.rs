@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use libmesh::{bundle::Action, model::ServiceName};
+use libmesh::model::ServiceName;
 use serde_json::json;
 
-use super::{Inner, MAX_VALUE, Refused, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, server_error};
 use crate::{
     forward::Api,
     http::{Call, Reply, Routes, json as json_reply, text},
@@ -34,6 +34,9 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         ("GET PUT DELETE", "/v1/connect/intentions/exact"),
         ("GET", "/v1/connect/intentions/match"),
         ("GET", "/v1/connect/intentions"),
+        ("PUT", "/v1/config"),
+        ("GET", "/v1/config/:kind"),
+        ("GET DELETE", "/v1/config/:kind/*name"),
         ("GET POST", "/v1/mesh/join-tokens"),
         ("DELETE", "/v1/mesh/join-tokens/:id"),
         ("GET PUT", "/v1/mesh/keyring"),
@@ -102,13 +105,6 @@ async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused
         ServiceName::parse(given).map_err(|error| server_error(error.to_string()))
     };
     let (source, destination) = (name("source")?, name("destination")?);
-    let bundle = inner.bundles.as_ref().and_then(|bundles| bundles.current());
-    let allowed = match bundle {
-        Some(bundle) => {
-            let rules = libmesh::bundle::Intentions::new(&bundle.intentions, bundle.default_action);
-            rules.evaluate(&source, &destination).action == Action::Allow
-        }
-        None => inner.about.default_allow,
-    };
+    let allowed = decide(&inner, &source, &destination).is_allowed();
     Ok(json_reply(StatusCode::OK, &json!({"Allowed": allowed})))
 }
