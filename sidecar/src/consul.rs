@@ -40,7 +40,7 @@ use libmesh::{
     bundle::{Action, BundleStore},
     catalog::Catalog,
     health::Scheduler,
-    model::{Datacenter, InstanceId, NodeId, NodeName},
+    model::{Datacenter, Instance, InstanceId, NodeId, NodeName},
 };
 use serde_json::Value;
 
@@ -56,6 +56,11 @@ use crate::{
 pub const MAX_VALUE: usize = 512 << 10;
 /// Largest request body of this interface, in bytes: a value or a transaction, and room around it.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// The Consul version whose behaviour this interface has, for clients that look.
+pub const COMPATIBLE: &str = "1.21.4";
+/// The service that Consul's servers are instances of. Theirs is in the catalog, but not among an agent's own.
+pub const SERVERS: &str = "consul";
 
 /// Where the agent stands, for `agent/self` and its neighbours.
 #[derive(Debug, Clone)]
@@ -228,6 +233,23 @@ impl ConsulApi {
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 impl Inner {
+    /// The agent's own instances: all but a server itself.
+    fn own_services(&self) -> Vec<Arc<Instance>> {
+        let mut services = self.catalog.local().services();
+        services.retain(|it| !self.is_server(it));
+        services
+    }
+
+    /// One of them.
+    fn own_service(&self, id: &InstanceId) -> Option<Arc<Instance>> {
+        let service = self.catalog.local().service(id);
+        service.filter(|it| !self.is_server(it))
+    }
+
+    fn is_server(&self, instance: &Instance) -> bool {
+        self.about.server && instance.service == SERVERS && instance.id == SERVERS
+    }
+
     /// What holds for every path: Consul answers these before it looks at the endpoint.
     fn refuse_early(&self, request: &Request<Bytes>, query: &Query) -> Option<Reply> {
         let path = request.uri().path();

@@ -76,6 +76,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
         })?;
     }
     let bundle = build(shared, mesh)?;
+    let written = bundle.index;
     let same = mesh.bundle().current().is_some_and(|known| {
         known.intentions == bundle.intentions
             && known.default_action == bundle.default_action
@@ -83,6 +84,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
             && known.entries == bundle.entries
     });
     if same {
+        shared.published.send_replace(written);
         return Ok(());
     }
     let intentions = bundle.intentions.len();
@@ -91,6 +93,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
     match mesh.bundle().offer(signed).await {
         Ok(Offered::Applied | Offered::Known) => {
             tracing::info!(index, intentions, "configuration published");
+            shared.published.send_replace(written);
             Ok(())
         }
         Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {
