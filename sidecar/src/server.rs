@@ -20,8 +20,9 @@ mod virtual_ips;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras, private_dir},
+    agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs},
     forward::{Api, CONFIG_INDEX, Forward},
@@ -125,6 +126,10 @@ pub struct Shared {
     externals: external::Externals,
     /// Up to which ledger index the configuration is published.
     published: watch::Sender<u64>,
+    /// Where files may be made that are gone again soon.
+    scratch: PathBuf,
+    /// When this server was opened.
+    since: SystemTime,
 }
 
 impl Shared {
@@ -255,6 +260,8 @@ impl Server {
             open: openness.consul,
             externals: external::Externals::default(),
             published: watch::Sender::new(0),
+            scratch: config.node.data_dir.clone(),
+            since: SystemTime::now(),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
@@ -314,7 +321,7 @@ impl Server {
             certificates: Some(Arc::new(OwnSource(Arc::clone(&self.shared)))),
             rpc: rpc::routes(&self.shared),
             forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
-            routes: Routes::new(),
+            routes: own_routes::consul_routes(&self.shared),
             open_to: openness.attach,
             like_consul: openness.like_consul,
         };
@@ -382,7 +389,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// As [`Agent::run`].
-    pub async fn run(self, reload: impl FnMut() -> Option<Config>) -> Result<Ended, ServerError> {
+    pub async fn run(self, reload: impl FnMut() -> Reread) -> Result<Ended, ServerError> {
         let ended = self.agent.run(reload).await?;
         self.stop.cancel();
         self.shared.vault.close().await;

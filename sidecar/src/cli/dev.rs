@@ -89,7 +89,7 @@ impl Command {
                 signal = stopped() => return signal,
             };
             self.tell(&running, &dir, &token)?;
-            running.run(|| None).await.map_err(server_failure)?;
+            running.run(|| Ok(None)).await.map_err(server_failure)?;
             Ok(())
         });
         if let Some(dir) = temporary {

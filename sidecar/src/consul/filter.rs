@@ -87,6 +87,21 @@ pub const CHECK: &[&str] = &[
     "Definition",
 ];
 
+/// Fields of a member.
+pub const MEMBER: &[&str] = &[
+    "Name",
+    "Addr",
+    "Port",
+    "Tags",
+    "Status",
+    "ProtocolMin",
+    "ProtocolMax",
+    "ProtocolCur",
+    "DelegateMin",
+    "DelegateMax",
+    "DelegateCur",
+];
+
 /// A parsed expression; `None` lets everything pass.
 pub struct Filter(Option<Expression>);
 

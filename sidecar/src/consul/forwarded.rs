@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use libmesh::model::ServiceName;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, server_error};
 use crate::{
@@ -56,7 +56,6 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
         routes = routes.on(method, "/v1/acl/*path", disabled);
     }
-    routes = routes.put("/v1/agent/token/:kind", disabled);
     routes
 }
 
@@ -69,14 +68,22 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         );
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
+    let waits = call.query.filled("index").is_some();
+    let mut request = call.request;
+    inner.tokens.lend(&mut request);
+    let began = Instant::now();
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
-    let answer = inner.forward.forward(Api::Consul, call.request, None);
+    let answer = inner.forward.forward(Api::Consul, request, None);
     let answer: http::Response<Bytes> = tokio::select! {
         answer = answer => answer,
         () = call.conn.shutdown.cancelled() => {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
+    if !waits {
+        let took = Instant::now().duration_since(began);
+        inner.figures.forwarded(answer.status(), took);
+    }
     let mut answer = answer.map(Into::into);
     if let Some(index) = answer.headers_mut().remove(CONFIG_INDEX) {
         hear(&inner, &index).await;
