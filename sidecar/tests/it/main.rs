@@ -3,6 +3,9 @@
 mod accounts;
 mod agent;
 mod cli;
+mod consul_agents;
+mod consul_golden;
+mod consul_server;
 mod crash;
 mod events;
 mod external;
