@@ -43,6 +43,7 @@ use libmesh::{
 use serde_json::Value;
 
 pub use bound::Binding;
+pub use forwarded::BUNDLE_INDEX;
 use registered::Registered;
 
 use crate::{

@@ -32,6 +32,7 @@ use libmesh::{
     mesh::{Credentials, Mesh},
 };
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
@@ -119,6 +120,8 @@ pub struct Shared {
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
     externals: external::Externals,
+    /// Up to which index of the ledger config bundles say everything.
+    published: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -157,7 +160,15 @@ impl Shared {
                 let Some(routes) = self.routes.get() else {
                     unreachable!("routes are set before anything is served")
                 };
-                whole(routes.dispatch(request, conn).await)
+                let configures = bundle::configures(&request);
+                let mut answer = whole(routes.dispatch(request, conn).await);
+                if configures
+                    && answer.status().is_success()
+                    && let Err(error) = bundle::published(self, &mut answer).await
+                {
+                    tracing::debug!(%error, "answered before it is published");
+                }
+                answer
             }
         }
     }
@@ -223,6 +234,7 @@ impl Server {
             default_allow: config.intentions.default_allow,
             open: openness.consul,
             externals: external::Externals::default(),
+            published: watch::Sender::new(0),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);

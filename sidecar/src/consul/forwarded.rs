@@ -1,17 +1,23 @@
 //! What only a server can answer, and what is said without asking anybody.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use libmesh::{bundle::Action, model::ServiceName};
 use serde_json::json;
+use tokio::time::timeout;
 
-use super::{Inner, MAX_VALUE, Refused, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, handler, prepared, server_error};
 use crate::{
     forward::Api,
     http::{Call, Reply, Routes, json as json_reply, text},
 };
+
+/// The header in which a server says which config bundle has what a request changed.
+pub const BUNDLE_INDEX: &str = "x-mesh-bundle";
+/// How long the agent waits for that bundle.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     let mut routes = Routes::new()
@@ -64,13 +70,34 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     }
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
     let answer = inner.forward.forward(Api::Consul, call.request, None);
-    let answer: http::Response<Bytes> = tokio::select! {
+    let mut answer: http::Response<Bytes> = tokio::select! {
         answer = answer => answer,
         () = call.conn.shutdown.cancelled() => {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
+    if let Some(index) = answer.headers_mut().remove(BUNDLE_INDEX) {
+        let index = index.to_str().ok().and_then(|index| index.parse().ok());
+        inner.catch_up(index.unwrap_or(0)).await;
+    }
     Ok(answer.map(Into::into))
+}
+
+impl Inner {
+    /// Waits until this agent has the config bundle of `index`, so that it answers with what its client just changed.
+    async fn catch_up(&self, index: u64) {
+        let Some(bundles) = &self.bundles else {
+            return;
+        };
+        let mut changes = bundles.watch();
+        let there = changes.wait_for(|_| bundles.index() >= index);
+        // Late or not, what is there holds.
+        let _ = timeout(PATIENCE, there).await;
+        if let Some(bundle) = bundles.current() {
+            let all = || prepared::of_bundle(&bundle);
+            self.queries.advance(bundle.index, all);
+        }
+    }
 }
 
 async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
