@@ -576,7 +576,7 @@ async fn follow_bundle(
             && entries.as_ref() != Some(&bundle.entries)
         {
             virtual_ips.set(bundle.virtual_ips());
-            queries.set(prepared::of_bundle(&bundle));
+            queries.advance(bundle.index, || prepared::of_bundle(&bundle));
             entries = Some(bundle.entries.clone());
         }
         match stop.run_until_cancelled(bundles.changed()).await {

@@ -1,13 +1,19 @@
 //! Publishes what the ledger says to every node: a config bundle, signed, whenever its content changes.
+//!
+//! Who changes that content is answered when the change is published, and the agent that asked has it: a query can be
+//! executed as soon as it was made.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use dns::PreparedQuery;
+use http::{HeaderValue, Method, Request, Response};
 use libmesh::{
     bundle::{Action, BundleError, ConfigBundle, Intention, Offered, SignedBundle},
     identity::{ServiceKey, SigningKeyPair},
     mesh::Mesh,
 };
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use vault_kv::{SeenHead, Vault};
 
@@ -17,11 +23,14 @@ use super::{
 };
 use crate::{
     consul::{
-        self,
+        self, BUNDLE_INDEX,
         stored::{INTENTIONS, Pair, config, intention_from_pair, query},
     },
     routing::{self, Entry},
 };
+
+/// How long the answer to a change waits until it is published.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
 struct Signer {
@@ -44,7 +53,8 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
         let virtual_ips = kv.changed_under(VIRTUAL)?;
         let queries = kv.changed_under(query::PREFIX)?;
         let entries = kv.changed_under(config::PREFIX)?;
-        publish_once(shared, mesh, &signer).await?;
+        let index = publish_once(shared, mesh, &signer).await?;
+        shared.published.send_replace(index);
         tokio::select! {
             changed = kv.wait_under(INTENTIONS, intentions) => changed?,
             changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
@@ -52,6 +62,29 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
             changed = kv.wait_under(config::PREFIX, entries) => changed?,
         };
     }
+}
+
+/// Whether a request is to change what bundles say.
+pub fn configures(request: &Request<Bytes>) -> bool {
+    let path = request.uri().path();
+    let told = ["/v1/query", "/v1/connect/intentions", "/v1/config"];
+    request.method() != Method::GET && told.iter().any(|it| path.starts_with(it))
+}
+
+/// Waits until what the store says now is published, and tells the agent in which bundle.
+pub async fn published(shared: &Shared, answer: &mut Response<Bytes>) -> Result<(), ServerError> {
+    let kv = shared.records.kv();
+    let mut changed = 0;
+    for prefix in [INTENTIONS, query::PREFIX, config::PREFIX] {
+        changed = kv.changed_under(prefix)?.max(changed);
+    }
+    let mut published = shared.published.subscribe();
+    let reached = timeout(PATIENCE, published.wait_for(|index| *index >= changed)).await;
+    if let (Ok(Ok(_)), Some(mesh)) = (reached, shared.mesh()) {
+        let index = HeaderValue::from(mesh.bundle().index());
+        answer.headers_mut().insert(BUNDLE_INDEX, index);
+    }
+    Ok(())
 }
 
 /// A fresh key, certified.
@@ -66,7 +99,8 @@ fn signer(shared: &Shared) -> Result<Signer, ServerError> {
     })
 }
 
-async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(), ServerError> {
+/// Publishes what is not yet; up to which index of the ledger everything is.
+async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<u64, ServerError> {
     if let Some(known) = mesh.bundle().current() {
         // What the nodes remember may contradict the store: then it is sealed.
         shared.vault.seen(SeenHead {
@@ -76,25 +110,22 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
         })?;
     }
     let bundle = build(shared, mesh)?;
-    let written = bundle.index;
     let same = mesh.bundle().current().is_some_and(|known| {
         known.intentions == bundle.intentions
             && known.default_action == bundle.default_action
             && known.roots == bundle.roots
             && known.entries == bundle.entries
     });
+    let index = bundle.index;
     if same {
-        shared.published.send_replace(written);
-        return Ok(());
+        return Ok(index);
     }
     let intentions = bundle.intentions.len();
-    let index = bundle.index;
     let signed = SignedBundle::sign(&bundle, &signer.key, signer.chain.clone())?;
     match mesh.bundle().offer(signed).await {
         Ok(Offered::Applied | Offered::Known) => {
             tracing::info!(index, intentions, "configuration published");
-            shared.published.send_replace(written);
-            Ok(())
+            Ok(index)
         }
         Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {
             // What the nodes remember contradicts the store: it was rolled back, or replaced.
