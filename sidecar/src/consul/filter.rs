@@ -87,6 +87,21 @@ pub const CHECK: &[&str] = &[
     "Definition",
 ];
 
+/// Fields of a member.
+pub const MEMBER: &[&str] = &[
+    "Name",
+    "Addr",
+    "Port",
+    "Tags",
+    "Status",
+    "ProtocolMin",
+    "ProtocolMax",
+    "ProtocolCur",
+    "DelegateMin",
+    "DelegateMax",
+    "DelegateCur",
+];
+
 /// A parsed expression; `None` lets everything pass.
 pub struct Filter(Option<Expression>);
 
@@ -129,7 +144,11 @@ impl Filter {
         }
     }
 
-    fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
+    /// An expression whose selectors must begin with one of `fields`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
         if text.len() > LENGTH_MAX {
             return Err(format!("longer than {LENGTH_MAX} bytes"));
         }

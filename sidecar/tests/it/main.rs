@@ -3,6 +3,7 @@
 mod accounts;
 mod agent;
 mod cli;
+mod configured;
 mod crash;
 mod events;
 mod external;
