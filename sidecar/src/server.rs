@@ -593,8 +593,9 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
     stored::routes(
         &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
         &opener(records::NAMESPACE, "mesh/", "intention"),
+        &nodes,
+        &publisher,
     )
-    .merge(stored::external::routes(&nodes, &publisher))
 }
 
 /// The Vault port: our own routes, then the whole Vault interface.
