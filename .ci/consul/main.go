@@ -1,5 +1,5 @@
 // What Go's consul/api must be able to do against `mesh dev`, unchanged: registering, looking up, keys, queries,
-// intentions. Keys, locks, watch plans and what is newer have files of
+// intentions. Keys, locks, watch plans and the rest have files of
 // their own. With the argument `loops` it runs blocking loops instead (loops.go).
 package main
 
@@ -61,17 +61,6 @@ func until(what string, holds func() bool) {
 	check(what, true)
 }
 
-// Whether the endpoint behind `err` is there; what is not there yet is said.
-func there(what string, err error) bool {
-	var status consul.StatusError
-	if errors.As(err, &status) && status.Code == http.StatusNotFound {
-		fmt.Println("not yet:", what)
-		return false
-	}
-	must(0, err)
-	return true
-}
-
 func main() {
 	var addresses struct {
 		HTTP string `json:"http"`
@@ -90,7 +79,8 @@ func main() {
 	for _, slow := range []func(*consul.Client){sessionExpires, locks, semaphores, watches} {
 		beside.Go(func() { slow(client) })
 	}
-	for _, part := range []func(*consul.Client){agent, discovery, external, keys, transactions, queries, intentions, newer} {
+	for _, part := range []func(*consul.Client){agent, discovery, external, keys, transactions, queries, intentions,
+		events, configEntries, authority, operator} {
 		part(client)
 	}
 	beside.Wait()

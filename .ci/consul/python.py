@@ -38,14 +38,6 @@ def until(what, holds):
     check(what, True)
 
 
-def there(what, path):
-    """Whether an endpoint is there; what is not there yet is said."""
-    if CLIENT.http.get(lambda response: response.code, path) == 404:
-        print(f"not yet: {what}")
-        return False
-    return True
-
-
 CLIENT = consul.Consul(host=WHERE.hostname, port=WHERE.port)
 
 
@@ -141,30 +133,26 @@ def queries_and_intentions():
     check("ACLs are off, in the words for it", refused(consul.ACLDisabled, client.acl.token.list))
 
 
-def newer():
-    """What came last, each behind a probe."""
+def rest():
     client = CLIENT
-    if there("events", "/v1/event/list"):
-        fired = client.event.fire("deploy", "v7")
-        until("an event is heard of", lambda: fired["ID"] in [e["ID"] for e in client.event.list("deploy")[1]])
-    if there("configuration entries", "/v1/config/service-defaults"):
-        check("a configuration entry", client.config.set("service-defaults", "shop", {"Protocol": "http"}))
-        check("is read", client.config.get("service-defaults", "shop")["Protocol"] == "http")
-        check("listed", [e["Name"] for e in client.config.list("service-defaults")] == ["shop"])
-        client.config.delete("service-defaults", "shop")
-    if there("connect/ca/roots", "/v1/connect/ca/roots"):
-        check("roots of the mesh", "BEGIN CERTIFICATE" in client.connect.ca.roots()["Roots"][0]["RootCert"])
-        check("by the agent", client.agent.connect.ca.roots()["ActiveRootID"] != "")
-    if there("coordinates", "/v1/coordinate/nodes"):
-        check("coordinates", len(client.coordinate.nodes()[1]) > 0)
-    if there("agent/metrics", "/v1/agent/metrics"):
-        check("metrics", "Gauges" in client.agent.metrics())
-    if there("operator/raft", "/v1/operator/raft/configuration"):
-        check("a leader among the servers", any(s["Leader"] for s in client.operator.raft_config()["Servers"]))
+    fired = client.event.fire("deploy", "v7")
+    until("an event is heard of", lambda: fired["ID"] in [e["ID"] for e in client.event.list("deploy")[1]])
+    check("a configuration entry", client.config.set("service-defaults", "shop", {"Protocol": "http"}))
+    check("is read", client.config.get("service-defaults", "shop")["Protocol"] == "http")
+    check("listed", [e["Name"] for e in client.config.list("service-defaults")] == ["shop"])
+    client.config.delete("service-defaults", "shop")
+    check("roots of the mesh", "BEGIN CERTIFICATE" in client.connect.ca.roots()["Roots"][0]["RootCert"])
+    check("by the agent", client.agent.connect.ca.roots()["ActiveRootID"] != "")
+    client.agent.service.register("leafy", port=1)
+    check("a leaf", client.agent.connect.ca.leaf("leafy")["Service"] == "leafy")
+    client.agent.service.deregister("leafy")
+    check("coordinates", len(client.coordinate.nodes()[1]) > 0)
+    check("metrics", "Gauges" in client.agent.metrics())
+    check("a leader among the servers", any(s["Leader"] for s in client.operator.raft_config()["Servers"]))
 
 
 services()
 keys()
 queries_and_intentions()
-newer()
+rest()
 print(f"{PASSED} passed, 0 failed")

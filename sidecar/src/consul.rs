@@ -61,7 +61,6 @@ pub use around::{Around, Order};
 pub use bound::Binding;
 pub use coordinates::Coordinates;
 pub use events::Events;
-pub use forwarded::BUNDLE_INDEX;
 use metrics::Figures;
 use registered::Registered;
 

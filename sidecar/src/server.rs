@@ -26,14 +26,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use libmesh::{
     identity::{BoxFuture, SourceError, SpiffeId},
     join::{NodeCredentials, NodeDirectory},
     mesh::{Credentials, Mesh},
 };
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
@@ -41,12 +41,15 @@ use crate::{
     agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs},
-    forward::{Api, Forward},
+    forward::{Api, CONFIG_INDEX, Forward},
     http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
 };
 
 use authority::Authority;
 use records::Records;
+
+/// How long a change waits to be known to the agents' own interface: its answer comes in any case.
+const PUBLISH: Duration = Duration::from_secs(1);
 
 /// The largest body of the Vault interface.
 const MAX_BODY: usize = 32 << 20;
@@ -121,7 +124,7 @@ pub struct Shared {
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
     externals: external::Externals,
-    /// Up to which index of the ledger config bundles say everything.
+    /// Up to which ledger index the configuration is published.
     published: watch::Sender<u64>,
     /// Where files may be made that are gone again soon.
     scratch: PathBuf,
@@ -136,6 +139,16 @@ impl Shared {
             return None;
         }
         self.authority.read().clone()
+    }
+
+    /// The index of the configuration, once what it says by now is published; `None` when that takes too long. Other keys may
+    /// be written all the time.
+    async fn configuration(&self) -> Option<u64> {
+        let written = bundle::changed(self.records.kv()).ok()?.into_iter().max()?;
+        let mut published = self.published.subscribe();
+        let told = published.wait_for(|index| *index >= written);
+        timeout(PUBLISH, told).await.ok()?.ok()?;
+        Some(self.mesh()?.bundle().index())
     }
 
     fn mesh(&self) -> Option<Mesh> {
@@ -165,18 +178,26 @@ impl Shared {
                 let Some(routes) = self.routes.get() else {
                     unreachable!("routes are set before anything is served")
                 };
-                let configures = bundle::configures(&request);
+                let configures = configures(&request);
                 let mut answer = whole(routes.dispatch(request, conn).await);
                 if configures
                     && answer.status().is_success()
-                    && let Err(error) = bundle::published(self, &mut answer).await
+                    && let Some(index) = self.configuration().await
                 {
-                    tracing::debug!(%error, "answered before it is published");
+                    let headers = answer.headers_mut();
+                    headers.insert(CONFIG_INDEX, index.into());
                 }
                 answer
             }
         }
     }
+}
+
+/// Whether a request changes what agents are told with the config bundle.
+fn configures(request: &Request<Bytes>) -> bool {
+    let path = request.uri().path();
+    let told = ["/v1/connect/intentions", "/v1/config", "/v1/query"];
+    request.method() != Method::GET && told.iter().any(|it| path.starts_with(it))
 }
 
 /// As an agent gets it, which passes on whole answers only.

@@ -3,21 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use libmesh::model::ServiceName;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, prepared, server_error};
 use crate::{
-    forward::Api,
+    forward::{Api, CONFIG_INDEX},
     http::{Call, Reply, Routes, json as json_reply, text},
 };
 
-/// The header in which a server says which config bundle has what a request changed.
-pub const BUNDLE_INDEX: &str = "x-mesh-bundle";
-/// How long the agent waits for that bundle.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer waits for the configuration that it changed.
+const HEAR: Duration = Duration::from_secs(2);
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     let mut routes = Routes::new()
@@ -76,7 +74,7 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let began = Instant::now();
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
     let answer = inner.forward.forward(Api::Consul, request, None);
-    let mut answer: http::Response<Bytes> = tokio::select! {
+    let answer: http::Response<Bytes> = tokio::select! {
         answer = answer => answer,
         () = call.conn.shutdown.cancelled() => {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
@@ -86,27 +84,27 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         let took = Instant::now().duration_since(began);
         inner.figures.forwarded(answer.status(), took);
     }
-    if let Some(index) = answer.headers_mut().remove(BUNDLE_INDEX) {
-        let index = index.to_str().ok().and_then(|index| index.parse().ok());
-        inner.catch_up(index.unwrap_or(0)).await;
+    let mut answer = answer.map(Into::into);
+    if let Some(index) = answer.headers_mut().remove(CONFIG_INDEX) {
+        hear(&inner, &index).await;
     }
-    Ok(answer.map(Into::into))
+    Ok(answer)
 }
 
-impl Inner {
-    /// Waits until this agent has the config bundle of `index`, so that it answers with what its client just changed.
-    async fn catch_up(&self, index: u64) {
-        let Some(bundles) = &self.bundles else {
-            return;
-        };
-        let mut changes = bundles.watch();
-        let there = changes.wait_for(|_| bundles.index() >= index);
-        // Late or not, what is there holds.
-        let _ = timeout(PATIENCE, there).await;
-        if let Some(bundle) = bundles.current() {
-            let all = || prepared::of_bundle(&bundle);
-            self.queries.advance(bundle.index, all);
-        }
+/// Waits until this agent has the configuration of that index, so that who changed it sees the change here. It is answered
+/// after [`HEAR`] in any case.
+async fn hear(inner: &Inner, index: &HeaderValue) {
+    let index = index.to_str().ok().and_then(|index| index.parse().ok());
+    let (Some(index), Some(bundles)) = (index, &inner.bundles) else {
+        return;
+    };
+    let index: u64 = index;
+    let mut changes = bundles.watch();
+    let heard = changes.wait_for(|_| bundles.index() >= index);
+    let _ = timeout(HEAR, heard).await;
+    if let Some(bundle) = bundles.current() {
+        let all = || prepared::of_bundle(&bundle);
+        inner.queries.advance(bundle.index, all);
     }
 }
 

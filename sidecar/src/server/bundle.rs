@@ -1,21 +1,15 @@
 //! Publishes what the ledger says to every node: a config bundle, signed, whenever its content changes.
-//!
-//! Who changes that content is answered when the change is published, and the agent that asked has it: a query can be
-//! executed as soon as it was made.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use dns::PreparedQuery;
-use http::{HeaderValue, Method, Request, Response};
 use libmesh::{
     bundle::{Action, BundleError, ConfigBundle, Intention, Offered, SignedBundle},
     identity::{ServiceKey, SigningKeyPair},
     mesh::Mesh,
 };
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vault_kv::{SeenHead, Vault};
+use vault_kv::{Kv, SeenHead, Vault};
 
 use super::{
     ServerError, Shared, records, unsealed,
@@ -23,14 +17,11 @@ use super::{
 };
 use crate::{
     consul::{
-        self, BUNDLE_INDEX,
+        self,
         stored::{INTENTIONS, Pair, config, intention_from_pair, query},
     },
     routing::{self, Entry},
 };
-
-/// How long the answer to a change waits until it is published.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
 struct Signer {
@@ -49,12 +40,11 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     let signer = signer(shared)?;
     let kv = shared.records.kv();
     loop {
-        let intentions = kv.changed_under(INTENTIONS)?;
-        let virtual_ips = kv.changed_under(VIRTUAL)?;
-        let queries = kv.changed_under(query::PREFIX)?;
-        let entries = kv.changed_under(config::PREFIX)?;
-        let index = publish_once(shared, mesh, &signer).await?;
-        shared.published.send_replace(index);
+        let changes @ [intentions, virtual_ips, queries, entries] = changed(kv)?;
+        publish_once(shared, mesh, &signer).await?;
+        shared
+            .published
+            .send_replace(changes.into_iter().fold(0, u64::max));
         tokio::select! {
             changed = kv.wait_under(INTENTIONS, intentions) => changed?,
             changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
@@ -64,27 +54,14 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     }
 }
 
-/// Whether a request is to change what bundles say.
-pub fn configures(request: &Request<Bytes>) -> bool {
-    let path = request.uri().path();
-    let told = ["/v1/query", "/v1/connect/intentions", "/v1/config"];
-    request.method() != Method::GET && told.iter().any(|it| path.starts_with(it))
-}
-
-/// Waits until what the store says now is published, and tells the agent in which bundle.
-pub async fn published(shared: &Shared, answer: &mut Response<Bytes>) -> Result<(), ServerError> {
-    let kv = shared.records.kv();
-    let mut changed = 0;
-    for prefix in [INTENTIONS, query::PREFIX, config::PREFIX] {
-        changed = kv.changed_under(prefix)?.max(changed);
-    }
-    let mut published = shared.published.subscribe();
-    let reached = timeout(PATIENCE, published.wait_for(|index| *index >= changed)).await;
-    if let (Ok(Ok(_)), Some(mesh)) = (reached, shared.mesh()) {
-        let index = HeaderValue::from(mesh.bundle().index());
-        answer.headers_mut().insert(BUNDLE_INDEX, index);
-    }
-    Ok(())
+/// When what bundles say last changed, by ledger index: intentions, virtual IPs, prepared queries, config entries.
+pub fn changed(kv: &Kv) -> Result<[u64; 4], vault_kv::Error> {
+    Ok([
+        kv.changed_under(INTENTIONS)?,
+        kv.changed_under(VIRTUAL)?,
+        kv.changed_under(query::PREFIX)?,
+        kv.changed_under(config::PREFIX)?,
+    ])
 }
 
 /// A fresh key, certified.
@@ -99,8 +76,7 @@ fn signer(shared: &Shared) -> Result<Signer, ServerError> {
     })
 }
 
-/// Publishes what is not yet; up to which index of the ledger everything is.
-async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<u64, ServerError> {
+async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(), ServerError> {
     if let Some(known) = mesh.bundle().current() {
         // What the nodes remember may contradict the store: then it is sealed.
         shared.vault.seen(SeenHead {
@@ -116,16 +92,16 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<u
             && known.roots == bundle.roots
             && known.entries == bundle.entries
     });
-    let index = bundle.index;
     if same {
-        return Ok(index);
+        return Ok(());
     }
     let intentions = bundle.intentions.len();
+    let index = bundle.index;
     let signed = SignedBundle::sign(&bundle, &signer.key, signer.chain.clone())?;
     match mesh.bundle().offer(signed).await {
         Ok(Offered::Applied | Offered::Known) => {
             tracing::info!(index, intentions, "configuration published");
-            Ok(index)
+            Ok(())
         }
         Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {
             // What the nodes remember contradicts the store: it was rolled back, or replaced.
