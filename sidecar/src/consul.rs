@@ -15,6 +15,7 @@ mod blocking;
 mod bound;
 mod catalog;
 mod decode;
+pub mod definitions;
 mod filter;
 mod forwarded;
 mod health;
@@ -42,7 +43,9 @@ use libmesh::{
 };
 use serde_json::Value;
 
+pub use agent_info::COMPATIBLE;
 pub use bound::Binding;
+pub(crate) use decode::go_duration;
 use registered::Registered;
 
 use crate::{

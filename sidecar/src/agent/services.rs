@@ -2,7 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use libmesh::{health::Check, mesh::Mesh, model::Instance};
+use libmesh::{
+    health::Check,
+    mesh::Mesh,
+    model::{Instance, InstanceId},
+};
 use tracing::warn;
 
 use super::{AgentError, read_private};
@@ -45,6 +49,18 @@ fn attach_token(service: &ServiceConfig, path: &Path) -> Result<AttachToken, Age
     };
     let text = read_private(path).map_err(|error| failed(error.to_string()))?;
     AttachToken::new(&text).map_err(|error| failed(error.to_string()))
+}
+
+/// The instances that the configuration defines, in either form.
+pub fn configured(config: &Config) -> Vec<InstanceId> {
+    let own = config.services.iter().map(|it| it.id.clone());
+    let defined = &config.consul.services;
+    own.chain(
+        defined
+            .iter()
+            .filter_map(|it| InstanceId::parse(&it.id).ok()),
+    )
+    .collect()
 }
 
 /// Publishes a service and runs its checks. One without a port and checks only declares who may attach.

@@ -10,7 +10,7 @@ use super::{Inner, Refused, handler, render};
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 /// The Consul version whose behaviour this interface has, for clients that look.
-const COMPATIBLE: &str = "1.21.4";
+pub const COMPATIBLE: &str = "1.21.4";
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()

@@ -3,9 +3,11 @@
 mod accounts;
 mod agent;
 mod cli;
+mod consul_config;
 mod crash;
 mod events;
 mod external;
+mod hardening;
 mod host;
 #[cfg(target_os = "linux")]
 mod memory;
