@@ -15,7 +15,7 @@ fn load(consul: &[(&str, &str)], toml: &str) -> Result<Config, String> {
         fs::write(theirs.join(name), text).unwrap();
     }
     fs::write(&ours, toml).unwrap();
-    let sources = Sources::new(&[ours]).over_consul(&[theirs.clone()]);
+    let sources = Sources::new(&[ours]).over_consul(std::slice::from_ref(&theirs));
     let prefix = format!("{}/", theirs.display());
     Config::load(&sources).map_err(|errors| errors.to_string().replace(&prefix, ""))
 }
