@@ -50,8 +50,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
-    config::{Config, ExecChecks, OnTerm},
-    consul::{About, ConsulApi, prepared},
+    config::{Config, ExecChecks, OnTerm, Place},
+    consul::{About, ConsulApi, Parts, connect::Authority, prepared},
     forward::{Forward, RpcForward},
     http::Routes,
 };
@@ -86,8 +86,8 @@ pub struct Extras {
     pub routes: Routes,
     /// Lets every process of this user attach as any service: for `mesh dev`, which says so loudly.
     pub open_to: Option<u32>,
-    /// DNS behaves as Consul's in every respect (`--compat consul`).
-    pub dns_like_consul: bool,
+    /// DNS behaves as Consul's in every respect, and a server is an instance of the service `consul` (`--compat consul`).
+    pub like_consul: bool,
 }
 
 /// A running agent. Dropping it ends it without a goodbye; see [`Agent::leave`].
@@ -166,7 +166,7 @@ impl Agent {
         let dns = match config.ports.dns {
             Some(port) => {
                 let addr = SocketAddr::new(config.addresses.dns, port);
-                let like_consul = extras.dns_like_consul;
+                let like_consul = extras.like_consul;
                 let tls = match config.ports.dns_tls {
                     None => None,
                     Some(port) => {
@@ -204,6 +204,12 @@ impl Agent {
         }
         for check in &config.checks {
             services::add_check(&mesh, check).map_err(AgentError::Check)?;
+        }
+        if extras.like_consul && extras.server {
+            services::register_server(&mesh).map_err(|reason| AgentError::Service {
+                place: Place::named("--compat consul"),
+                reason,
+            })?;
         }
         let consul = consul(
             &mesh,
@@ -545,15 +551,16 @@ fn consul(
         default_allow: config.intentions.default_allow,
         exec_checks: config.health.exec_checks == ExecChecks::Api,
     };
-    let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
-    ConsulApi::new(
+    let (trust, certificates) = (mesh.trust().clone(), Arc::clone(mesh.certificates()));
+    ConsulApi::new(Parts {
         about,
-        catalog,
-        checks,
-        Some(mesh.bundle().clone()),
+        catalog: mesh.catalog().clone(),
+        checks: mesh.checks().clone(),
+        bundles: Some(mesh.bundle().clone()),
+        authority: Some(Authority::new(trust, certificates)),
         forward,
         queries,
-    )
+    })
 }
 
 fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {

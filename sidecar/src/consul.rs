@@ -14,13 +14,15 @@ mod agent_services;
 mod blocking;
 mod bound;
 mod catalog;
-mod decode;
-mod filter;
+mod chain;
+pub mod connect;
+pub(crate) mod decode;
+pub(crate) mod filter;
 mod forwarded;
 mod health;
 pub mod prepared;
 mod registered;
-mod render;
+pub(crate) mod render;
 pub mod stored;
 
 use std::{
@@ -35,10 +37,10 @@ use bytes::Bytes;
 use dns::Queries;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use libmesh::{
-    bundle::BundleStore,
+    bundle::{Action, BundleStore},
     catalog::Catalog,
     health::Scheduler,
-    model::{Datacenter, InstanceId, NodeId, NodeName},
+    model::{Datacenter, Instance, InstanceId, NodeId, NodeName},
 };
 use serde_json::Value;
 
@@ -54,6 +56,11 @@ use crate::{
 pub const MAX_VALUE: usize = 512 << 10;
 /// Largest request body of this interface, in bytes: a value or a transaction, and room around it.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// The Consul version whose behaviour this interface has, for clients that look.
+pub const COMPATIBLE: &str = "1.21.4";
+/// The service that Consul's servers are instances of. Theirs is in the catalog, but not among an agent's own.
+pub const SERVERS: &str = "consul";
 
 /// Where the agent stands, for `agent/self` and its neighbours.
 #[derive(Debug, Clone)]
@@ -76,6 +83,33 @@ pub struct About {
     pub exec_checks: bool,
 }
 
+impl About {
+    fn default_action(&self) -> Action {
+        match self.default_allow {
+            true => Action::Allow,
+            false => Action::Deny,
+        }
+    }
+}
+
+/// What an interface is made over.
+pub struct Parts {
+    /// Where the agent stands.
+    pub about: About,
+    /// Its catalog.
+    pub catalog: Catalog,
+    /// Its checks.
+    pub checks: Scheduler,
+    /// Without it every intention check is the default.
+    pub bundles: Option<BundleStore>,
+    /// Without it there are neither roots nor leaves.
+    pub authority: Option<connect::Authority>,
+    /// Who answers what needs the store.
+    pub forward: Arc<dyn Forward>,
+    /// The prepared queries.
+    pub queries: Queries,
+}
+
 /// The interface of one agent. Cheap to clone.
 #[derive(Clone)]
 pub struct ConsulApi {
@@ -88,6 +122,7 @@ pub(crate) struct Inner {
     catalog: Catalog,
     checks: Scheduler,
     bundles: Option<BundleStore>,
+    authority: Option<connect::Authority>,
     forward: Arc<dyn Forward>,
     queries: Queries,
     /// No index is below this.
@@ -96,24 +131,18 @@ pub(crate) struct Inner {
 }
 
 impl ConsulApi {
-    /// The interface over an agent's parts. Without `bundles` every intention check is the default.
-    pub fn new(
-        about: About,
-        catalog: Catalog,
-        checks: Scheduler,
-        bundles: Option<BundleStore>,
-        forward: Arc<dyn Forward>,
-        queries: Queries,
-    ) -> ConsulApi {
+    /// The interface over an agent's parts.
+    pub fn new(parts: Parts) -> ConsulApi {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let birth = since.map_or(1, |since| since.as_micros() as u64);
         let inner = Arc::new(Inner {
-            about,
-            catalog,
-            checks,
-            bundles,
-            forward,
-            queries,
+            about: parts.about,
+            catalog: parts.catalog,
+            checks: parts.checks,
+            bundles: parts.bundles,
+            authority: parts.authority,
+            forward: parts.forward,
+            queries: parts.queries,
             birth,
             registered: Registered::default(),
         });
@@ -123,6 +152,8 @@ impl ConsulApi {
             .merge(agent_checks::routes(&inner))
             .merge(agent_info::routes(&inner))
             .merge(catalog::routes(&inner))
+            .merge(connect::routes(&inner))
+            .merge(chain::routes(&inner))
             .merge(health::routes(&inner))
             .merge(bound::routes(&inner))
             .merge(prepared::routes(&inner))
@@ -202,6 +233,23 @@ impl ConsulApi {
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 impl Inner {
+    /// The agent's own instances: all but a server itself.
+    fn own_services(&self) -> Vec<Arc<Instance>> {
+        let mut services = self.catalog.local().services();
+        services.retain(|it| !self.is_server(it));
+        services
+    }
+
+    /// One of them.
+    fn own_service(&self, id: &InstanceId) -> Option<Arc<Instance>> {
+        let service = self.catalog.local().service(id);
+        service.filter(|it| !self.is_server(it))
+    }
+
+    fn is_server(&self, instance: &Instance) -> bool {
+        self.about.server && instance.service == SERVERS && instance.id == SERVERS
+    }
+
     /// What holds for every path: Consul answers these before it looks at the endpoint.
     fn refuse_early(&self, request: &Request<Bytes>, query: &Query) -> Option<Reply> {
         let path = request.uri().path();

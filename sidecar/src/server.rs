@@ -25,13 +25,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use libmesh::{
     identity::{BoxFuture, SourceError, SpiffeId},
     join::{NodeCredentials, NodeDirectory},
     mesh::{Credentials, Mesh},
 };
 use parking_lot::RwLock;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
@@ -39,12 +40,15 @@ use crate::{
     agent::{Agent, AgentError, Ended, Extras, private_dir},
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs},
-    forward::{Api, Forward},
+    forward::{Api, CONFIG_INDEX, Forward},
     http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
 };
 
 use authority::Authority;
 use records::Records;
+
+/// How long a change waits to be known to the agents' own interface: its answer comes in any case.
+const PUBLISH: Duration = Duration::from_secs(1);
 
 /// The largest body of the Vault interface.
 const MAX_BODY: usize = 32 << 20;
@@ -119,6 +123,8 @@ pub struct Shared {
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
     externals: external::Externals,
+    /// Up to which ledger index the configuration is published.
+    published: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -128,6 +134,15 @@ impl Shared {
             return None;
         }
         self.authority.read().clone()
+    }
+
+    /// The index of the configuration, once what was written up to now is published; `None` when that takes too long.
+    async fn configuration(&self) -> Option<u64> {
+        let written = self.vault.ledger().published().ok()?.index;
+        let mut published = self.published.subscribe();
+        let told = published.wait_for(|index| *index >= written);
+        timeout(PUBLISH, told).await.ok()?.ok()?;
+        Some(self.mesh()?.bundle().index())
     }
 
     fn mesh(&self) -> Option<Mesh> {
@@ -157,10 +172,26 @@ impl Shared {
                 let Some(routes) = self.routes.get() else {
                     unreachable!("routes are set before anything is served")
                 };
-                whole(routes.dispatch(request, conn).await)
+                let configures = configures(&request);
+                let mut answer = whole(routes.dispatch(request, conn).await);
+                if configures
+                    && answer.status().is_success()
+                    && let Some(index) = self.configuration().await
+                {
+                    let headers = answer.headers_mut();
+                    headers.insert(CONFIG_INDEX, index.into());
+                }
+                answer
             }
         }
     }
+}
+
+/// Whether a request changes what agents are told with the config bundle.
+fn configures(request: &Request<Bytes>) -> bool {
+    let path = request.uri().path();
+    let told = ["/v1/connect/intentions", "/v1/config", "/v1/query"];
+    request.method() != Method::GET && told.iter().any(|it| path.starts_with(it))
 }
 
 /// As an agent gets it, which passes on whole answers only.
@@ -199,8 +230,8 @@ pub struct Openness {
     pub consul: bool,
     /// Every process of this user may attach as any service.
     pub attach: Option<u32>,
-    /// DNS behaves as Consul's.
-    pub dns_like_consul: bool,
+    /// DNS behaves as Consul's, and this server is an instance of the service `consul`.
+    pub like_consul: bool,
 }
 
 impl Server {
@@ -223,6 +254,7 @@ impl Server {
             default_allow: config.intentions.default_allow,
             open: openness.consul,
             externals: external::Externals::default(),
+            published: watch::Sender::new(0),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
@@ -284,7 +316,7 @@ impl Server {
             forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
             routes: Routes::new(),
             open_to: openness.attach,
-            dns_like_consul: openness.dns_like_consul,
+            like_consul: openness.like_consul,
         };
         let agent = Agent::start(self.config.clone(), extras).await?;
         let _ = self.shared.mesh.set(agent.mesh().clone());

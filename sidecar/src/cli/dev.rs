@@ -77,7 +77,7 @@ impl Command {
         let openness = Openness {
             consul: true,
             attach: Some(nix::unistd::getuid().as_raw()),
-            dns_like_consul: self.compat == Some(Compat::Consul),
+            like_consul: self.compat == Some(Compat::Consul),
         };
         let ended = runtime()?.block_on(async {
             let server = Server::open(config, openness)

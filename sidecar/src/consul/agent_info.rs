@@ -6,11 +6,8 @@ use http::StatusCode;
 use libmesh::{catalog::NodeView, model::Liveness};
 use serde_json::{Value, json};
 
-use super::{Inner, Refused, handler, render};
+use super::{COMPATIBLE, Inner, Refused, handler, render};
 use crate::http::{Call, Reply, Routes, json as json_reply};
-
-/// The Consul version whose behaviour this interface has, for clients that look.
-const COMPATIBLE: &str = "1.21.4";
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
@@ -51,7 +48,7 @@ async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
         "Member": member,
         "Stats": {
             "agent": {
-                "services": inner.catalog.local().services().len().to_string(),
+                "services": inner.own_services().len().to_string(),
                 "checks": inner.catalog.local().checks().len().to_string(),
             },
             "build": { "version": COMPATIBLE, "prerelease": "", "revision": "" },

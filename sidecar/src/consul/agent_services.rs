@@ -320,7 +320,7 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let instance = id.and_then(|id| inner.catalog.local().service(&id));
+    let instance = id.and_then(|id| inner.own_service(&id));
     instance.ok_or_else(|| {
         let message = format!(
             "Unknown service ID {given:?}. Ensure that the service ID is passed, not the service name."
@@ -386,7 +386,7 @@ const FIELDS: &[&str] = &[
 
 async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, FIELDS)?;
-    let services = inner.catalog.local().services();
+    let services = inner.own_services();
     let list: BTreeMap<&str, Value> = services
         .iter()
         .map(|instance| {
@@ -409,7 +409,7 @@ fn content_hash(instance: &Instance) -> String {
 async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let find = || inner.catalog.local().service(id.as_ref()?);
+    let find = || inner.own_service(id.as_ref()?);
     if let Some(hash) = call.query.filled("hash") {
         let blocking = Blocking::of(&call)?;
         let same = || find().is_some_and(|instance| content_hash(&instance) == hash);
@@ -434,7 +434,7 @@ async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    match id.and_then(|id| inner.catalog.local().service(&id)) {
+    match id.and_then(|id| inner.own_service(&id)) {
         Some(instance) => {
             let (health, value) = health_of(&inner, &instance);
             Ok(health_reply(&call, Some(health), health.as_str(), &value))
@@ -448,7 +448,7 @@ async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 
 async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = call.params.get("name");
-    let services = inner.catalog.local().services();
+    let services = inner.own_services();
     let own = services
         .iter()
         .filter(|i| i.service.as_str().eq_ignore_ascii_case(name));

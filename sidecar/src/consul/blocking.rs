@@ -64,7 +64,7 @@ impl Blocking {
     }
 
     /// Waits until `changed` ends, the time is over, or the listener drains.
-    async fn until(&self, call: &Call, wait: Duration, changed: impl Future<Output = u64>) {
+    pub async fn until(&self, call: &Call, wait: Duration, changed: impl Future<Output = u64>) {
         tokio::select! {
             _ = timeout(wait, changed) => {}
             () = call.conn.shutdown.cancelled() => {}

@@ -62,6 +62,16 @@ impl Fields {
         }
     }
 
+    /// A number; 0 when absent.
+    pub fn float(&mut self, name: &str) -> Result<f64, Refused> {
+        match self.take(name) {
+            None => Ok(0.0),
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| mismatch(name, &value, "float32")),
+        }
+    }
+
     /// A boolean; false when absent.
     pub fn flag(&mut self, name: &str) -> Result<bool, Refused> {
         self.flag_or(name, false)
@@ -152,6 +162,11 @@ impl Fields {
         for name in names {
             self.take(name);
         }
+    }
+
+    /// The names of the fields that were not taken.
+    pub fn left(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
     }
 
     /// Refuses every field that was not taken.

@@ -123,7 +123,11 @@ impl Filter {
         }
     }
 
-    fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
+    /// An expression whose selectors must begin with one of `fields`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
         if text.len() > LENGTH_MAX {
             return Err(format!("longer than {LENGTH_MAX} bytes"));
         }

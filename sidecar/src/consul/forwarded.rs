@@ -1,17 +1,21 @@
 //! What only a server can answer, and what is said without asking anybody.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
-use libmesh::{bundle::Action, model::ServiceName};
+use http::{HeaderValue, Method, StatusCode};
+use libmesh::model::ServiceName;
 use serde_json::json;
+use tokio::time::timeout;
 
-use super::{Inner, MAX_VALUE, Refused, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, server_error};
 use crate::{
-    forward::Api,
+    forward::{Api, CONFIG_INDEX},
     http::{Call, Reply, Routes, json as json_reply, text},
 };
+
+/// How long an answer waits for the configuration that it changed.
+const HEAR: Duration = Duration::from_secs(2);
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     let mut routes = Routes::new()
@@ -34,6 +38,9 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         ("GET PUT DELETE", "/v1/connect/intentions/exact"),
         ("GET", "/v1/connect/intentions/match"),
         ("GET", "/v1/connect/intentions"),
+        ("PUT", "/v1/config"),
+        ("GET", "/v1/config/:kind"),
+        ("GET DELETE", "/v1/config/:kind/*name"),
         ("GET POST", "/v1/mesh/join-tokens"),
         ("DELETE", "/v1/mesh/join-tokens/:id"),
         ("GET PUT", "/v1/mesh/keyring"),
@@ -70,7 +77,24 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
-    Ok(answer.map(Into::into))
+    let mut answer = answer.map(Into::into);
+    if let Some(index) = answer.headers_mut().remove(CONFIG_INDEX) {
+        hear(&inner, &index).await;
+    }
+    Ok(answer)
+}
+
+/// Waits until this agent has the configuration of that index, so that who changed it sees the change here. It is answered
+/// after [`HEAR`] in any case.
+async fn hear(inner: &Inner, index: &HeaderValue) {
+    let index = index.to_str().ok().and_then(|index| index.parse().ok());
+    let (Some(index), Some(bundles)) = (index, &inner.bundles) else {
+        return;
+    };
+    let index: u64 = index;
+    let mut changes = bundles.watch();
+    let heard = changes.wait_for(|_| bundles.index() >= index);
+    let _ = timeout(HEAR, heard).await;
 }
 
 async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
@@ -102,13 +126,6 @@ async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused
         ServiceName::parse(given).map_err(|error| server_error(error.to_string()))
     };
     let (source, destination) = (name("source")?, name("destination")?);
-    let bundle = inner.bundles.as_ref().and_then(|bundles| bundles.current());
-    let allowed = match bundle {
-        Some(bundle) => {
-            let rules = libmesh::bundle::Intentions::new(&bundle.intentions, bundle.default_action);
-            rules.evaluate(&source, &destination).action == Action::Allow
-        }
-        None => inner.about.default_allow,
-    };
+    let allowed = decide(&inner, &source, &destination).is_allowed();
     Ok(json_reply(StatusCode::OK, &json!({"Allowed": allowed})))
 }

@@ -58,14 +58,15 @@ fn api_with(change: impl FnOnce(&mut About)) -> ConsulApi {
     };
     change(&mut about);
     let checks = Scheduler::new(catalog.local());
-    ConsulApi::new(
+    ConsulApi::new(Parts {
         about,
         catalog,
         checks,
-        None,
-        Arc::new(Echo),
-        Queries::default(),
-    )
+        bundles: None,
+        authority: None,
+        forward: Arc::new(Echo),
+        queries: Queries::default(),
+    })
 }
 
 struct Answer {

@@ -15,9 +15,12 @@ use super::{
     ServerError, Shared, records, unsealed,
     virtual_ips::{self, VIRTUAL},
 };
-use crate::consul::{
-    self,
-    stored::{INTENTIONS, Pair, intention_from_pair, query},
+use crate::{
+    consul::{
+        self,
+        stored::{INTENTIONS, Pair, config, intention_from_pair, query},
+    },
+    routing::{self, Entry},
 };
 
 /// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
@@ -26,8 +29,8 @@ struct Signer {
     chain: Vec<Vec<u8>>,
 }
 
-/// Follows the store until `stop`: at each unseal and at each change of an intention, a virtual IP or a
-/// prepared query.
+/// Follows the store until `stop`: at each unseal and at each change of an intention, a virtual IP, a
+/// prepared query or a config entry.
 pub async fn publish(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
     let work = || while_unsealed(&shared, &mesh);
     unsealed::follow(&shared.vault, "publishing the configuration", &stop, work).await;
@@ -40,11 +43,13 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
         let intentions = kv.changed_under(INTENTIONS)?;
         let virtual_ips = kv.changed_under(VIRTUAL)?;
         let queries = kv.changed_under(query::PREFIX)?;
+        let entries = kv.changed_under(config::PREFIX)?;
         publish_once(shared, mesh, &signer).await?;
         tokio::select! {
             changed = kv.wait_under(INTENTIONS, intentions) => changed?,
             changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
             changed = kv.wait_under(query::PREFIX, queries) => changed?,
+            changed = kv.wait_under(config::PREFIX, entries) => changed?,
         };
     }
 }
@@ -71,6 +76,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
         })?;
     }
     let bundle = build(shared, mesh)?;
+    let written = bundle.index;
     let same = mesh.bundle().current().is_some_and(|known| {
         known.intentions == bundle.intentions
             && known.default_action == bundle.default_action
@@ -78,6 +84,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
             && known.entries == bundle.entries
     });
     if same {
+        shared.published.send_replace(written);
         return Ok(());
     }
     let intentions = bundle.intentions.len();
@@ -86,6 +93,7 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
     match mesh.bundle().offer(signed).await {
         Ok(Offered::Applied | Offered::Known) => {
             tracing::info!(index, intentions, "configuration published");
+            shared.published.send_replace(written);
             Ok(())
         }
         Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {
@@ -117,6 +125,7 @@ fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
         entries: std::collections::BTreeMap::new(),
     };
     consul::prepared::into_bundle(&queries(&shared.vault)?, &mut bundle);
+    routing::into_bundle(&entries(&shared.vault)?, &mut bundle);
     bundle.set_virtual_ips(&virtual_ips::given(shared.records.kv())?);
     Ok(bundle)
 }
@@ -125,6 +134,12 @@ fn queries(vault: &Vault) -> Result<Vec<PreparedQuery>, ServerError> {
     let pairs = vault.kv(records::NAMESPACE).list(query::PREFIX)?;
     let pairs = pairs.into_iter().map(Pair::from);
     Ok(pairs.filter_map(|pair| query::from_pair(&pair)).collect())
+}
+
+fn entries(vault: &Vault) -> Result<Vec<Entry>, ServerError> {
+    let pairs = vault.kv(records::NAMESPACE).list(config::PREFIX)?;
+    let pairs = pairs.into_iter().map(Pair::from);
+    Ok(pairs.filter_map(|pair| config::from_pair(&pair)).collect())
 }
 
 fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {

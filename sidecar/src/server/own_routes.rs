@@ -1,4 +1,4 @@
-//! Routes of our own under `/v1/mesh/`: join tokens, the gossip keyring, the ledger, snapshots, unattended unseal.
+//! Routes of our own, most under `/v1/mesh/`: join tokens, the gossip keyring, the ledger, snapshots, unattended unseal.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use crate::{
     http::{Call, Remote, Reply, Routes, json as json_reply, text},
 };
 
+mod ca;
 mod join_tokens;
 mod keyring;
 mod ledger;
@@ -32,6 +33,12 @@ pub fn routes(shared: &Arc<Shared>) -> Routes {
             "/v1/mesh/join-tokens/:id",
             with(shared, join_tokens::revoke),
         )
+        .get("/v1/mesh/leaf/:service", with(shared, ca::may_have_leaf))
+        .get(
+            "/v1/connect/ca/configuration",
+            with(shared, ca::configuration),
+        )
+        .put("/v1/connect/ca/configuration", with(shared, ca::configure))
         .get("/v1/mesh/keyring", with(shared, keyring::list))
         .put("/v1/mesh/keyring", with(shared, keyring::change))
         .get("/v1/mesh/ledger", with(shared, ledger::history))
