@@ -11,6 +11,7 @@
 mod agent_checks;
 mod agent_info;
 mod agent_services;
+mod answers;
 mod blocking;
 mod bound;
 mod catalog;
@@ -30,7 +31,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -43,7 +44,9 @@ use libmesh::{
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName},
 };
 use serde_json::Value;
+use tokio::time::interval;
 
+use answers::Answers;
 pub use bound::Binding;
 use registered::Registered;
 
@@ -52,6 +55,8 @@ use crate::{
     http::{BoxFuture, Call, ConnInfo, Reply, Routes, query, query::Query, text},
 };
 
+/// How long an answer is kept that nobody asks for, and up to twice as long.
+const SWEEP: Duration = Duration::from_secs(60);
 /// Largest KV value, in bytes.
 pub const MAX_VALUE: usize = 512 << 10;
 /// Largest request body of this interface, in bytes: a value or a transaction, and room around it.
@@ -128,6 +133,7 @@ pub(crate) struct Inner {
     /// No index is below this.
     birth: u64,
     registered: Registered,
+    answers: Answers,
 }
 
 impl ConsulApi {
@@ -145,6 +151,7 @@ impl ConsulApi {
             queries: parts.queries,
             birth,
             registered: Registered::default(),
+            answers: Answers::default(),
         });
         let table = Routes::new()
             .fallback(|_| async { unknown_path() })
@@ -172,28 +179,33 @@ impl ConsulApi {
     pub fn resume(&self, file: &Path, others: &[InstanceId]) -> io::Result<()> {
         let requests = self.inner.registered.open(file, others)?;
         for (id, request) in requests.services {
-            if let Err(refused) = agent_services::resume(&self.inner, request) {
+            if let Err(refused) = agent_services::resume(&self.inner, &request) {
                 tracing::warn!(instance = id, reason = %refused, "not registered again");
             }
         }
         for (id, body) in requests.checks {
-            if let Err(refused) = agent_checks::resume(&self.inner, body) {
+            if let Err(refused) = agent_checks::resume(&self.inner, &body) {
                 tracing::warn!(check = id, reason = %refused, "check not registered again");
             }
         }
         Ok(())
     }
 
-    /// Forgets in the file of [`resume`](Self::resume) what is taken away by other means than a request here.
+    /// Forgets in the file of [`resume`](Self::resume) what is taken away by other means than a request here; and answers
+    /// that nobody asks for.
     pub async fn follow(self) {
         let local = self.inner.catalog.local();
         let mut head = local.watch();
+        let mut sweep = interval(SWEEP);
         loop {
             if let Err(refused) = self.inner.registered.forget_gone(local.clone()).await {
                 tracing::warn!(reason = %refused, "the file of registrations");
             }
-            if head.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = head.changed() => if changed.is_err() {
+                    return;
+                },
+                _ = sweep.tick() => self.inner.answers.sweep(),
             }
         }
     }
@@ -210,12 +222,12 @@ impl ConsulApi {
     /// Answers one request.
     pub async fn handle(self, request: Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
         let query = Query::parse(request.uri().query());
-        let options = request.method() == Method::OPTIONS;
+        let (options, indented) = (request.method() == Method::OPTIONS, query.has("pretty"));
         let mut reply = match self.inner.refuse_early(&request, &query) {
             Some(refused) => refused,
-            None => self.routes.dispatch(request, conn).await,
+            None => self.routes.dispatch_with(request, query, conn).await,
         };
-        if query.has("pretty") {
+        if indented {
             reply = pretty(reply);
         }
         let headers = reply.headers_mut();

@@ -2,7 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use libmesh::{health::Check, mesh::Mesh, model::{Instance, ServiceName}};
+use libmesh::{
+    health::Check,
+    mesh::Mesh,
+    model::{Instance, ServiceName},
+};
 use tracing::warn;
 
 use super::{AgentError, read_private};

@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
 use libmesh::model::ServiceName;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Inner, Refused, bad_request, decode::go_duration};
+use super::{Inner, JSON, Refused, bad_request, decode::go_duration};
 use crate::http::{Call, Reply, json};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -107,6 +108,14 @@ impl Blocking {
             0
         };
         self.until(call, self.wait, over).await;
+    }
+
+    /// An answer that was made before, with the headers of a read.
+    pub fn kept(&self, index: u64, body: Bytes) -> Reply {
+        let mut reply = Reply::new(body.into());
+        reply.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        self.decorate(index, &mut reply);
+        reply
     }
 
     /// A JSON answer with the headers of a read.

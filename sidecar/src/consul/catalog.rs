@@ -10,7 +10,9 @@ use libmesh::catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView};
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, bad_request,
+    Inner, Refused,
+    answers::{Question, State},
+    bad_request,
     blocking::Blocking,
     filter::{self, Filter},
     handler, render, server_error,
@@ -40,13 +42,18 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::NODE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let nodes = inner.catalog.nodes();
     let list: Vec<_> = nodes
         .iter()
         .filter(|node| has_meta(&call, node))
         .map(|node| render::node(node))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -58,12 +65,17 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     }
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
     let names: BTreeMap<&str, BTreeSet<&str>> = tags
         .iter()
         .map(|(name, tags)| (name.as_str(), tags.iter().map(|tag| &**tag).collect()))
         .collect();
-    Ok(blocking.reply(index, &names))
+    let reply = blocking.reply(index, &names);
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -71,17 +83,26 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CATALOG_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
     let list: Vec<_> = wanted(&call, view.as_deref(), Select::any())
         .map(|instance| render::catalog_entry(instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
         return Ok(blocking.reply(index, &Value::Null));
     };
@@ -92,13 +113,18 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .filter(|(_, service)| filter.passes(service))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": services});
-    Ok(blocking.reply(index, &value))
+    let reply = blocking.reply(index, &value);
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
         return Ok(blocking.reply(index, &json!({"Node": null, "Services": null})));
     };
@@ -108,7 +134,8 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
         .map(|view| render::service(&view.instance))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": filter.keep(services)});
-    Ok(blocking.reply(index, &value))
+    let reply = blocking.reply(index, &value);
+    Ok(inner.answers.keep(question, reply))
 }
 
 /// Proxies in Consul's own sense: there are none, sidecars of ours are not registered as services.

@@ -8,7 +8,9 @@ use libmesh::{
 };
 
 use super::{
-    Inner, Refused, bad_request,
+    Inner, Refused,
+    answers::{Question, State},
+    bad_request,
     blocking::Blocking,
     catalog::{self, has_meta, service_name, wanted},
     filter::{self, Filter},
@@ -37,7 +39,12 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::HEALTH_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
+    let question = question.about(&inner, view.as_deref());
     let select = match passing {
         true => Select::passing(),
         false => Select::any(),
@@ -45,7 +52,8 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let list: Vec<_> = wanted(&call, view.as_deref(), select)
         .map(|instance| render::health_entry(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -53,14 +61,20 @@ async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
+    let question = question.about(&inner, view.as_deref());
     let list: Vec<_> = view
         .iter()
         .flat_map(|view| &view.instances)
         .filter(|instance| has_meta(&call, &instance.node))
         .flat_map(|instance| own_checks(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 fn own_checks<'a>(
@@ -79,6 +93,10 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let fits = |health: Health| wanted == "any" || wanted == render::status(health);
     let nodes = inner.catalog.nodes();
     let nodes: Vec<_> = nodes.iter().filter(|node| has_meta(&call, node)).collect();
@@ -98,7 +116,8 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             .map(|check| render::check(&inner, &view.node, check, Some(&view.instance)))
     });
     let list: Vec<_> = of_nodes.chain(of_instances).collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 fn membership(node: &NodeView) -> Health {
@@ -112,6 +131,10 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let Some(node) = inner.catalog.node(call.params.get("name")) else {
         return Ok(blocking.reply(index, &[(); 0]));
     };
@@ -125,5 +148,6 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .chain(own)
         .chain(instances.iter().flat_map(|view| own_checks(&inner, view)))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
