@@ -41,7 +41,7 @@ use libmesh::{
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -51,7 +51,9 @@ use zeroize::Zeroizing;
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
     config::{Config, ExecChecks, OnTerm, Place},
-    consul::{About, ConsulApi, Parts, connect::Authority, prepared},
+    consul::{
+        About, Around, ConsulApi, Coordinates, Events, Order, Parts, connect::Authority, prepared,
+    },
     forward::{Forward, RpcForward},
     http::Routes,
 };
@@ -101,6 +103,8 @@ pub struct Agent {
     ready: Arc<AtomicBool>,
     /// Somebody asked for a restart over the socket.
     again: Arc<Notify>,
+    /// What clients of the Consul interface ask of this process.
+    orders: mpsc::Receiver<Order>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -115,6 +119,14 @@ pub struct Addresses {
     /// DNS.
     pub dns: Option<SocketAddr>,
 }
+
+/// A configuration that was read again; `None` when there is none to read.
+///
+/// The error says what is wrong with it; it is in the log already.
+pub type Reread = Result<Option<Config>, String>;
+
+/// Orders of clients that wait.
+const ORDERS: usize = 16;
 
 /// Why [`Agent::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,10 +149,11 @@ impl Agent {
     pub async fn start(config: Config, extras: Extras) -> Result<Agent, AgentError> {
         let callers = services::callers(&config, extras.open_to)?;
         private_dir(&config.node.data_dir)?;
-        let mesh = Mesh::start(mesh_config(&config, &extras)?).await;
+        let exchanges = Exchanges::default();
+        let mesh = Mesh::start(mesh_config(&config, &extras, &exchanges)?).await;
         let mesh = mesh.map_err(|error| AgentError::mesh(error, &config))?;
         let node = mesh.clone();
-        match Agent::assemble(mesh, config, extras, callers).await {
+        match Agent::assemble(mesh, config, extras, callers, exchanges).await {
             Ok(agent) => Ok(agent),
             Err(error) => {
                 node.leave().await;
@@ -154,6 +167,7 @@ impl Agent {
         config: Config,
         extras: Extras,
         callers: OpenCallers,
+        exchanges: Exchanges,
     ) -> Result<Agent, AgentError> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_done = stop.clone().drop_guard();
@@ -215,10 +229,32 @@ impl Agent {
             &mesh,
             &config,
             Arc::clone(&forward),
-            extras.server,
-            addresses.dns,
+            Standing {
+                server: extras.server,
+                dns: addresses.dns,
+                open: extras.open_to.is_some(),
+                like_consul: extras.like_consul,
+            },
             queries.clone(),
         );
+        let Exchanges {
+            events,
+            coordinates,
+        } = exchanges;
+        events.attach(&mesh);
+        tasks.spawn(coordinates.clone().follow(mesh.clone(), stop.clone()));
+        let (sender, orders) = mpsc::channel(ORDERS);
+        consul.within(Around {
+            mesh: mesh.clone(),
+            orders: sender,
+            events,
+            coordinates,
+            directory: config.node.data_dir.clone(),
+            dns: dns.as_ref().map(|dns| {
+                let counter = dns.explainer();
+                Arc::new(move || counter.counts()) as _
+            }),
+        });
         let file = config.node.data_dir.join("node/services.json");
         let configured: Vec<_> = config.services.iter().map(|it| it.id.clone()).collect();
         let resumed = consul.resume(&file, &configured);
@@ -270,6 +306,7 @@ impl Agent {
             addresses,
             ready,
             again,
+            orders,
             stop,
             tasks,
         })
@@ -299,10 +336,7 @@ impl Agent {
     ///
     /// # Errors
     /// When signals cannot be listened for.
-    pub async fn run(
-        mut self,
-        mut reload: impl FnMut() -> Option<Config>,
-    ) -> Result<Ended, AgentError> {
+    pub async fn run(mut self, mut reload: impl FnMut() -> Reread) -> Result<Ended, AgentError> {
         let mut signals = Signals::new().map_err(AgentError::Signals)?;
         let addresses = &self.addresses;
         info!(
@@ -320,6 +354,11 @@ impl Agent {
         let ended = loop {
             let told = tokio::select! {
                 told = signals.next() => told,
+                // Whoever may give orders lives as long as this agent.
+                Some(order) = self.orders.recv() => match order {
+                    Order::Leave => break Ended::Left,
+                    Order::Reload(outcome) => Told::Reload(Some(outcome)),
+                },
                 () = asked.notified() => break Ended::Again,
                 error = &mut failed => {
                     let error = AgentError::mesh(error, &self.config);
@@ -334,10 +373,16 @@ impl Agent {
                         OnTerm::Restart => Ended::Restarting,
                     };
                 }
-                Told::Reload => {
+                Told::Reload(asked) => {
                     notify::tell("RELOADING=1");
-                    if let Some(config) = reload() {
-                        self.reload(config);
+                    let reloaded = match reload() {
+                        Ok(Some(config)) => self.reload(config),
+                        Ok(None) => Ok(()),
+                        Err(reason) => Err(reason),
+                    };
+                    if let Some(asked) = asked {
+                        // Who asked may be gone.
+                        let _ = asked.send(reloaded);
                     }
                     notify::tell("READY=1");
                 }
@@ -364,10 +409,16 @@ impl Agent {
     }
 
     /// Applies what can change live and says what cannot.
-    pub fn reload(&mut self, new: Config) {
+    ///
+    /// # Errors
+    /// Why nothing of it was applied.
+    pub fn reload(&mut self, new: Config) -> Result<(), String> {
         match services::callers(&new, self.host.open_to()) {
             Ok(callers) => self.host.set_callers(callers),
-            Err(error) => return warn!(%error, "the configuration was not reloaded"),
+            Err(error) => {
+                warn!(%error, "the configuration was not reloaded");
+                return Err(error.to_string());
+            }
         }
         services::replace(&self.mesh, &self.config.services, &new.services);
         services::replace_checks(&self.mesh, &self.config.checks, &new.checks);
@@ -396,6 +447,7 @@ impl Agent {
             services = self.config.services.len(),
             "configuration reloaded: services, checks, attach rights and log level"
         );
+        Ok(())
     }
 
     /// Closes the listeners, lets running requests end, says goodbye to the mesh.
@@ -451,14 +503,15 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Told::Stop,
             _ = self.interrupt.recv() => Told::Stop,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.hangup.recv() => Told::Reload(None),
         }
     }
 }
 
 enum Told {
     Stop,
-    Reload,
+    /// Who asked for it hears what came of it.
+    Reload(Option<oneshot::Sender<Result<(), String>>>),
 }
 
 /// Takes away what the node said in its last life and nobody said again: at once, or after the time that an
@@ -523,7 +576,7 @@ async fn follow_bundle(
             && entries.as_ref() != Some(&bundle.entries)
         {
             virtual_ips.set(bundle.virtual_ips());
-            queries.set(prepared::of_bundle(&bundle));
+            queries.advance(bundle.index, || prepared::of_bundle(&bundle));
             entries = Some(bundle.entries.clone());
         }
         match stop.run_until_cancelled(bundles.changed()).await {
@@ -533,23 +586,39 @@ async fn follow_bundle(
     }
 }
 
+/// What agents tell each other besides membership and catalog.
+#[derive(Default)]
+struct Exchanges {
+    events: Events,
+    coordinates: Coordinates,
+}
+
+/// What the Consul interface says of this agent besides its node.
+struct Standing {
+    server: bool,
+    dns: Option<SocketAddr>,
+    open: bool,
+    like_consul: bool,
+}
+
 fn consul(
     mesh: &Mesh,
     config: &Config,
     forward: Arc<dyn Forward>,
-    server: bool,
-    dns: Option<SocketAddr>,
+    standing: Standing,
     queries: Queries,
 ) -> ConsulApi {
     let about = About {
         node: mesh.name().clone(),
         id: mesh.id(),
         datacenter: mesh.datacenter().clone(),
-        server,
+        server: standing.server,
         advertise: mesh.addr(),
-        dns,
+        dns: standing.dns,
         default_allow: config.intentions.default_allow,
         exec_checks: config.health.exec_checks == ExecChecks::Api,
+        acls: !standing.open,
+        like_consul: standing.like_consul,
     };
     let (trust, certificates) = (mesh.trust().clone(), Arc::clone(mesh.certificates()));
     ConsulApi::new(Parts {
@@ -563,7 +632,11 @@ fn consul(
     })
 }
 
-fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {
+fn mesh_config(
+    config: &Config,
+    extras: &Extras,
+    exchanges: &Exchanges,
+) -> Result<libmesh::mesh::Config, AgentError> {
     let credentials = match &extras.credentials {
         Some(given) => given.clone(),
         None => join_credentials(config)?,
@@ -590,7 +663,11 @@ fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config
         .collect();
     mesh.version = env!("CARGO_PKG_VERSION").into();
     mesh.pool_limit = config.node.pool_limit;
-    mesh.routes = extras.rpc.clone();
+    mesh.routes = extras
+        .rpc
+        .clone()
+        .merge(exchanges.events.rpc())
+        .merge(exchanges.coordinates.rpc());
     mesh.certificates = extras.certificates.clone();
     Ok(mesh)
 }

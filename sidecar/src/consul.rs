@@ -9,28 +9,39 @@
 //! index is answered at once, and one that asks for a service nobody ever had does not spin.
 
 mod agent_checks;
+mod agent_host;
 mod agent_info;
+mod agent_orders;
 mod agent_services;
 mod answers;
+mod around;
 mod blocking;
 mod bound;
 mod catalog;
 mod chain;
 pub mod connect;
+mod coordinates;
 pub(crate) mod decode;
+mod encoding;
+mod events;
 pub(crate) mod filter;
 mod forwarded;
 mod health;
+mod metrics;
+mod monitor;
+mod operator;
 pub mod prepared;
 mod registered;
 pub(crate) mod render;
+mod snapshot;
 pub mod stored;
+mod ui;
 
 use std::{
     fmt, io,
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -44,10 +55,15 @@ use libmesh::{
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName},
 };
 use serde_json::Value;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use answers::Answers;
+use around::Tokens;
+pub use around::{Around, Order};
 pub use bound::Binding;
+pub use coordinates::Coordinates;
+pub use events::Events;
+use metrics::Figures;
 use registered::Registered;
 
 use crate::{
@@ -86,6 +102,10 @@ pub struct About {
     pub default_allow: bool,
     /// Whether checks that run programs may be registered here.
     pub exec_checks: bool,
+    /// Whether anybody needs rights here; not in `mesh dev`.
+    pub acls: bool,
+    /// Whether all defaults are Consul's own (`--compat consul`).
+    pub like_consul: bool,
 }
 
 impl About {
@@ -134,6 +154,9 @@ pub(crate) struct Inner {
     birth: u64,
     registered: Registered,
     answers: Answers,
+    around: OnceLock<Around>,
+    tokens: Tokens,
+    figures: Figures,
 }
 
 impl ConsulApi {
@@ -152,12 +175,27 @@ impl ConsulApi {
             birth,
             registered: Registered::default(),
             answers: Answers::default(),
+            around: OnceLock::new(),
+            tokens: Tokens::default(),
+            figures: Figures::default(),
         });
         let table = Routes::new()
             .fallback(|_| async { unknown_path() })
+            .get("/", |_| async {
+                redirected(StatusCode::MOVED_PERMANENTLY, "/ui/")
+            })
             .merge(agent_services::routes(&inner))
             .merge(agent_checks::routes(&inner))
             .merge(agent_info::routes(&inner))
+            .merge(agent_host::routes(&inner))
+            .merge(agent_orders::routes(&inner))
+            .merge(metrics::routes(&inner))
+            .merge(monitor::routes(&inner))
+            .merge(events::routes(&inner))
+            .merge(coordinates::routes(&inner))
+            .merge(operator::routes(&inner))
+            .merge(snapshot::routes(&inner))
+            .merge(ui::routes(&inner))
             .merge(catalog::routes(&inner))
             .merge(connect::routes(&inner))
             .merge(chain::routes(&inner))
@@ -169,6 +207,11 @@ impl ConsulApi {
             inner,
             routes: Arc::new(table),
         }
+    }
+
+    /// Tells what the interface is part of; the first call counts. Without it, what needs it is refused.
+    pub fn within(&self, around: Around) {
+        let _ = self.inner.around.set(around);
     }
 
     /// Keeps what is registered here in `file` (0600), and registers again what it holds of the agent's last
@@ -222,11 +265,24 @@ impl ConsulApi {
     /// Answers one request.
     pub async fn handle(self, request: Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
         let query = Query::parse(request.uri().query());
-        let (options, indented) = (request.method() == Method::OPTIONS, query.has("pretty"));
+        let options = request.method() == Method::OPTIONS;
+        let indented = query.has("pretty");
+        let waits = query.filled("index").is_some() || query.filled("hash").is_some();
+        let compressed = encoding::wanted(request.headers());
+        let began = Instant::now();
         let mut reply = match self.inner.refuse_early(&request, &query) {
             Some(refused) => refused,
             None => self.routes.dispatch_with(request, query, conn).await,
         };
+        if waits {
+            self.inner.figures.waited(reply.status());
+        } else {
+            let took = Instant::now().duration_since(began);
+            self.inner.figures.answered(reply.status(), took);
+        }
+        if reply.extensions_mut().remove::<NoEndpoint>().is_some() {
+            return reply;
+        }
         if indented {
             reply = pretty(reply);
         }
@@ -238,9 +294,17 @@ impl ConsulApi {
             "x-consul-default-acl-policy",
             HeaderValue::from_static("allow"),
         );
-        reply
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        match compressed {
+            true => encoding::compress(reply).await,
+            false => reply,
+        }
     }
 }
+
+/// Marks the answer of no endpoint, which has none of the headers that all of those have.
+#[derive(Clone)]
+struct NoEndpoint;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -270,13 +334,10 @@ impl Inner {
             while clean.contains("//") {
                 clean = clean.replace("//", "/");
             }
-            let mut reply = text(StatusCode::TEMPORARY_REDIRECT, "");
-            let location = HeaderValue::try_from(clean).ok()?;
-            reply.headers_mut().insert(header::LOCATION, location);
-            return Some(reply);
+            return Some(redirected(StatusCode::TEMPORARY_REDIRECT, &clean));
         }
         if path.contains('%') && query::decode(path).chars().any(char::is_control) {
-            return Some(text(StatusCode::BAD_REQUEST, ""));
+            return Some(no_endpoint(crate::http::empty(StatusCode::BAD_REQUEST)));
         }
         for (name, what) in [("ns", "Namespaces"), ("partition", "Partitions")] {
             if query.filled(name).is_some_and(|value| value != "default") {
@@ -289,18 +350,57 @@ impl Inner {
             }
         }
         let asked = query.filled("datacenter").or(query.filled("dc"))?;
-        (!asked.eq_ignore_ascii_case(self.about.datacenter.as_str())).then(|| {
-            // One agent, one datacenter, until regions come.
-            text(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter")
+        if asked.eq_ignore_ascii_case(self.about.datacenter.as_str()) {
+            return None;
+        }
+        // One agent, one datacenter, until regions come.
+        let refused = server_error("No path to datacenter");
+        let read = request.method() == Method::GET;
+        let of_catalog = path.starts_with("/v1/catalog/") || path.starts_with("/v1/health/");
+        Some(match read && of_catalog {
+            true => blocking::unanswered(refused),
+            false => refused.into(),
         })
     }
 }
 
 fn unknown_path() -> Reply {
-    text(
+    no_endpoint(text(
         StatusCode::NOT_FOUND,
         "Invalid URL path: not a recognized HTTP API endpoint\n",
-    )
+    ))
+}
+
+/// As Go's own multiplexer answers.
+fn redirected(status: StatusCode, to: &str) -> Reply {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut reply = text(
+        status,
+        format!("<a href=\"{}\">{reason}</a>.\n\n", escaped(to)),
+    );
+    let Ok(location) = HeaderValue::try_from(to) else {
+        return unknown_path();
+    };
+    let headers = reply.headers_mut();
+    headers.insert(header::LOCATION, location);
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    no_endpoint(reply)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&#34;")
+        .replace('\'', "&#39;")
+}
+
+fn no_endpoint(mut reply: Reply) -> Reply {
+    reply.extensions_mut().insert(NoEndpoint);
+    reply
 }
 
 /// A handler on the interface's state.
@@ -316,6 +416,29 @@ where
     move |call| {
         let answer = run(Arc::clone(&inner), call);
         Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
+    }
+}
+
+/// The same for reads of the catalog: what fails then has the headers of an answer, too.
+fn reading<F, R>(
+    inner: &Arc<Inner>,
+    run: F,
+) -> impl Fn(Call) -> BoxFuture<Reply> + Send + Sync + 'static
+where
+    F: Fn(Arc<Inner>, Call) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Reply, Refused>> + Send + 'static,
+{
+    let inner = Arc::clone(inner);
+    move |call| {
+        let answer = run(Arc::clone(&inner), call);
+        Box::pin(async move {
+            answer.await.unwrap_or_else(|refused| {
+                match refused.status == StatusCode::INTERNAL_SERVER_ERROR {
+                    true => blocking::unanswered(refused),
+                    false => refused.into(),
+                }
+            })
+        })
     }
 }
 
@@ -370,7 +493,9 @@ fn pretty(reply: Reply) -> Reply {
         return reply;
     }
     let (head, body) = reply.into_parts();
-    let body = body.into_bytes().unwrap_or_default();
+    let Some(body) = body.into_bytes() else {
+        unreachable!("JSON is never sent piece by piece")
+    };
     let indented = serde_json::from_slice::<Value>(&body)
         .and_then(|value| serde_json::to_vec_pretty(&value))
         .map(|mut bytes| {

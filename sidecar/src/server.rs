@@ -20,8 +20,9 @@ mod virtual_ips;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras, private_dir},
+    agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs},
     forward::{Api, CONFIG_INDEX, Forward},
@@ -125,6 +126,10 @@ pub struct Shared {
     externals: external::Externals,
     /// Up to which ledger index the configuration is published.
     published: watch::Sender<u64>,
+    /// Where files may be made that are gone again soon.
+    scratch: PathBuf,
+    /// When this server was opened.
+    since: SystemTime,
 }
 
 impl Shared {
@@ -136,9 +141,10 @@ impl Shared {
         self.authority.read().clone()
     }
 
-    /// The index of the configuration, once what was written up to now is published; `None` when that takes too long.
+    /// The index of the configuration, once what it says by now is published; `None` when that takes too long. Other keys may
+    /// be written all the time.
     async fn configuration(&self) -> Option<u64> {
-        let written = self.vault.ledger().published().ok()?.index;
+        let written = bundle::changed(self.records.kv()).ok()?.into_iter().max()?;
         let mut published = self.published.subscribe();
         let told = published.wait_for(|index| *index >= written);
         timeout(PUBLISH, told).await.ok()?.ok()?;
@@ -272,6 +278,8 @@ impl Server {
             open: openness.consul,
             externals: external::Externals::default(),
             published: watch::Sender::new(0),
+            scratch: config.node.data_dir.clone(),
+            since: SystemTime::now(),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
@@ -334,7 +342,7 @@ impl Server {
                 shared: Arc::clone(&self.shared),
                 from: elsewhere(),
             })),
-            routes: Routes::new(),
+            routes: own_routes::consul_routes(&self.shared),
             open_to: openness.attach,
             like_consul: openness.like_consul,
         };
@@ -402,7 +410,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// As [`Agent::run`].
-    pub async fn run(self, reload: impl FnMut() -> Option<Config>) -> Result<Ended, ServerError> {
+    pub async fn run(self, reload: impl FnMut() -> Reread) -> Result<Ended, ServerError> {
         let ended = self.agent.run(reload).await?;
         self.stop.cancel();
         self.shared.vault.close().await;
@@ -605,8 +613,9 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
     stored::routes(
         &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
         &opener(records::NAMESPACE, "mesh/", "intention"),
+        &nodes,
+        &publisher,
     )
-    .merge(stored::external::routes(&nodes, &publisher))
 }
 
 /// The Vault port: our own routes, then the whole Vault interface.

@@ -112,7 +112,8 @@ fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
     let one = fields.take("Check");
     let many = fields.items("Checks")?;
-    let instance = instance(&name, fields)?;
+    let weights = fields.take("Weights");
+    let instance = instance(&name, fields, weights)?;
 
     let given: Vec<Value> = one.into_iter().chain(many).collect();
     let several = given.len() > 1;
@@ -130,10 +131,13 @@ pub fn external(mut fields: Fields) -> Result<Instance, Refused> {
     fields.ignore(&["CreateIndex", "ModifyIndex", "PeerName"]);
     // An empty one asks for nothing, as everywhere.
     fields.unsupported(&["Check", "Checks"])?;
-    instance(&name, fields)
+    // Go's client sends zeros when it is given no weights.
+    let none = json!({"Passing": 0, "Warning": 0});
+    let given = fields.take("Weights").filter(|given| *given != none);
+    instance(&name, fields, given)
 }
 
-fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
+fn instance(name: &str, mut fields: Fields, given: Option<Value>) -> Result<Instance, Refused> {
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
     let meta = fields.pairs("Meta")?;
@@ -145,7 +149,7 @@ fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
     let ports = ports(fields.items("Ports")?)?;
     let locality = fields.take("Locality").map(locality).transpose()?;
     let proxy = fields.take("Proxy").map(proxy).transpose()?.flatten();
-    let weights = fields.take("Weights").map(weights).transpose()?;
+    let weights = given.map(weights).transpose()?;
     fields.unsupported(&["Connect", "SocketPath"])?;
     fields.ignore(&["Token", "Namespace", "Partition"]);
     fields.finish()?;

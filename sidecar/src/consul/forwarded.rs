@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderValue, Method, StatusCode};
 use libmesh::model::ServiceName;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, prepared, server_error};
 use crate::{
     forward::CONFIG_INDEX,
     http::{Call, Reply, Routes, json as json_reply, text},
@@ -55,11 +55,10 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
         routes = routes.on(method, "/v1/acl/*path", disabled);
     }
-    routes = routes.put("/v1/agent/token/:kind", disabled);
     routes
 }
 
-pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+pub async fn forward(inner: Arc<Inner>, mut call: Call) -> Result<Reply, Refused> {
     let size = call.body().len();
     if call.request.uri().path().starts_with("/v1/kv/") && size > MAX_VALUE {
         let message = format!(
@@ -68,6 +67,9 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         );
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
+    let waits = call.query.filled("index").is_some();
+    inner.tokens.lend(&mut call.request);
+    let began = Instant::now();
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
     let shutdown = call.conn.shutdown.clone();
     let mut answer = tokio::select! {
@@ -76,6 +78,10 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
+    if !waits {
+        let took = Instant::now().duration_since(began);
+        inner.figures.forwarded(answer.status(), took);
+    }
     if let Some(index) = answer.headers_mut().remove(CONFIG_INDEX) {
         hear(&inner, &index).await;
     }
@@ -93,6 +99,10 @@ async fn hear(inner: &Inner, index: &HeaderValue) {
     let mut changes = bundles.watch();
     let heard = changes.wait_for(|_| bundles.index() >= index);
     let _ = timeout(HEAR, heard).await;
+    if let Some(bundle) = bundles.current() {
+        let all = || prepared::of_bundle(&bundle);
+        inner.queries.advance(bundle.index, all);
+    }
 }
 
 async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {

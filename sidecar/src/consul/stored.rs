@@ -81,14 +81,20 @@ pub enum StoreError {
 pub type Opener = Arc<dyn Fn(&Call) -> Pairs + Send + Sync>;
 
 /// The routes. `kv` opens the pairs of `/v1/kv`, which sessions hold, `mesh` those in which intentions are kept (under
-/// `intention/<destination>/<source>`).
-pub fn routes(kv: &Opener, mesh: &Opener) -> Routes {
+/// `intention/<destination>/<source>`), `nodes` those of nodes without an agent, which `publisher` makes known.
+pub fn routes(
+    kv: &Opener,
+    mesh: &Opener,
+    nodes: &Opener,
+    publisher: &Arc<dyn external::Publisher>,
+) -> Routes {
     kv::routes(kv)
         .merge(sessions::routes(kv))
-        .merge(txn::routes(kv))
+        .merge(txn::routes(kv, nodes, publisher))
         .merge(intentions::routes(mesh))
         .merge(query::routes(mesh))
         .merge(config::routes(mesh))
+        .merge(external::routes(nodes, publisher))
 }
 
 pub use intentions::{PREFIX as INTENTIONS, from_pair as intention_from_pair};

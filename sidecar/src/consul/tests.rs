@@ -57,6 +57,8 @@ fn api_with(change: impl FnOnce(&mut About)) -> ConsulApi {
         dns: None,
         default_allow: true,
         exec_checks: false,
+        acls: false,
+        like_consul: false,
     };
     change(&mut about);
     let checks = Scheduler::new(catalog.local());
