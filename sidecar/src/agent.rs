@@ -42,7 +42,7 @@ use libmesh::{
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -51,8 +51,10 @@ use zeroize::Zeroizing;
 
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
-    config::{Config, ExecChecks, OnTerm},
-    consul::{About, ConsulApi, prepared},
+    config::{Config, ExecChecks, OnTerm, Place},
+    consul::{
+        About, Around, ConsulApi, Coordinates, Events, Order, Parts, connect::Authority, prepared,
+    },
     forward::{Forward, RpcForward},
     http::Routes,
 };
@@ -87,8 +89,8 @@ pub struct Extras {
     pub routes: Routes,
     /// Lets every process of this user attach as any service: for `mesh dev`, which says so loudly.
     pub open_to: Option<u32>,
-    /// DNS behaves as Consul's in every respect (`--compat consul`).
-    pub dns_like_consul: bool,
+    /// DNS behaves as Consul's in every respect, and a server is an instance of the service `consul` (`--compat consul`).
+    pub like_consul: bool,
 }
 
 /// A running agent. Dropping it ends it without a goodbye; see [`Agent::leave`].
@@ -102,6 +104,8 @@ pub struct Agent {
     ready: Arc<AtomicBool>,
     /// Somebody asked for a restart over the socket.
     again: Arc<Notify>,
+    /// What clients of the Consul interface ask of this process.
+    orders: mpsc::Receiver<Order>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -116,6 +120,14 @@ pub struct Addresses {
     /// DNS.
     pub dns: Option<SocketAddr>,
 }
+
+/// A configuration that was read again; `None` when there is none to read.
+///
+/// The error says what is wrong with it; it is in the log already.
+pub type Reread = Result<Option<Config>, String>;
+
+/// Orders of clients that wait.
+const ORDERS: usize = 16;
 
 /// Why [`Agent::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,10 +150,11 @@ impl Agent {
     pub async fn start(config: Config, extras: Extras) -> Result<Agent, AgentError> {
         let callers = services::callers(&config, extras.open_to)?;
         private_dir(&config.node.data_dir)?;
-        let mesh = Mesh::start(mesh_config(&config, &extras)?).await;
+        let exchanges = Exchanges::default();
+        let mesh = Mesh::start(mesh_config(&config, &extras, &exchanges)?).await;
         let mesh = mesh.map_err(|error| AgentError::mesh(error, &config))?;
         let node = mesh.clone();
-        match Agent::assemble(mesh, config, extras, callers).await {
+        match Agent::assemble(mesh, config, extras, callers, exchanges).await {
             Ok(agent) => Ok(agent),
             Err(error) => {
                 node.leave().await;
@@ -155,6 +168,7 @@ impl Agent {
         config: Config,
         extras: Extras,
         callers: OpenCallers,
+        exchanges: Exchanges,
     ) -> Result<Agent, AgentError> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_done = stop.clone().drop_guard();
@@ -170,7 +184,7 @@ impl Agent {
                     let ips = config.addresses.dns.iter();
                     ips.map(move |ip| SocketAddr::new(*ip, port)).collect()
                 };
-                let like_consul = extras.dns_like_consul;
+                let like_consul = extras.like_consul;
                 let tls = match config.ports.dns_tls {
                     None => None,
                     Some(port) => {
@@ -211,14 +225,42 @@ impl Agent {
             services::add_check(&mesh, check).map_err(AgentError::Check)?;
         }
         definitions::publish(&mesh, &config)?;
+        if extras.like_consul && extras.server {
+            services::register_server(&mesh).map_err(|reason| AgentError::Service {
+                place: Place::named("--compat consul"),
+                reason,
+            })?;
+        }
         let consul = consul(
             &mesh,
             &config,
             Arc::clone(&forward),
-            extras.server,
-            addresses.dns,
+            Standing {
+                server: extras.server,
+                dns: addresses.dns,
+                open: extras.open_to.is_some(),
+                like_consul: extras.like_consul,
+            },
             queries.clone(),
         );
+        let Exchanges {
+            events,
+            coordinates,
+        } = exchanges;
+        events.attach(&mesh);
+        tasks.spawn(coordinates.clone().follow(mesh.clone(), stop.clone()));
+        let (sender, orders) = mpsc::channel(ORDERS);
+        consul.within(Around {
+            mesh: mesh.clone(),
+            orders: sender,
+            events,
+            coordinates,
+            directory: config.node.data_dir.clone(),
+            dns: dns.as_ref().map(|dns| {
+                let counter = dns.explainer();
+                Arc::new(move || counter.counts()) as _
+            }),
+        });
         let file = config.node.data_dir.join("node/services.json");
         let configured = services::configured(&config);
         let resumed = consul.resume(&file, &configured);
@@ -271,6 +313,7 @@ impl Agent {
             addresses,
             ready,
             again,
+            orders,
             stop,
             tasks,
         })
@@ -300,10 +343,7 @@ impl Agent {
     ///
     /// # Errors
     /// When signals cannot be listened for.
-    pub async fn run(
-        mut self,
-        mut reload: impl FnMut() -> Option<Config>,
-    ) -> Result<Ended, AgentError> {
+    pub async fn run(mut self, mut reload: impl FnMut() -> Reread) -> Result<Ended, AgentError> {
         let mut signals = Signals::new().map_err(AgentError::Signals)?;
         let addresses = &self.addresses;
         info!(
@@ -322,6 +362,11 @@ impl Agent {
         let ended = loop {
             let told = tokio::select! {
                 told = signals.next() => told,
+                // Whoever may give orders lives as long as this agent.
+                Some(order) = self.orders.recv() => match order {
+                    Order::Leave => break Ended::Left,
+                    Order::Reload(outcome) => Told::Reload(Some(outcome)),
+                },
                 () = asked.notified() => break Ended::Again,
                 error = &mut failed => {
                     let error = AgentError::mesh(error, &self.config);
@@ -336,10 +381,16 @@ impl Agent {
                         OnTerm::Restart => Ended::Restarting,
                     };
                 }
-                Told::Reload => {
+                Told::Reload(asked) => {
                     notify::tell("RELOADING=1");
-                    if let Some(config) = reload() {
-                        self.reload(config);
+                    let reloaded = match reload() {
+                        Ok(Some(config)) => self.reload(config),
+                        Ok(None) => Ok(()),
+                        Err(reason) => Err(reason),
+                    };
+                    if let Some(asked) = asked {
+                        // Who asked may be gone.
+                        let _ = asked.send(reloaded);
                     }
                     notify::tell("READY=1");
                 }
@@ -366,10 +417,16 @@ impl Agent {
     }
 
     /// Applies what can change live and says what cannot.
-    pub fn reload(&mut self, new: Config) {
+    ///
+    /// # Errors
+    /// Why nothing of it was applied.
+    pub fn reload(&mut self, new: Config) -> Result<(), String> {
         match services::callers(&new, self.host.open_to()) {
             Ok(callers) => self.host.set_callers(callers),
-            Err(error) => return warn!(%error, "the configuration was not reloaded"),
+            Err(error) => {
+                warn!(%error, "the configuration was not reloaded");
+                return Err(error.to_string());
+            }
         }
         definitions::forget_gone(&self.mesh, &self.config.consul, &new.consul);
         services::replace(&self.mesh, &self.config.services, &new.services);
@@ -405,6 +462,7 @@ impl Agent {
             services = self.config.services.len() + self.config.consul.services.len(),
             "configuration reloaded: services, checks, attach rights and log level"
         );
+        Ok(())
     }
 
     /// Closes the listeners, lets running requests end, says goodbye to the mesh.
@@ -460,14 +518,15 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Told::Stop,
             _ = self.interrupt.recv() => Told::Stop,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.hangup.recv() => Told::Reload(None),
         }
     }
 }
 
 enum Told {
     Stop,
-    Reload,
+    /// Who asked for it hears what came of it.
+    Reload(Option<oneshot::Sender<Result<(), String>>>),
 }
 
 /// Takes away what the node said in its last life and nobody said again: at once, or after the time that an
@@ -532,7 +591,7 @@ async fn follow_bundle(
             && entries.as_ref() != Some(&bundle.entries)
         {
             virtual_ips.set(bundle.virtual_ips());
-            queries.set(prepared::of_bundle(&bundle));
+            queries.advance(bundle.index, || prepared::of_bundle(&bundle));
             entries = Some(bundle.entries.clone());
         }
         match stop.run_until_cancelled(bundles.changed()).await {
@@ -542,36 +601,57 @@ async fn follow_bundle(
     }
 }
 
+/// What agents tell each other besides membership and catalog.
+#[derive(Default)]
+struct Exchanges {
+    events: Events,
+    coordinates: Coordinates,
+}
+
+/// What the Consul interface says of this agent besides its node.
+struct Standing {
+    server: bool,
+    dns: Option<SocketAddr>,
+    open: bool,
+    like_consul: bool,
+}
+
 fn consul(
     mesh: &Mesh,
     config: &Config,
     forward: Arc<dyn Forward>,
-    server: bool,
-    dns: Option<SocketAddr>,
+    standing: Standing,
     queries: Queries,
 ) -> ConsulApi {
     let about = About {
         node: mesh.name().clone(),
         id: mesh.id(),
         datacenter: mesh.datacenter().clone(),
-        server,
+        server: standing.server,
         advertise: mesh.addr(),
-        dns,
+        dns: standing.dns,
         default_allow: config.intentions.default_allow,
         exec_checks: config.health.exec_checks == ExecChecks::Api,
+        acls: !standing.open,
+        like_consul: standing.like_consul,
     };
-    let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
-    ConsulApi::new(
+    let (trust, certificates) = (mesh.trust().clone(), Arc::clone(mesh.certificates()));
+    ConsulApi::new(Parts {
         about,
-        catalog,
-        checks,
-        Some(mesh.bundle().clone()),
+        catalog: mesh.catalog().clone(),
+        checks: mesh.checks().clone(),
+        bundles: Some(mesh.bundle().clone()),
+        authority: Some(Authority::new(trust, certificates)),
         forward,
         queries,
-    )
+    })
 }
 
-fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {
+fn mesh_config(
+    config: &Config,
+    extras: &Extras,
+    exchanges: &Exchanges,
+) -> Result<libmesh::mesh::Config, AgentError> {
     let credentials = match &extras.credentials {
         Some(given) => given.clone(),
         None => join_credentials(config)?,
@@ -598,7 +678,11 @@ fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config
         .collect();
     mesh.version = env!("CARGO_PKG_VERSION").into();
     mesh.pool_limit = config.node.pool_limit;
-    mesh.routes = extras.rpc.clone();
+    mesh.routes = extras
+        .rpc
+        .clone()
+        .merge(exchanges.events.rpc())
+        .merge(exchanges.coordinates.rpc());
     mesh.certificates = extras.certificates.clone();
     Ok(mesh)
 }

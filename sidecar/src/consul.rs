@@ -9,26 +9,39 @@
 //! index is answered at once, and one that asks for a service nobody ever had does not spin.
 
 mod agent_checks;
+mod agent_host;
 mod agent_info;
+mod agent_orders;
 mod agent_services;
+mod around;
 mod blocking;
 mod bound;
 mod catalog;
-mod decode;
+mod chain;
+pub mod connect;
+mod coordinates;
+pub(crate) mod decode;
 pub mod definitions;
-mod filter;
+mod encoding;
+mod events;
+pub(crate) mod filter;
 mod forwarded;
 mod health;
+mod metrics;
+mod monitor;
+mod operator;
 pub mod prepared;
 mod registered;
-mod render;
+pub(crate) mod render;
+mod snapshot;
 pub mod stored;
+mod ui;
 
 use std::{
     fmt, io,
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -36,16 +49,20 @@ use bytes::Bytes;
 use dns::Queries;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use libmesh::{
-    bundle::BundleStore,
+    bundle::{Action, BundleStore},
     catalog::Catalog,
     health::Scheduler,
-    model::{Datacenter, InstanceId, NodeId, NodeName},
+    model::{Datacenter, Instance, InstanceId, NodeId, NodeName},
 };
 use serde_json::Value;
+use tokio::time::Instant;
 
-pub use agent_info::COMPATIBLE;
+use around::Tokens;
+pub use around::{Around, Order};
 pub use bound::Binding;
-pub(crate) use decode::go_duration;
+pub use coordinates::Coordinates;
+pub use events::Events;
+use metrics::Figures;
 use registered::Registered;
 
 use crate::{
@@ -57,6 +74,11 @@ use crate::{
 pub const MAX_VALUE: usize = 512 << 10;
 /// Largest request body of this interface, in bytes: a value or a transaction, and room around it.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// The Consul version whose behaviour this interface has, for clients that look.
+pub const COMPATIBLE: &str = "1.21.4";
+/// The service that Consul's servers are instances of. Theirs is in the catalog, but not among an agent's own.
+pub const SERVERS: &str = "consul";
 
 /// Where the agent stands, for `agent/self` and its neighbours.
 #[derive(Debug, Clone)]
@@ -77,6 +99,37 @@ pub struct About {
     pub default_allow: bool,
     /// Whether checks that run programs may be registered here.
     pub exec_checks: bool,
+    /// Whether anybody needs rights here; not in `mesh dev`.
+    pub acls: bool,
+    /// Whether all defaults are Consul's own (`--compat consul`).
+    pub like_consul: bool,
+}
+
+impl About {
+    fn default_action(&self) -> Action {
+        match self.default_allow {
+            true => Action::Allow,
+            false => Action::Deny,
+        }
+    }
+}
+
+/// What an interface is made over.
+pub struct Parts {
+    /// Where the agent stands.
+    pub about: About,
+    /// Its catalog.
+    pub catalog: Catalog,
+    /// Its checks.
+    pub checks: Scheduler,
+    /// Without it every intention check is the default.
+    pub bundles: Option<BundleStore>,
+    /// Without it there are neither roots nor leaves.
+    pub authority: Option<connect::Authority>,
+    /// Who answers what needs the store.
+    pub forward: Arc<dyn Forward>,
+    /// The prepared queries.
+    pub queries: Queries,
 }
 
 /// The interface of one agent. Cheap to clone.
@@ -91,41 +144,56 @@ pub(crate) struct Inner {
     catalog: Catalog,
     checks: Scheduler,
     bundles: Option<BundleStore>,
+    authority: Option<connect::Authority>,
     forward: Arc<dyn Forward>,
     queries: Queries,
     /// No index is below this.
     birth: u64,
     registered: Registered,
+    around: OnceLock<Around>,
+    tokens: Tokens,
+    figures: Figures,
 }
 
 impl ConsulApi {
-    /// The interface over an agent's parts. Without `bundles` every intention check is the default.
-    pub fn new(
-        about: About,
-        catalog: Catalog,
-        checks: Scheduler,
-        bundles: Option<BundleStore>,
-        forward: Arc<dyn Forward>,
-        queries: Queries,
-    ) -> ConsulApi {
+    /// The interface over an agent's parts.
+    pub fn new(parts: Parts) -> ConsulApi {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let birth = since.map_or(1, |since| since.as_micros() as u64);
         let inner = Arc::new(Inner {
-            about,
-            catalog,
-            checks,
-            bundles,
-            forward,
-            queries,
+            about: parts.about,
+            catalog: parts.catalog,
+            checks: parts.checks,
+            bundles: parts.bundles,
+            authority: parts.authority,
+            forward: parts.forward,
+            queries: parts.queries,
             birth,
             registered: Registered::default(),
+            around: OnceLock::new(),
+            tokens: Tokens::default(),
+            figures: Figures::default(),
         });
         let table = Routes::new()
             .fallback(|_| async { unknown_path() })
+            .get("/", |_| async {
+                redirected(StatusCode::MOVED_PERMANENTLY, "/ui/")
+            })
             .merge(agent_services::routes(&inner))
             .merge(agent_checks::routes(&inner))
             .merge(agent_info::routes(&inner))
+            .merge(agent_host::routes(&inner))
+            .merge(agent_orders::routes(&inner))
+            .merge(metrics::routes(&inner))
+            .merge(monitor::routes(&inner))
+            .merge(events::routes(&inner))
+            .merge(coordinates::routes(&inner))
+            .merge(operator::routes(&inner))
+            .merge(snapshot::routes(&inner))
+            .merge(ui::routes(&inner))
             .merge(catalog::routes(&inner))
+            .merge(connect::routes(&inner))
+            .merge(chain::routes(&inner))
             .merge(health::routes(&inner))
             .merge(bound::routes(&inner))
             .merge(prepared::routes(&inner))
@@ -134,6 +202,11 @@ impl ConsulApi {
             inner,
             routes: Arc::new(table),
         }
+    }
+
+    /// Tells what the interface is part of; the first call counts. Without it, what needs it is refused.
+    pub fn within(&self, around: Around) {
+        let _ = self.inner.around.set(around);
     }
 
     /// Keeps what is registered here in `file` (0600), and registers again what it holds of the agent's last
@@ -183,10 +256,21 @@ impl ConsulApi {
     pub async fn handle(self, request: Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
         let query = Query::parse(request.uri().query());
         let options = request.method() == Method::OPTIONS;
+        let compressed = encoding::wanted(request.headers());
+        let began = Instant::now();
         let mut reply = match self.inner.refuse_early(&request, &query) {
             Some(refused) => refused,
             None => self.routes.dispatch(request, conn).await,
         };
+        if query.filled("index").is_none() && query.filled("hash").is_none() {
+            let took = Instant::now().duration_since(began);
+            self.inner.figures.answered(reply.status(), took);
+        } else {
+            self.inner.figures.waited(reply.status());
+        }
+        if reply.extensions_mut().remove::<NoEndpoint>().is_some() {
+            return reply;
+        }
         if query.has("pretty") {
             reply = pretty(reply);
         }
@@ -198,13 +282,38 @@ impl ConsulApi {
             "x-consul-default-acl-policy",
             HeaderValue::from_static("allow"),
         );
-        reply
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        match compressed {
+            true => encoding::compress(reply).await,
+            false => reply,
+        }
     }
 }
+
+/// Marks the answer of no endpoint, which has none of the headers that all of those have.
+#[derive(Clone)]
+struct NoEndpoint;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 impl Inner {
+    /// The agent's own instances: all but a server itself.
+    fn own_services(&self) -> Vec<Arc<Instance>> {
+        let mut services = self.catalog.local().services();
+        services.retain(|it| !self.is_server(it));
+        services
+    }
+
+    /// One of them.
+    fn own_service(&self, id: &InstanceId) -> Option<Arc<Instance>> {
+        let service = self.catalog.local().service(id);
+        service.filter(|it| !self.is_server(it))
+    }
+
+    fn is_server(&self, instance: &Instance) -> bool {
+        self.about.server && instance.service == SERVERS && instance.id == SERVERS
+    }
+
     /// What holds for every path: Consul answers these before it looks at the endpoint.
     fn refuse_early(&self, request: &Request<Bytes>, query: &Query) -> Option<Reply> {
         let path = request.uri().path();
@@ -213,13 +322,10 @@ impl Inner {
             while clean.contains("//") {
                 clean = clean.replace("//", "/");
             }
-            let mut reply = text(StatusCode::TEMPORARY_REDIRECT, "");
-            let location = HeaderValue::try_from(clean).ok()?;
-            reply.headers_mut().insert(header::LOCATION, location);
-            return Some(reply);
+            return Some(redirected(StatusCode::TEMPORARY_REDIRECT, &clean));
         }
         if path.contains('%') && query::decode(path).chars().any(char::is_control) {
-            return Some(text(StatusCode::BAD_REQUEST, ""));
+            return Some(no_endpoint(crate::http::empty(StatusCode::BAD_REQUEST)));
         }
         for (name, what) in [("ns", "Namespaces"), ("partition", "Partitions")] {
             if query.filled(name).is_some_and(|value| value != "default") {
@@ -232,18 +338,57 @@ impl Inner {
             }
         }
         let asked = query.filled("datacenter").or(query.filled("dc"))?;
-        (!asked.eq_ignore_ascii_case(self.about.datacenter.as_str())).then(|| {
-            // One agent, one datacenter, until regions come.
-            text(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter")
+        if asked.eq_ignore_ascii_case(self.about.datacenter.as_str()) {
+            return None;
+        }
+        // One agent, one datacenter, until regions come.
+        let refused = server_error("No path to datacenter");
+        let read = request.method() == Method::GET;
+        let of_catalog = path.starts_with("/v1/catalog/") || path.starts_with("/v1/health/");
+        Some(match read && of_catalog {
+            true => blocking::unanswered(refused),
+            false => refused.into(),
         })
     }
 }
 
 fn unknown_path() -> Reply {
-    text(
+    no_endpoint(text(
         StatusCode::NOT_FOUND,
         "Invalid URL path: not a recognized HTTP API endpoint\n",
-    )
+    ))
+}
+
+/// As Go's own multiplexer answers.
+fn redirected(status: StatusCode, to: &str) -> Reply {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut reply = text(
+        status,
+        format!("<a href=\"{}\">{reason}</a>.\n\n", escaped(to)),
+    );
+    let Ok(location) = HeaderValue::try_from(to) else {
+        return unknown_path();
+    };
+    let headers = reply.headers_mut();
+    headers.insert(header::LOCATION, location);
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    no_endpoint(reply)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&#34;")
+        .replace('\'', "&#39;")
+}
+
+fn no_endpoint(mut reply: Reply) -> Reply {
+    reply.extensions_mut().insert(NoEndpoint);
+    reply
 }
 
 /// A handler on the interface's state.
@@ -259,6 +404,29 @@ where
     move |call| {
         let answer = run(Arc::clone(&inner), call);
         Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
+    }
+}
+
+/// The same for reads of the catalog: what fails then has the headers of an answer, too.
+fn reading<F, R>(
+    inner: &Arc<Inner>,
+    run: F,
+) -> impl Fn(Call) -> BoxFuture<Reply> + Send + Sync + 'static
+where
+    F: Fn(Arc<Inner>, Call) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Reply, Refused>> + Send + 'static,
+{
+    let inner = Arc::clone(inner);
+    move |call| {
+        let answer = run(Arc::clone(&inner), call);
+        Box::pin(async move {
+            answer.await.unwrap_or_else(|refused| {
+                match refused.status == StatusCode::INTERNAL_SERVER_ERROR {
+                    true => blocking::unanswered(refused),
+                    false => refused.into(),
+                }
+            })
+        })
     }
 }
 
@@ -313,7 +481,9 @@ fn pretty(reply: Reply) -> Reply {
         return reply;
     }
     let (head, body) = reply.into_parts();
-    let body = body.into_bytes().unwrap_or_default();
+    let Some(body) = body.into_bytes() else {
+        unreachable!("JSON is never sent piece by piece")
+    };
     let indented = serde_json::from_slice::<Value>(&body)
         .and_then(|value| serde_json::to_vec_pretty(&value))
         .map(|mut bytes| {

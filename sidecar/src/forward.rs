@@ -23,6 +23,9 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 /// The largest request, in bytes: the Vault interface's limit and room for the envelope.
 pub const MAX_REQUEST: usize = (32 << 20) + (64 << 10);
 
+/// A header of answers to changes of what agents are told: the index of the config bundle that has it.
+pub const CONFIG_INDEX: &str = "x-mesh-config-index";
+
 /// Headers that mean something to the server; all others stay behind.
 const PASSED_ON: [&str; 8] = [
     "content-type",

@@ -20,31 +20,36 @@ mod virtual_ips;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use libmesh::{
     identity::{BoxFuture, SourceError, SpiffeId},
     join::{NodeCredentials, NodeDirectory},
     mesh::{Credentials, Mesh},
 };
 use parking_lot::RwLock;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras, private_dir},
+    agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs},
-    forward::{Api, Forward},
+    forward::{Api, CONFIG_INDEX, Forward},
     http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
 };
 
 use authority::Authority;
 use records::Records;
+
+/// How long a change waits to be known to the agents' own interface: its answer comes in any case.
+const PUBLISH: Duration = Duration::from_secs(1);
 
 /// The largest body of the Vault interface.
 const MAX_BODY: usize = 32 << 20;
@@ -119,6 +124,12 @@ pub struct Shared {
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
     externals: external::Externals,
+    /// Up to which ledger index the configuration is published.
+    published: watch::Sender<u64>,
+    /// Where files may be made that are gone again soon.
+    scratch: PathBuf,
+    /// When this server was opened.
+    since: SystemTime,
 }
 
 impl Shared {
@@ -128,6 +139,16 @@ impl Shared {
             return None;
         }
         self.authority.read().clone()
+    }
+
+    /// The index of the configuration, once what it says by now is published; `None` when that takes too long. Other keys may
+    /// be written all the time.
+    async fn configuration(&self) -> Option<u64> {
+        let written = bundle::changed(self.records.kv()).ok()?.into_iter().max()?;
+        let mut published = self.published.subscribe();
+        let told = published.wait_for(|index| *index >= written);
+        timeout(PUBLISH, told).await.ok()?.ok()?;
+        Some(self.mesh()?.bundle().index())
     }
 
     fn mesh(&self) -> Option<Mesh> {
@@ -157,10 +178,26 @@ impl Shared {
                 let Some(routes) = self.routes.get() else {
                     unreachable!("routes are set before anything is served")
                 };
-                whole(routes.dispatch(request, conn).await)
+                let configures = configures(&request);
+                let mut answer = whole(routes.dispatch(request, conn).await);
+                if configures
+                    && answer.status().is_success()
+                    && let Some(index) = self.configuration().await
+                {
+                    let headers = answer.headers_mut();
+                    headers.insert(CONFIG_INDEX, index.into());
+                }
+                answer
             }
         }
     }
+}
+
+/// Whether a request changes what agents are told with the config bundle.
+fn configures(request: &Request<Bytes>) -> bool {
+    let path = request.uri().path();
+    let told = ["/v1/connect/intentions", "/v1/config", "/v1/query"];
+    request.method() != Method::GET && told.iter().any(|it| path.starts_with(it))
 }
 
 /// As an agent gets it, which passes on whole answers only.
@@ -199,8 +236,8 @@ pub struct Openness {
     pub consul: bool,
     /// Every process of this user may attach as any service.
     pub attach: Option<u32>,
-    /// DNS behaves as Consul's.
-    pub dns_like_consul: bool,
+    /// DNS behaves as Consul's, and this server is an instance of the service `consul`.
+    pub like_consul: bool,
 }
 
 impl Server {
@@ -223,6 +260,9 @@ impl Server {
             default_allow: config.intentions.default_allow,
             open: openness.consul,
             externals: external::Externals::default(),
+            published: watch::Sender::new(0),
+            scratch: config.node.data_dir.clone(),
+            since: SystemTime::now(),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
@@ -282,9 +322,9 @@ impl Server {
             certificates: Some(Arc::new(OwnSource(Arc::clone(&self.shared)))),
             rpc: rpc::routes(&self.shared),
             forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
-            routes: Routes::new(),
+            routes: own_routes::consul_routes(&self.shared),
             open_to: openness.attach,
-            dns_like_consul: openness.dns_like_consul,
+            like_consul: openness.like_consul,
         };
         let agent = Agent::start(self.config.clone(), extras).await?;
         let _ = self.shared.mesh.set(agent.mesh().clone());
@@ -350,7 +390,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// As [`Agent::run`].
-    pub async fn run(self, reload: impl FnMut() -> Option<Config>) -> Result<Ended, ServerError> {
+    pub async fn run(self, reload: impl FnMut() -> Reread) -> Result<Ended, ServerError> {
         let ended = self.agent.run(reload).await?;
         self.stop.cancel();
         self.shared.vault.close().await;
@@ -553,8 +593,9 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
     stored::routes(
         &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
         &opener(records::NAMESPACE, "mesh/", "intention"),
+        &nodes,
+        &publisher,
     )
-    .merge(stored::external::routes(&nodes, &publisher))
 }
 
 /// The Vault port: our own routes, then the whole Vault interface.

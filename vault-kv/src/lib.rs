@@ -42,7 +42,7 @@ mod vault;
 
 pub use crate::core::{Error, Meta};
 pub use audit::{AuditError, AuditSink};
-pub use ca::{Ca, CaError, IssuedCert, Profile};
+pub use ca::{Ca, CaError, INTERMEDIATE_LIFE, IssuedCert, Profile, ROOT_LIFE};
 pub use http::{Access, Attended, AuthorizeError};
 pub use kv::{
     Applied, Behavior, Kv, KvOp, KvPair, KvWatch, NotApplied, Refusal, Refused, Session,

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use libmesh::{
     health::Check,
     mesh::Mesh,
-    model::{Instance, InstanceId},
+    model::{Instance, InstanceId, ServiceName},
 };
 use tracing::warn;
 
@@ -13,6 +13,7 @@ use super::{AgentError, read_private};
 use crate::{
     attach::callers::{AttachToken, Callers, Declaration},
     config::{CheckConfig, Config, ServiceConfig},
+    consul::{COMPATIBLE, SERVERS},
 };
 
 /// Who may attach, and whether anybody may.
@@ -88,6 +89,21 @@ pub fn register(mesh: &Mesh, service: &ServiceConfig) -> Result<(), String> {
         mesh.checks().add(check).map_err(|error| text(&error))?;
     }
     Ok(())
+}
+
+/// Publishes a server as Consul's do themselves: as an instance of the service `consul`, where its RPC is.
+pub fn register_server(mesh: &Mesh) -> Result<(), String> {
+    let name = ServiceName::parse(SERVERS).map_err(|error| error.to_string())?;
+    let mut instance =
+        Instance::new(name, mesh.addr().port()).map_err(|error| error.to_string())?;
+    instance.meta = [
+        ("version".into(), COMPATIBLE.into()),
+        ("non_voter".into(), "false".into()),
+        ("read_replica".into(), "false".into()),
+    ]
+    .into_iter()
+    .collect();
+    mesh.register(instance).map_err(|error| error.to_string())
 }
 
 fn make_check(

@@ -7,7 +7,7 @@ use http::Method;
 
 use super::{Exit, Failure, Global, output};
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras, logging},
+    agent::{Agent, AgentError, Ended, Extras, Reread, logging},
     config::{Config, ConfigErrors, Sources},
 };
 
@@ -161,15 +161,15 @@ impl ConfigFlags {
     }
 
     /// The same for a running process: what is wrong is logged, and nothing changes.
-    pub fn reload(&self) -> Option<Config> {
+    pub fn reload(&self) -> Reread {
         match self.read() {
-            Ok(config) => Some(config),
+            Ok(config) => Ok(Some(config)),
             Err(errors) => {
-                for problem in errors.0 {
+                for problem in &errors.0 {
                     tracing::error!(place = %problem.place, "{}", problem.message);
                 }
                 tracing::error!("the configuration is not valid and was not reloaded");
-                None
+                Err(errors.to_string())
             }
         }
     }

@@ -125,7 +125,8 @@ pub fn parse(scripts: Scripts, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
     let one = fields.take("Check");
     let many = fields.items("Checks")?;
-    let instance = instance(&name, fields)?;
+    let weights = fields.take("Weights");
+    let instance = instance(&name, fields, weights)?;
 
     let given: Vec<Value> = one.into_iter().chain(many).collect();
     let several = given.len() > 1;
@@ -143,10 +144,13 @@ pub fn external(mut fields: Fields) -> Result<Instance, Refused> {
     fields.ignore(&["CreateIndex", "ModifyIndex", "PeerName"]);
     // An empty one asks for nothing, as everywhere.
     fields.unsupported(&["Check", "Checks"])?;
-    instance(&name, fields)
+    // Go's client sends zeros when it is given no weights.
+    let none = json!({"Passing": 0, "Warning": 0});
+    let given = fields.take("Weights").filter(|given| *given != none);
+    instance(&name, fields, given)
 }
 
-fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
+fn instance(name: &str, mut fields: Fields, given: Option<Value>) -> Result<Instance, Refused> {
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
     let meta = fields.pairs("Meta")?;
@@ -158,7 +162,7 @@ fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
     let ports = ports(fields.items("Ports")?)?;
     let locality = fields.take("Locality").map(locality).transpose()?;
     let proxy = fields.take("Proxy").map(proxy).transpose()?.flatten();
-    let weights = fields.take("Weights").map(weights).transpose()?;
+    let weights = given.map(weights).transpose()?;
     fields.unsupported(&["Connect", "SocketPath"])?;
     fields.ignore(&["Token", "Namespace", "Partition"]);
     fields.finish()?;
@@ -328,7 +332,7 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let instance = id.and_then(|id| inner.catalog.local().service(&id));
+    let instance = id.and_then(|id| inner.own_service(&id));
     instance.ok_or_else(|| {
         let message = format!(
             "Unknown service ID {given:?}. Ensure that the service ID is passed, not the service name."
@@ -394,7 +398,7 @@ const FIELDS: &[&str] = &[
 
 async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, FIELDS)?;
-    let services = inner.catalog.local().services();
+    let services = inner.own_services();
     let list: BTreeMap<&str, Value> = services
         .iter()
         .map(|instance| {
@@ -417,7 +421,7 @@ fn content_hash(instance: &Instance) -> String {
 async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let find = || inner.catalog.local().service(id.as_ref()?);
+    let find = || inner.own_service(id.as_ref()?);
     if let Some(hash) = call.query.filled("hash") {
         let blocking = Blocking::of(&call)?;
         let same = || find().is_some_and(|instance| content_hash(&instance) == hash);
@@ -442,7 +446,7 @@ async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    match id.and_then(|id| inner.catalog.local().service(&id)) {
+    match id.and_then(|id| inner.own_service(&id)) {
         Some(instance) => {
             let (health, value) = health_of(&inner, &instance);
             Ok(health_reply(&call, Some(health), health.as_str(), &value))
@@ -456,7 +460,7 @@ async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 
 async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = call.params.get("name");
-    let services = inner.catalog.local().services();
+    let services = inner.own_services();
     let own = services
         .iter()
         .filter(|i| i.service.as_str().eq_ignore_ascii_case(name));

@@ -12,22 +12,27 @@ use serde_json::{Value, json};
 use super::{
     Inner, Refused, bad_request,
     blocking::Blocking,
+    coordinates::sort_near,
     filter::{self, Filter},
-    handler, render, server_error,
+    handler, reading, render, server_error,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .get("/v1/catalog/datacenters", handler(inner, datacenters))
-        .get("/v1/catalog/nodes", handler(inner, nodes))
-        .get("/v1/catalog/services", handler(inner, services))
-        .get("/v1/catalog/service/*name", handler(inner, service))
-        .get("/v1/catalog/connect/*name", handler(inner, nothing))
-        .get("/v1/catalog/node/:name", handler(inner, node))
+        .get("/v1/catalog/nodes", reading(inner, nodes))
+        .get("/v1/catalog/services", reading(inner, services))
+        .get("/v1/catalog/service/*name", reading(inner, service))
+        .get("/v1/catalog/connect/*name", reading(inner, nothing))
+        .get(
+            "/v1/catalog/gateway-services/*name",
+            reading(inner, gateway_services),
+        )
+        .get("/v1/catalog/node/:name", reading(inner, node))
         .get(
             "/v1/catalog/node-services/:name",
-            handler(inner, node_services),
+            reading(inner, node_services),
         )
 }
 
@@ -40,7 +45,8 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::NODE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let nodes = inner.catalog.nodes();
+    let mut nodes = inner.catalog.nodes();
+    sort_near(&inner, &call, &mut nodes, |node| node.record.id);
     let list: Vec<_> = nodes
         .iter()
         .filter(|node| has_meta(&call, node))
@@ -72,7 +78,10 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     let view = inner.catalog.service(name);
-    let list: Vec<_> = wanted(&call, view.as_deref(), Select::any())
+    let mut chosen: Vec<_> = wanted(&call, view.as_deref(), Select::any()).collect();
+    sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
+    let list: Vec<_> = chosen
+        .into_iter()
         .map(|instance| render::catalog_entry(instance))
         .collect();
     Ok(blocking.reply(index, &filter.keep(list)))
@@ -82,7 +91,7 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+    let Some(node) = one(&inner, &call) else {
         return Ok(blocking.reply(index, &Value::Null));
     };
     let instances = inner.catalog.instances_on(&node.record.id);
@@ -99,7 +108,7 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+    let Some(node) = one(&inner, &call) else {
         return Ok(blocking.reply(index, &json!({"Node": null, "Services": null})));
     };
     let instances = inner.catalog.instances_on(&node.record.id);
@@ -117,6 +126,20 @@ pub async fn nothing(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     Ok(blocking.reply(index, &[(); 0]))
+}
+
+/// What gateways lead to: there are none.
+async fn gateway_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    if call.params.get("name").is_empty() {
+        return Err(bad_request("Missing gateway name"));
+    }
+    nothing(inner, call).await
+}
+
+/// The node of the path, unless another mesh's is asked for.
+pub fn one(inner: &Inner, call: &Call) -> Option<Arc<NodeView>> {
+    let node = inner.catalog.node(call.params.get("name"))?;
+    call.query.filled("peer").is_none().then_some(node)
 }
 
 /// The `:name` of a service route.
@@ -145,8 +168,12 @@ pub fn wanted<'v>(
         .filter(move |instance| has_meta(call, &instance.node))
 }
 
-/// Whether a node has every `node-meta=key:value` asked for.
+/// Whether a node has every `node-meta=key:value` asked for, and is not asked for as one of another mesh: of those none
+/// is known here.
 pub fn has_meta(call: &Call, node: &NodeView) -> bool {
+    if call.query.filled("peer").is_some() {
+        return false;
+    }
     let mut asked = call.query.all("node-meta").filter(|pair| !pair.is_empty());
     let first = asked.next();
     let Some(first) = first else {

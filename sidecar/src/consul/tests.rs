@@ -55,17 +55,20 @@ fn api_with(change: impl FnOnce(&mut About)) -> ConsulApi {
         dns: None,
         default_allow: true,
         exec_checks: false,
+        acls: false,
+        like_consul: false,
     };
     change(&mut about);
     let checks = Scheduler::new(catalog.local());
-    ConsulApi::new(
+    ConsulApi::new(Parts {
         about,
         catalog,
         checks,
-        None,
-        Arc::new(Echo),
-        Queries::default(),
-    )
+        bundles: None,
+        authority: None,
+        forward: Arc::new(Echo),
+        queries: Queries::default(),
+    })
 }
 
 struct Answer {

@@ -3,7 +3,11 @@
 mod accounts;
 mod agent;
 mod cli;
+mod configured;
+mod consul_agents;
 mod consul_config;
+mod consul_golden;
+mod consul_server;
 mod crash;
 mod events;
 mod external;

@@ -277,6 +277,10 @@ impl Probe for HttpProbe {
         "http"
     }
 
+    fn target(&self) -> String {
+        self.uri.to_string()
+    }
+
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {
         Box::pin(async {
             self.ask().await.unwrap_or_else(|error| {

@@ -13,7 +13,7 @@ use crate::{
         reader::nearest,
         tree::{Kind, Place, Problem, Table, Value},
     },
-    consul::go_duration,
+    consul::decode::go_duration,
 };
 
 /// One key.

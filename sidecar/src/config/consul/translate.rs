@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     config::tree::{Kind, Place, Problem, Table, Value},
-    consul::go_duration,
+    consul::decode::go_duration,
 };
 
 /// Keys that mean the same; a later line wins over an earlier one.

@@ -5,13 +5,30 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
-use libmesh::bundle::Action;
+use libmesh::{bundle::Action, catalog::Catalog, identity::BoxFuture, model::NodeName};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use vault_kv::{InitOptions, StoreConfig, Vault, VaultConfig};
 
 use super::*;
 use crate::http::{ConnInfo, Remote};
+
+/// There is no mesh to make anything known to.
+struct Nobody;
+
+impl external::Publisher for Nobody {
+    fn may_be_external(&self, _: &NodeName) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn catalog(&self) -> Option<Catalog> {
+        None
+    }
+
+    fn publish<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
 
 struct Server {
     routes: Routes,
@@ -34,8 +51,9 @@ async fn server() -> Server {
         path: "test/",
         noun: "kv",
     });
+    let nobody: Arc<dyn external::Publisher> = Arc::new(Nobody);
     Server {
-        routes: routes(&open, &open),
+        routes: routes(&open, &open, &open, &nobody),
         vault,
     }
 }
