@@ -235,7 +235,7 @@ impl Agent {
             &mesh,
             &config,
             Arc::clone(&forward),
-            Standing {
+            &Standing {
                 server: extras.server,
                 dns: addresses.dns,
                 open: extras.open_to.is_some(),
@@ -620,7 +620,7 @@ fn consul(
     mesh: &Mesh,
     config: &Config,
     forward: Arc<dyn Forward>,
-    standing: Standing,
+    standing: &Standing,
     queries: Queries,
 ) -> ConsulApi {
     let about = About {
