@@ -141,9 +141,10 @@ impl Shared {
         self.authority.read().clone()
     }
 
-    /// The index of the configuration, once what was written up to now is published; `None` when that takes too long.
+    /// The index of the configuration, once what it says by now is published; `None` when that takes too long. Other keys may
+    /// be written all the time.
     async fn configuration(&self) -> Option<u64> {
-        let written = self.vault.ledger().published().ok()?.index;
+        let written = bundle::changed(self.records.kv()).ok()?.into_iter().max()?;
         let mut published = self.published.subscribe();
         let told = published.wait_for(|index| *index >= written);
         timeout(PUBLISH, told).await.ok()?.ok()?;
@@ -608,7 +609,7 @@ async fn listen(
     };
     let ip = config.addresses.vault;
     let tls = match &config.tls {
-        Some(files) => Some(crate::agent::tls_config(files, true)?),
+        Some(files) => Some(crate::agent::tls_config(files, crate::agent::Clients::May)?),
         None if ip.is_loopback() => None,
         None => return Err(ServerError::Clear(ip)),
     };

@@ -118,7 +118,7 @@ impl Core {
     }
 
     /// Begins with a check that is published as `status`, critical since `critical_since` if it is; in place of the one
-    /// with its id, whose output and damping it keeps.
+    /// with its id, whose output it keeps, and whose damping if it asks the same.
     pub(super) fn add(
         &mut self,
         now: Duration,
@@ -154,7 +154,9 @@ impl Core {
         };
         if let Some(old) = old {
             entry.output = old.output;
-            entry.damping = old.damping;
+            if entry.check.asks_as(&old.check) {
+                entry.damping = old.damping;
+            }
             entry.paced = old.paced;
             entry.seen = old.seen;
             if old.fold.status == Health::Critical && status == Health::Critical {

@@ -196,6 +196,15 @@ fn mismatch(name: &str, value: &Value, wanted: &str) -> Refused {
     ))
 }
 
+/// What Go's clients and servers take for a truth value.
+pub fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 /// Parses a duration as Go writes it: `300ms`, `1.5h`, `2h45m`, `0`.
 pub fn go_duration(text: &str) -> Result<Duration, String> {
     let invalid = || format!("time: invalid duration {text:?}");

@@ -8,7 +8,7 @@ use libmesh::model::ServiceName;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, prepared, server_error};
 use crate::{
     forward::{Api, CONFIG_INDEX},
     http::{Call, Reply, Routes, json as json_reply, text},
@@ -102,6 +102,10 @@ async fn hear(inner: &Inner, index: &HeaderValue) {
     let mut changes = bundles.watch();
     let heard = changes.wait_for(|_| bundles.index() >= index);
     let _ = timeout(HEAR, heard).await;
+    if let Some(bundle) = bundles.current() {
+        let all = || prepared::of_bundle(&bundle);
+        inner.queries.advance(bundle.index, all);
+    }
 }
 
 async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {

@@ -12,6 +12,7 @@ use super::{
     blocking::Blocking,
     catalog::{self, has_meta, service_name, wanted},
     coordinates::sort_near,
+    decode::go_bool,
     filter::{self, Filter},
     reading, render,
 };
@@ -31,9 +32,8 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     let passing = match call.query.get("passing") {
         None => false,
-        Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => true,
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
-        Some(_) => return Err(bad_request("Invalid value for ?passing")),
+        Some("") => true,
+        Some(given) => go_bool(given).ok_or_else(|| bad_request("Invalid value for ?passing"))?,
     };
     let filter = Filter::of(&call, filter::HEALTH_ENTRY)?;
     let blocking = Blocking::of(&call)?;

@@ -9,7 +9,7 @@ use libmesh::{
     mesh::Mesh,
 };
 use tokio_util::sync::CancellationToken;
-use vault_kv::{SeenHead, Vault};
+use vault_kv::{Kv, SeenHead, Vault};
 
 use super::{
     ServerError, Shared, records, unsealed,
@@ -40,11 +40,11 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     let signer = signer(shared)?;
     let kv = shared.records.kv();
     loop {
-        let intentions = kv.changed_under(INTENTIONS)?;
-        let virtual_ips = kv.changed_under(VIRTUAL)?;
-        let queries = kv.changed_under(query::PREFIX)?;
-        let entries = kv.changed_under(config::PREFIX)?;
+        let changes @ [intentions, virtual_ips, queries, entries] = changed(kv)?;
         publish_once(shared, mesh, &signer).await?;
+        shared
+            .published
+            .send_replace(changes.into_iter().fold(0, u64::max));
         tokio::select! {
             changed = kv.wait_under(INTENTIONS, intentions) => changed?,
             changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
@@ -52,6 +52,16 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
             changed = kv.wait_under(config::PREFIX, entries) => changed?,
         };
     }
+}
+
+/// When what bundles say last changed, by ledger index: intentions, virtual IPs, prepared queries, config entries.
+pub fn changed(kv: &Kv) -> Result<[u64; 4], vault_kv::Error> {
+    Ok([
+        kv.changed_under(INTENTIONS)?,
+        kv.changed_under(VIRTUAL)?,
+        kv.changed_under(query::PREFIX)?,
+        kv.changed_under(config::PREFIX)?,
+    ])
 }
 
 /// A fresh key, certified.
@@ -76,7 +86,6 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
         })?;
     }
     let bundle = build(shared, mesh)?;
-    let written = bundle.index;
     let same = mesh.bundle().current().is_some_and(|known| {
         known.intentions == bundle.intentions
             && known.default_action == bundle.default_action
@@ -84,7 +93,6 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
             && known.entries == bundle.entries
     });
     if same {
-        shared.published.send_replace(written);
         return Ok(());
     }
     let intentions = bundle.intentions.len();
@@ -93,7 +101,6 @@ async fn publish_once(shared: &Shared, mesh: &Mesh, signer: &Signer) -> Result<(
     match mesh.bundle().offer(signed).await {
         Ok(Offered::Applied | Offered::Known) => {
             tracing::info!(index, intentions, "configuration published");
-            shared.published.send_replace(written);
             Ok(())
         }
         Err(error @ (BundleError::Older { .. } | BundleError::Forked(_))) => {

@@ -218,6 +218,9 @@ async fn a_leaf_fits_the_roots_and_needs_a_right() {
         .await;
 
     let roots = agent.get("/v1/agent/connect/ca/roots").await;
+    // As py-consul asks.
+    let shown = agent.get("/v1/connect/ca/roots?pem=0").await;
+    assert_eq!(shown["ActiveRootID"], roots["ActiveRootID"]);
     let pem_of = |root: &Value| pem::read_certificates(root["RootCert"].as_str().unwrap());
     let ders = roots["Roots"].as_array().unwrap().iter();
     let ders = ders.flat_map(|root| pem_of(root).unwrap()).collect();

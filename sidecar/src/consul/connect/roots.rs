@@ -12,12 +12,17 @@ use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 use super::{Authority, authority, colon_hex};
 use crate::{
     attach::pem,
-    consul::{Inner, Refused, blocking::Blocking, server_error},
+    consul::{Inner, Refused, bad_request, blocking::Blocking, decode::go_bool, server_error},
     http::{Call, Reply, json as json_reply, text},
 };
 
 pub async fn of_server(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    if call.query.has("pem") {
+    let pem = match call.query.filled("pem") {
+        None => false,
+        Some(given) => go_bool(given)
+            .ok_or_else(|| bad_request("The 'pem' query parameter must be a boolean value"))?,
+    };
+    if pem {
         let roots = authority(&inner)?.roots().0;
         let mut reply = text(StatusCode::OK, pem::certificates(&roots.roots));
         let chain = HeaderValue::from_static("application/pem-certificate-chain");

@@ -90,7 +90,7 @@ pub fn to_json(families: &[Family], age: Duration) -> Value {
             // Each adds one.
             let one = f64::from(u8::from(value > 0.0));
             json!({
-                "Name": name(family), "Count": value, "Rate": rate(value), "Sum": value,
+                "Name": name(family), "Count": value as u64, "Rate": rate(value), "Sum": value,
                 "Min": one, "Max": one, "Mean": one, "Stddev": 0.0, "Labels": labels,
             })
         })
@@ -98,7 +98,7 @@ pub fn to_json(families: &[Family], age: Duration) -> Value {
     let samples = of(Kind::Summary).map(|family| {
         let all = family.summary.unwrap_or_default();
         json!({
-            "Name": name(family), "Count": all.count, "Rate": rate(all.count), "Sum": all.sum,
+            "Name": name(family), "Count": all.count as u64, "Rate": rate(all.count), "Sum": all.sum,
             "Min": all.least, "Max": all.most, "Mean": all.mean, "Stddev": all.deviation, "Labels": {},
         })
     });
@@ -176,5 +176,7 @@ mod tests {
         );
         assert_eq!(shown["Counters"][0]["Rate"], 3.5);
         assert_eq!(shown["Samples"][0]["Sum"], 0.5);
+        // Go's client takes whole numbers only.
+        assert!(shown["Counters"][0]["Count"].is_u64() && shown["Samples"][0]["Count"].is_u64());
     }
 }
