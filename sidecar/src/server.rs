@@ -42,7 +42,7 @@ use crate::{
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs},
     forward::{Api, CONFIG_INDEX, Forward},
-    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
+    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, query::Query, serve},
 };
 
 use authority::Authority;
@@ -173,24 +173,34 @@ impl Shared {
                 self.vault.handle(request, caller).await
             }
             Api::Consul => {
-                let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-                let conn = Arc::new(ConnInfo::new(remote));
-                let Some(routes) = self.routes.get() else {
-                    unreachable!("routes are set before anything is served")
-                };
-                let configures = configures(&request);
-                let mut answer = whole(routes.dispatch(request, conn).await);
-                if configures
-                    && answer.status().is_success()
-                    && let Some(index) = self.configuration().await
-                {
-                    let headers = answer.headers_mut();
-                    headers.insert(CONFIG_INDEX, index.into());
-                }
-                answer
+                let query = Query::parse(request.uri().query());
+                whole(self.consul(request, query, &elsewhere()).await)
             }
         }
     }
+
+    /// Answers what of the Consul-compatible interface needs the store.
+    async fn consul(&self, request: Request<Bytes>, query: Query, from: &Arc<ConnInfo>) -> Reply {
+        let Some(routes) = self.routes.get() else {
+            unreachable!("routes are set before anything is served")
+        };
+        let configures = configures(&request);
+        let mut answer = routes.dispatch_with(request, query, Arc::clone(from)).await;
+        if configures
+            && answer.status().is_success()
+            && let Some(index) = self.configuration().await
+        {
+            let headers = answer.headers_mut();
+            headers.insert(CONFIG_INDEX, index.into());
+        }
+        answer
+    }
+}
+
+/// Where forwarded calls come from: who passes them on tells who asks, not from where.
+fn elsewhere() -> Arc<ConnInfo> {
+    let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    Arc::new(ConnInfo::new(remote))
 }
 
 /// Whether a request changes what agents are told with the config bundle.
@@ -208,7 +218,10 @@ fn whole(reply: Reply) -> Response<Bytes> {
     })
 }
 
-struct LocalForward(Arc<Shared>);
+struct LocalForward {
+    shared: Arc<Shared>,
+    from: Arc<ConnInfo>,
+}
 
 impl Forward for LocalForward {
     fn forward(
@@ -217,7 +230,11 @@ impl Forward for LocalForward {
         request: Request<Bytes>,
         identity: Option<SpiffeId>,
     ) -> BoxFuture<'_, Response<Bytes>> {
-        Box::pin(self.0.answer(api, request, identity))
+        Box::pin(self.shared.answer(api, request, identity))
+    }
+
+    fn forward_call(&self, call: Call) -> BoxFuture<'_, Reply> {
+        Box::pin(self.shared.consul(call.request, call.query, &self.from))
     }
 }
 
@@ -321,7 +338,10 @@ impl Server {
             server: true,
             certificates: Some(Arc::new(OwnSource(Arc::clone(&self.shared)))),
             rpc: rpc::routes(&self.shared),
-            forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
+            forward: Some(Arc::new(LocalForward {
+                shared: Arc::clone(&self.shared),
+                from: elsewhere(),
+            })),
             routes: own_routes::consul_routes(&self.shared),
             open_to: openness.attach,
             like_consul: openness.like_consul,

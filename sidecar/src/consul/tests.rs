@@ -16,6 +16,8 @@ use crate::{
     http::{Remote, query::encode},
 };
 
+mod answers;
+
 /// Says what it was asked.
 struct Echo;
 

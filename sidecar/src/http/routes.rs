@@ -130,6 +130,17 @@ impl Routes {
 
     /// Answers a request: the handler's reply, 404, 405 with `Allow`, or 200 with `Allow` for `OPTIONS`.
     pub async fn dispatch(&self, request: http::Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
+        let query = Query::parse(request.uri().query());
+        self.dispatch_with(request, query, conn).await
+    }
+
+    /// The same for a request whose query was parsed already.
+    pub async fn dispatch_with(
+        &self,
+        request: http::Request<Bytes>,
+        query: Query,
+        conn: Arc<ConnInfo>,
+    ) -> Reply {
         let mut found = Vec::new();
         let segments: Vec<&str> = request
             .uri()
@@ -153,7 +164,6 @@ impl Routes {
         let Some(handler) = handler else {
             return text(StatusCode::NOT_FOUND, "no such path\n");
         };
-        let query = Query::parse(request.uri().query());
         handler(Call {
             params: Params(found),
             query,

@@ -220,7 +220,7 @@ pub async fn serve<H, F>(
         let permit = Arc::clone(&room).try_acquire_owned().ok();
         match (counted, permit) {
             (Some(counted), Some(permit)) => {
-                let admitted = Admitted(permit, counted);
+                let admitted = (permit, counted);
                 tasks.spawn(worker.clone().connection(stream, remote, admitted));
             }
             // Those who come when even telling is too much are closed without a word.
@@ -264,10 +264,7 @@ impl Stream {
 }
 
 /// A connection within all limits, as long as it lives.
-struct Admitted(
-    #[expect(dead_code, reason = "dropped with it")] OwnedSemaphorePermit,
-    #[expect(dead_code, reason = "dropped with it")] Counted,
-);
+type Admitted = (OwnedSemaphorePermit, Counted);
 
 async fn accept(listener: &Listener) -> io::Result<Stream> {
     match listener {
@@ -313,7 +310,8 @@ where
                 };
                 let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
                 let shown = shown.iter().take(CHAIN).map(|der| der.to_vec()).collect();
-                self.run(stream, remote, shown).await;
+                // It is much larger than the others, whose tasks would be as large.
+                Box::pin(self.run(stream, remote, shown)).await;
             }
         }
         drop(admitted);

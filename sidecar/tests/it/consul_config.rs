@@ -108,15 +108,16 @@ async fn a_directory_of_definitions_moves_over_as_it_is() {
         ("service:web-1:2", "passing"),
         ("service:web-1:3", "passing"),
         ("service:web-1:4", "passing"),
-        ("service:db", "passing"),
         ("of-cache", "critical"),
         // `false` says no with 1, which is a warning.
         ("memory", "warning"),
+        // An alias of an instance follows its node's checks, too.
+        ("service:db", "warning"),
     ] {
         running.until("/v1/agent/checks", status(id, wanted)).await;
     }
     let checks = running.get("/v1/agent/checks").await;
-    assert_eq!(checks.as_object().unwrap().len(), 8 - 1, "{checks}");
+    assert_eq!(checks.as_object().unwrap().len(), 7, "{checks}");
     let services = running.get("/v1/agent/services").await;
     assert_eq!(services.as_object().unwrap().len(), 3);
     let web_1 = &services["web-1"];

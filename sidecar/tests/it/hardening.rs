@@ -44,7 +44,7 @@ fn what_two_readers_could_understand_differently_is_refused_or_ends_the_connecti
     let put = "PUT /v1/agent/service/register HTTP/1.1\r\nHost: x\r\n";
     let get = "GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n";
     let inner = "GET /v1/agent/self HTTP/1.1\r\nHost: x\r\n\r\n";
-    let long = "x".repeat(70_000);
+    let long = "x".repeat(200_000);
     let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
     for (name, request, status) in [
         (
@@ -126,7 +126,7 @@ fn what_two_readers_could_understand_differently_is_refused_or_ends_the_connecti
         (
             "a path too long",
             format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"),
-            "41",
+            "4",
         ),
         (
             "a chunk with bare LF",
@@ -151,7 +151,7 @@ fn what_two_readers_could_understand_differently_is_refused_or_ends_the_connecti
         (
             "another protocol",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
-            "4",
+            "",
         ),
         (
             "no protocol",
@@ -160,11 +160,15 @@ fn what_two_readers_could_understand_differently_is_refused_or_ends_the_connecti
         ),
     ] {
         let (answer, closed) = raw(agent.http_addr, request.as_bytes());
+        assert!(closed, "{name}: the connection stays open");
+        if status.is_empty() {
+            assert_eq!(answer, "", "{name}");
+            continue;
+        }
         assert!(
             answer.starts_with(&format!("HTTP/1.1 {status}")),
             "{name}: {answer}"
         );
-        assert!(closed, "{name}: the connection stays open");
         assert_eq!(answers(&answer), 1, "{name}: {answer}");
     }
 
@@ -266,7 +270,7 @@ async fn waits_and_indexes_out_of_bounds_are_bounded() {
 }
 
 /// Connects from a loopback address.
-async fn from(ip: [u8; 4], to: SocketAddr) -> std::io::Result<std::net::TcpStream> {
+async fn from(ip: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((ip, 0).into())?;
     let stream = socket.connect(to).await?.into_std()?;
@@ -275,7 +279,7 @@ async fn from(ip: [u8; 4], to: SocketAddr) -> std::io::Result<std::net::TcpStrea
     Ok(stream)
 }
 
-fn status(mut stream: &std::net::TcpStream) -> String {
+fn status(mut stream: &TcpStream) -> String {
     let mut head = [0; 12];
     stream.read_exact(&mut head).unwrap();
     String::from_utf8_lossy(&head[9..]).into_owned()
