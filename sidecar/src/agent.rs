@@ -6,6 +6,7 @@
 //! further routes. [`Agent::run`] then waits for signals: TERM or INT drain and leave (or announce a restart), a second
 //! one stops at once, HUP reads the configuration again and applies what can change live.
 
+mod definitions;
 mod dns_route;
 mod dns_tls;
 mod error;
@@ -59,7 +60,7 @@ use crate::{
 };
 
 pub use error::AgentError;
-pub use listen::tls_config;
+pub use listen::{Clients, tls_config};
 
 use host::Host;
 use services::OpenCallers;
@@ -179,17 +180,21 @@ impl Agent {
         let (virtual_ips, queries) = (VirtualIps::default(), Queries::default());
         let dns = match config.ports.dns {
             Some(port) => {
-                let addr = SocketAddr::new(config.addresses.dns, port);
+                let at = |port| {
+                    let ips = config.addresses.dns.iter();
+                    ips.map(move |ip| SocketAddr::new(*ip, port)).collect()
+                };
                 let like_consul = extras.like_consul;
                 let tls = match config.ports.dns_tls {
                     None => None,
                     Some(port) => {
                         let tls = match &config.tls {
-                            Some(files) => dns_tls::Certified::Files(tls_config(files, false)?),
+                            Some(files) => {
+                                dns_tls::Certified::Files(tls_config(files, Clients::Anonymous)?)
+                            }
                             None => dns_tls::Certified::Mesh(mesh.identity().clone()),
                         };
-                        let at = SocketAddr::new(config.addresses.dns, port);
-                        Some((vec![at], Arc::new(tls) as _))
+                        Some((at(port), Arc::new(tls) as _))
                     }
                 };
                 let dns_config = dns::Config {
@@ -197,7 +202,7 @@ impl Agent {
                     virtual_ips: virtual_ips.clone(),
                     queries: queries.clone(),
                     tls,
-                    ..config.dns.server(addr, mesh.addr().ip(), like_consul)
+                    ..config.dns.server(at(port), mesh.addr().ip(), like_consul)
                 };
                 let dns = DnsServer::bind(&dns_config, mesh.catalog().clone(), readiness.clone());
                 Some(dns.map_err(AgentError::dns)?)
@@ -219,6 +224,7 @@ impl Agent {
         for check in &config.checks {
             services::add_check(&mesh, check).map_err(AgentError::Check)?;
         }
+        definitions::publish(&mesh, &config)?;
         if extras.like_consul && extras.server {
             services::register_server(&mesh).map_err(|reason| AgentError::Service {
                 place: Place::named("--compat consul"),
@@ -229,7 +235,7 @@ impl Agent {
             &mesh,
             &config,
             Arc::clone(&forward),
-            Standing {
+            &Standing {
                 server: extras.server,
                 dns: addresses.dns,
                 open: extras.open_to.is_some(),
@@ -256,9 +262,10 @@ impl Agent {
             }),
         });
         let file = config.node.data_dir.join("node/services.json");
-        let configured: Vec<_> = config.services.iter().map(|it| it.id.clone()).collect();
+        let configured = services::configured(&config);
         let resumed = consul.resume(&file, &configured);
         resumed.map_err(|source| AgentError::Registered { path: file, source })?;
+        definitions::add_checks(&mesh, &config);
         tasks.spawn(settle(mesh.clone(), stop.clone()));
         let (following, over) = (consul.clone().follow(), stop.clone());
         tasks.spawn(async move { over.run_until_cancelled(following).await });
@@ -348,6 +355,7 @@ impl Agent {
             socket = %self.config.addresses.socket.display(),
             "agent started"
         );
+        definitions::name_meaningless(&self.config.consul);
         notify::tell("READY=1");
         let (mesh, asked) = (self.mesh.clone(), Arc::clone(&self.again));
         let mut failed = std::pin::pin!(mesh.failed());
@@ -420,8 +428,10 @@ impl Agent {
                 return Err(error.to_string());
             }
         }
+        definitions::forget_gone(&self.mesh, &self.config.consul, &new.consul);
         services::replace(&self.mesh, &self.config.services, &new.services);
         services::replace_checks(&self.mesh, &self.config.checks, &new.checks);
+        definitions::replace(&self.mesh, &self.config.consul, &new);
         let old = &self.config;
         let frozen = [
             ("node", old.node != new.node),
@@ -433,6 +443,7 @@ impl Agent {
             ("server", old.server != new.server),
             ("intentions", old.intentions != new.intentions),
             ("health", old.health != new.health),
+            ("limits", old.limits != new.limits),
         ];
         for (section, changed) in frozen {
             if changed {
@@ -442,9 +453,13 @@ impl Agent {
         logging::set_level(new.log.level);
         self.config.services.clone_from(&new.services);
         self.config.checks.clone_from(&new.checks);
+        if self.config.consul.meaningless != new.consul.meaningless {
+            definitions::name_meaningless(&new.consul);
+        }
+        self.config.consul = new.consul;
         self.config.log = new.log;
         info!(
-            services = self.config.services.len(),
+            services = self.config.services.len() + self.config.consul.services.len(),
             "configuration reloaded: services, checks, attach rights and log level"
         );
         Ok(())
@@ -605,7 +620,7 @@ fn consul(
     mesh: &Mesh,
     config: &Config,
     forward: Arc<dyn Forward>,
-    standing: Standing,
+    standing: &Standing,
     queries: Queries,
 ) -> ConsulApi {
     let about = About {

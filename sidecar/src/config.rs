@@ -6,6 +6,7 @@
 //! A key that nobody reads is an error, so that a typo never silently means a default.
 
 mod check;
+pub mod consul;
 mod dns;
 mod reader;
 mod service;
@@ -16,6 +17,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, UdpSocket},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,6 +26,7 @@ use libmesh::model::{Datacenter, NodeName};
 use vault_kv::DEFAULT_RETENTION;
 
 pub use check::CheckConfig;
+pub use consul::{ConsulConfig, Definition};
 pub use dns::DnsConfig;
 pub use reader::{nearest, parse_duration};
 pub use service::{Attach, ServiceConfig};
@@ -54,6 +57,10 @@ pub struct Config {
     pub checks: Vec<CheckConfig>,
     /// `[health]`
     pub health: HealthConfig,
+    /// `[limits]`
+    pub limits: LimitsConfig,
+    /// What configuration of Consul's own says besides.
+    pub consul: ConsulConfig,
     /// `[tls]`; needed for `ports.https`, and for the Vault port when that is not on loopback.
     pub tls: Option<TlsFiles>,
     /// `[server]`
@@ -139,15 +146,38 @@ pub struct Ports {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addresses {
     /// For `ports.http`.
-    pub http: IpAddr,
+    pub http: Vec<IpAddr>,
     /// For `ports.https`.
-    pub https: IpAddr,
-    /// For `ports.dns`.
-    pub dns: IpAddr,
+    pub https: Vec<IpAddr>,
+    /// For `ports.dns` and `ports.dns_tls`.
+    pub dns: Vec<IpAddr>,
     /// For `ports.vault`.
     pub vault: IpAddr,
     /// The agent's Unix socket. Default `<data_dir>/mesh.sock`.
     pub socket: PathBuf,
+    /// Who may open it.
+    pub socket_file: SocketFile,
+}
+
+/// Whose a Unix socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketFile {
+    /// Its permissions. Default 0666: who may do what is decided for each caller.
+    pub mode: u32,
+    /// Default: the agent's.
+    pub user: Option<u32>,
+    /// Default: the agent's.
+    pub group: Option<u32>,
+}
+
+impl Default for SocketFile {
+    fn default() -> Self {
+        SocketFile {
+            mode: 0o666,
+            user: None,
+            group: None,
+        }
+    }
 }
 
 /// `[server]`: the sealed store and what it issues. Read by `mesh server` only.
@@ -187,6 +217,28 @@ pub struct TlsFiles {
     pub cert_file: PathBuf,
     /// Private key (0600).
     pub key_file: PathBuf,
+    /// Authorities: who asks at the HTTPS port must show a certificate of theirs. Default: nobody has to.
+    pub client_ca_file: Option<PathBuf>,
+    /// The least version of TLS. Default 1.2.
+    pub min_version: TlsVersion,
+}
+
+/// Versions of TLS that are spoken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2
+    #[default]
+    V12,
+    /// 1.3
+    V13,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Open connections of one client address to the HTTP and HTTPS ports together, and of one user to the Unix
+    /// socket; `None` (written 0) = no limit. Default 2,000.
+    pub http_max_conns_per_client: Option<NonZeroUsize>,
 }
 
 /// `[intentions]`
@@ -253,6 +305,7 @@ impl std::error::Error for ConfigErrors {}
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     files: Vec<PathBuf>,
+    consul: Vec<PathBuf>,
     env: Vec<(String, String)>,
     flags: Vec<(String, &'static str, &'static str, String)>,
 }
@@ -268,6 +321,13 @@ impl Sources {
             files,
             ..Sources::default()
         }
+    }
+
+    /// Lays the files over configuration of Consul's own: these files, and the `*.json` and `*.hcl` of these directories.
+    #[must_use]
+    pub fn over_consul(mut self, paths: &[PathBuf]) -> Sources {
+        self.consul = paths.to_vec();
+        self
     }
 
     /// Lays `MESH_<SECTION>_<KEY>` variables over the files.
@@ -291,23 +351,35 @@ impl Sources {
         self
     }
 
-    /// The files that will be read, in order.
-    pub fn list(&self) -> io::Result<Vec<PathBuf>> {
-        let mut all = Vec::new();
-        for path in &self.files {
-            if !path.is_dir() {
-                all.push(path.clone());
-                continue;
-            }
-            let mut inside: Vec<_> = fs::read_dir(path)?
-                .map(|entry| entry.map(|entry| entry.path()))
-                .collect::<io::Result<_>>()?;
-            inside.retain(|path| path.extension().is_some_and(|ext| ext == "toml"));
-            inside.sort();
-            all.append(&mut inside);
-        }
-        Ok(all)
+    /// The files that will be read, in order: Consul's, then ours.
+    pub fn list(&self) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+        Ok((
+            expand(&self.consul, &["json", "hcl"])?,
+            expand(&self.files, &["toml"])?,
+        ))
     }
+}
+
+/// Files as they are, directories as their files with such endings, in the order of their names.
+fn expand(paths: &[PathBuf], endings: &[&str]) -> io::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            all.push(path.clone());
+            continue;
+        }
+        let mut inside: Vec<_> = fs::read_dir(path)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<_>>()?;
+        inside.retain(|path| {
+            endings
+                .iter()
+                .any(|one| path.extension() == Some(one.as_ref()))
+        });
+        inside.sort();
+        all.append(&mut inside);
+    }
+    Ok(all)
 }
 
 /// Keys that a variable may set; everything else is for files.
@@ -333,6 +405,10 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("addresses", "dns"),
     ("addresses", "vault"),
     ("addresses", "socket"),
+    ("addresses", "socket_mode"),
+    ("addresses", "socket_user"),
+    ("addresses", "socket_group"),
+    ("limits", "http_max_conns_per_client"),
     ("dns", "domains"),
     ("dns", "recursors"),
     ("dns", "ttl"),
@@ -356,13 +432,15 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
         let mut problems = Vec::new();
         let mut tree = Table::default();
-        let files = sources.list().unwrap_or_else(|error| {
+        let (consul, files) = sources.list().unwrap_or_else(|error| {
             problems.push(Problem {
-                place: Place::named("--config"),
-                message: format!("the directory cannot be listed: {error}"),
+                place: Place::named("configuration"),
+                message: format!("a directory cannot be listed: {error}"),
             });
-            Vec::new()
+            Default::default()
         });
+        let (sections, consul) = consul::read(&consul, &mut problems);
+        tree.merge(sections);
         for file in files {
             match fs::read_to_string(&file) {
                 Ok(text) => tree.merge(tree::parse(&file, &text, &mut problems)),
@@ -382,7 +460,7 @@ impl Config {
             );
         }
         let problems = RefCell::new(problems);
-        let config = read(tree, &problems);
+        let config = read(tree, consul, &problems);
         let mut problems = problems.into_inner();
         match config {
             Some(config) if problems.is_empty() => Ok(config),
@@ -427,7 +505,7 @@ fn overlay_env(tree: &mut Table, vars: &[(String, String)], problems: &mut Vec<P
     }
 }
 
-fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
+fn read(tree: Table, consul: ConsulConfig, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let mut top = Reader::new("", Place::named("configuration"), tree, problems);
     let mut section = |key| {
         top.section(key)
@@ -442,6 +520,7 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let dns = DnsConfig::read(section("dns"));
     let server = read_server(section("server"), &data_dir);
     let intentions = read_intentions(section("intentions"));
+    let limits = read_limits(section("limits"));
     let log = read_log(section("log"));
     let with_tls = top.has("tls");
     let tls = top.section("tls").and_then(read_tls);
@@ -457,6 +536,8 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
         .filter_map(|reader| ServiceConfig::read(reader, exec))
         .collect();
     let checks = read_checks(&mut top, exec);
+    consul.check(exec, &mut problems.borrow_mut());
+    clashes(&consul, &services, &checks, &top);
     for (at, service) in services.iter().enumerate() {
         if let Some(first) = services[..at].iter().find(|s| s.id == service.id) {
             top.report(
@@ -479,11 +560,39 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
         services,
         checks,
         health,
+        limits,
+        consul,
         tls,
         server: server?,
         intentions,
         log,
     })
+}
+
+/// An id is used once, whoever defines it.
+fn clashes(
+    consul: &ConsulConfig,
+    services: &[ServiceConfig],
+    checks: &[CheckConfig],
+    top: &Reader<'_>,
+) {
+    for service in services {
+        let same = |other: &&Definition| other.id == service.id.as_str();
+        if let Some(other) = consul.services.iter().find(same) {
+            let message = format!(
+                "service id {:?} is already used at {}; give one of them an `id`",
+                other.id, other.place
+            );
+            top.report(&service.place, message);
+        }
+    }
+    for check in checks {
+        let same = |other: &&Definition| check.id.as_ref() == Some(&other.id);
+        if let Some(other) = consul.checks.iter().find(same) {
+            let message = format!("check id {:?} is used twice", other.id);
+            top.report(&other.place, message);
+        }
+    }
 }
 
 fn read_node(mut reader: Reader<'_>) -> Option<NodeConfig> {
@@ -577,17 +686,40 @@ fn read_ports(mut reader: Reader<'_>) -> Ports {
 
 fn read_addresses(mut reader: Reader<'_>, data_dir: &Path) -> Addresses {
     let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let mode = reader.parsed("socket_mode", "an octal mode such as \"0660\"", |text| {
+        u32::from_str_radix(text, 8)
+            .ok()
+            .filter(|mode| (1..=0o777).contains(mode))
+            .ok_or("there is no such mode")
+    });
+    let user = reader.user("socket_user");
+    let group = reader.group("socket_group");
+    let mut listed = |key| reader.ips(key).unwrap_or_else(|| vec![local]);
     let addresses = Addresses {
-        http: reader.ip("http").unwrap_or(local),
-        https: reader.ip("https").unwrap_or(local),
-        dns: reader.ip("dns").unwrap_or(local),
+        http: listed("http"),
+        https: listed("https"),
+        dns: listed("dns"),
         vault: reader.ip("vault").unwrap_or(local),
         socket: reader
             .path("socket")
             .unwrap_or_else(|| data_dir.join("mesh.sock")),
+        socket_file: SocketFile {
+            mode: mode.unwrap_or(SocketFile::default().mode),
+            user,
+            group,
+        },
     };
     reader.finish();
     addresses
+}
+
+fn read_limits(mut reader: Reader<'_>) -> LimitsConfig {
+    let most = reader.integer("http_max_conns_per_client", 0, 1 << 20);
+    reader.finish();
+    let most = most.map_or(2_000, |most| usize::try_from(most).unwrap_or(usize::MAX));
+    LimitsConfig {
+        http_max_conns_per_client: NonZeroUsize::new(most),
+    }
 }
 
 fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> {
@@ -619,10 +751,18 @@ fn read_tls(mut reader: Reader<'_>) -> Option<TlsFiles> {
         reader.report(reader.place(), "[tls] needs `cert_file` and `key_file`");
     }
     let (cert_file, key_file) = (reader.path("cert_file"), reader.path("key_file"));
+    let client_ca_file = reader.path("client_ca_file");
+    let min_version = reader.parsed("min_version", "\"1.2\" or \"1.3\"", |text| match text {
+        "1.2" => Ok(TlsVersion::V12),
+        "1.3" => Ok(TlsVersion::V13),
+        _ => Err("there is no such version"),
+    });
     reader.finish();
     Some(TlsFiles {
         cert_file: cert_file?,
         key_file: key_file?,
+        client_ca_file,
+        min_version: min_version.unwrap_or_default(),
     })
 }
 

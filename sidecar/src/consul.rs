@@ -21,6 +21,7 @@ mod chain;
 pub mod connect;
 mod coordinates;
 pub(crate) mod decode;
+pub mod definitions;
 mod encoding;
 mod events;
 pub(crate) mod filter;

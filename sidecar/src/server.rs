@@ -609,7 +609,7 @@ async fn listen(
     };
     let ip = config.addresses.vault;
     let tls = match &config.tls {
-        Some(files) => Some(crate::agent::tls_config(files, true)?),
+        Some(files) => Some(crate::agent::tls_config(files, crate::agent::Clients::May)?),
         None if ip.is_loopback() => None,
         None => return Err(ServerError::Clear(ip)),
     };

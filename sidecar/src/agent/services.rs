@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use libmesh::{
     health::Check,
     mesh::Mesh,
-    model::{Instance, ServiceName},
+    model::{Instance, InstanceId, ServiceName},
 };
 use tracing::warn;
 
@@ -50,6 +50,18 @@ fn attach_token(service: &ServiceConfig, path: &Path) -> Result<AttachToken, Age
     };
     let text = read_private(path).map_err(|error| failed(error.to_string()))?;
     AttachToken::new(&text).map_err(|error| failed(error.to_string()))
+}
+
+/// The instances that the configuration defines, in either form.
+pub fn configured(config: &Config) -> Vec<InstanceId> {
+    let own = config.services.iter().map(|it| it.id.clone());
+    let defined = &config.consul.services;
+    own.chain(
+        defined
+            .iter()
+            .filter_map(|it| InstanceId::parse(&it.id).ok()),
+    )
+    .collect()
 }
 
 /// Publishes a service and runs its checks. One without a port and checks only declares who may attach.

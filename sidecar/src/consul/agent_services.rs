@@ -17,8 +17,16 @@ use libmesh::{
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, agent_checks, bad_request, blocking::Blocking, decode::Fields, done,
-    filter::Filter, handler, registered::ServiceRequest, render,
+    Inner, Refused,
+    agent_checks::{self, Scripts},
+    bad_request,
+    blocking::Blocking,
+    decode::Fields,
+    done,
+    filter::Filter,
+    handler,
+    registered::ServiceRequest,
+    render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 
@@ -47,7 +55,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    let parsed = parse(&inner, Fields::parse(call.body())?)?;
+    let parsed = parse(inner.scripts(), Fields::parse(call.body())?)?;
     let local = inner.catalog.local();
     let id = parsed.0.id.clone();
     let replaced: Vec<_> = match call.query.has("replace-existing-checks") {
@@ -83,7 +91,7 @@ fn publish(inner: &Inner, (instance, checks): Parsed) -> Result<(), Refused> {
 
 /// Registers again what was registered in the agent's last life; its checks go on from where they were.
 pub fn resume(inner: &Inner, request: ServiceRequest) -> Result<(), Refused> {
-    let (instance, mut checks) = parse(inner, Fields::of(request.body)?)?;
+    let (instance, mut checks) = parse(inner.scripts(), Fields::of(request.body)?)?;
     checks.retain(|check| request.checks.contains(&*check.id));
     for check in &mut checks {
         agent_checks::go_on(inner, check);
@@ -113,7 +121,7 @@ pub fn refused(error: LocalError) -> Refused {
 
 type Parsed = (Instance, Vec<Check>);
 
-fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
+pub fn parse(scripts: Scripts, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
     let one = fields.take("Check");
     let many = fields.items("Checks")?;
@@ -124,7 +132,7 @@ fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
     let several = given.len() > 1;
     let checks = given.into_iter().enumerate().map(|(at, check)| {
         let number = several.then_some(at + 1);
-        agent_checks::of_service(inner, Fields::of(check)?, &instance, number)
+        agent_checks::of_service(scripts, Fields::of(check)?, &instance, number)
     });
     let checks = checks.collect::<Result<_, _>>()?;
     Ok((instance, checks))

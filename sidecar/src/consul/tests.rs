@@ -505,7 +505,9 @@ async fn paths_methods_and_parameters_as_consul_has_them() {
             (status, words),
             "{method} {path}"
         );
-        assert_eq!(answer.headers["x-consul-default-acl-policy"], "allow");
+        let policy = answer.headers.get("x-consul-default-acl-policy");
+        let no_endpoint = status == 404 || path.contains("%00");
+        assert_eq!(policy.is_none(), no_endpoint, "{method} {path}");
     }
     let options = ask(&api, "OPTIONS", "/v1/kv/a", "").await;
     assert_eq!(options.headers["allow"], "OPTIONS,GET,PUT,DELETE");

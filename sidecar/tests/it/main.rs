@@ -5,11 +5,13 @@ mod agent;
 mod cli;
 mod configured;
 mod consul_agents;
+mod consul_config;
 mod consul_golden;
 mod consul_server;
 mod crash;
 mod events;
 mod external;
+mod hardening;
 mod host;
 #[cfg(target_os = "linux")]
 mod memory;

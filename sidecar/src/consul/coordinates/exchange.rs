@@ -155,7 +155,8 @@ impl Coordinates {
                 continue;
             };
             pause = (pause * 2).min(PAUSE);
-            match stop.run_until_cancelled(self.meet(&mesh, &peer)).await {
+            let meeting = Box::pin(self.meet(&mesh, &peer));
+            match stop.run_until_cancelled(meeting).await {
                 None => return,
                 Some(Ok(())) => {}
                 Some(Err(error)) => tracing::debug!(%error, "no round trip was measured"),

@@ -138,18 +138,18 @@ impl Events {
             state.clock += 1;
             state.clock
         };
-        self.tell_all(News::Event(event));
+        self.tell_all(&News::Event(event));
     }
 
     /// Has every agent forget a node that is down there, too.
     pub fn forget(&self, node: NodeId) {
         let id = uuid::Uuid::new_v4().into_bytes();
-        self.tell_all(News::Gone { id, node: node.0 });
+        self.tell_all(&News::Gone { id, node: node.0 });
     }
 
-    fn tell_all(&self, news: News) {
+    fn tell_all(&self, news: &News) {
         self.inner.state.lock().remember(news.id());
-        self.take_in(&news);
+        self.take_in(news);
         self.spread_to_all(news);
     }
 

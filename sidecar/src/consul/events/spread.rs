@@ -45,7 +45,7 @@ impl Events {
                     return Reply::error(StatusCode::BAD_REQUEST, "the news are malformed");
                 };
                 match events.hear(&message.news, Instant::now()) {
-                    Heard::New => events.spread(&message.news, message.onward),
+                    Heard::New => events.spread(&message.news, &message.onward),
                     Heard::Known => {}
                     Heard::Shed => {
                         let reason = "too many events in this second";
@@ -57,7 +57,7 @@ impl Events {
         })
     }
 
-    pub(super) fn spread_to_all(&self, news: News) {
+    pub(super) fn spread_to_all(&self, news: &News) {
         let Some(around) = self.inner.around.get() else {
             return;
         };
@@ -66,11 +66,12 @@ impl Events {
         let others = nodes.iter().filter(|node| {
             node.record.is_member() && node.liveness.is_present() && node.record.id != own
         });
-        self.spread(&news, others.map(|node| node.record.id.0).collect());
+        let others: Vec<_> = others.map(|node| node.record.id.0).collect();
+        self.spread(news, &others);
     }
 
     /// Tells `nodes`, in the background.
-    fn spread(&self, news: &News, nodes: Vec<[u8; 16]>) {
+    fn spread(&self, news: &News, nodes: &[[u8; 16]]) {
         let size = nodes.len().div_ceil(PARTS).max(1);
         for part in nodes.chunks(size) {
             tokio::spawn(tell(self.clone(), news.clone(), part.to_vec()));

@@ -525,9 +525,21 @@ async fn transactions_as_recorded() {
             "Failed to parse body: KV.Flags must be a whole number",
         ),
         (
+            json!([{"Intention": {"Verb": "set"}}]).to_string(),
+            400,
+            "Intention operations are not supported by this version of mesh",
+        ),
+        (
             json!([{"Node": {"Verb": "set"}}]).to_string(),
             400,
-            "Node operations are not supported by this version of mesh",
+            "Failed to parse body: Node.Node must be an object",
+        ),
+        (
+            json!([{"Node": {"Verb": "set", "Node": {"Node": "n"}}}, {"KV": {"Verb": "get", "Key": "a"}}])
+                .to_string(),
+            400,
+            "KV operations and those on nodes, services and checks do not go into one transaction: they are kept apart, \
+             and would not change together",
         ),
         (
             json!(many).to_string(),

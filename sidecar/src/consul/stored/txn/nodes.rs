@@ -54,7 +54,7 @@ pub async fn txn(pairs: &Pairs, publisher: &dyn Publisher, ops: Vec<Op>) -> Resu
     let mut wanted = Vec::with_capacity(ops.len());
     let mut failed = Vec::new();
     for (op_index, (kind, fields)) in ops.into_iter().enumerate() {
-        match operation(kind, fields)? {
+        match operation(kind, &fields)? {
             Ok(op) => wanted.push(op),
             Err(what) => failed.push(Failed { op_index, what }),
         }
@@ -96,7 +96,7 @@ pub async fn txn(pairs: &Pairs, publisher: &dyn Publisher, ops: Vec<Op>) -> Resu
 }
 
 /// Reads one operation. The inner error is the operation's own, as the answer to a transaction has it.
-fn operation(kind: Kind, fields: Map<String, Value>) -> Result<Result<Wanted, String>, Refused> {
+fn operation(kind: Kind, fields: &Map<String, Value>) -> Result<Result<Wanted, String>, Refused> {
     let named = |name: &str| {
         let mut found = fields.iter();
         let found = found.find(|(key, _)| key.eq_ignore_ascii_case(name));
