@@ -30,6 +30,7 @@ mod forwarded;
 mod health;
 mod metrics;
 mod monitor;
+mod openapi;
 mod operator;
 pub mod prepared;
 mod registered;
@@ -204,6 +205,8 @@ impl ConsulApi {
             .merge(bound::routes(&inner))
             .merge(prepared::routes(&inner))
             .merge(forwarded::routes(&inner));
+        let own = openapi::routes(&table);
+        let table = table.merge(own);
         ConsulApi {
             inner,
             routes: Arc::new(table),

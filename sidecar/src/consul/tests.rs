@@ -33,7 +33,7 @@ impl Forward for Echo {
     }
 }
 
-fn api() -> ConsulApi {
+pub fn api() -> ConsulApi {
     api_with(|_| {})
 }
 
