@@ -13,6 +13,7 @@ mod events;
 mod external;
 mod hardening;
 mod host;
+mod linear;
 #[cfg(target_os = "linux")]
 mod memory;
 mod netns;
