@@ -51,7 +51,7 @@ use zeroize::Zeroizing;
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
     config::{Config, ExecChecks, OnTerm},
-    consul::{About, ConsulApi, prepared},
+    consul::{About, Acl, ConsulApi, prepared},
     forward::{Forward, RpcForward},
     http::Routes,
 };
@@ -212,7 +212,7 @@ impl Agent {
             extras.server,
             addresses.dns,
             queries.clone(),
-        );
+        )?;
         let file = config.node.data_dir.join("node/services.json");
         let configured: Vec<_> = config.services.iter().map(|it| it.id.clone()).collect();
         let resumed = consul.resume(&file, &configured);
@@ -375,6 +375,7 @@ impl Agent {
             ("tls", old.tls != new.tls),
             ("server", old.server != new.server),
             ("intentions", old.intentions != new.intentions),
+            ("acl", old.acl != new.acl),
             ("health", old.health != new.health),
         ];
         for (section, changed) in frozen {
@@ -534,7 +535,7 @@ fn consul(
     server: bool,
     dns: Option<SocketAddr>,
     queries: Queries,
-) -> ConsulApi {
+) -> Result<ConsulApi, AgentError> {
     let about = About {
         node: mesh.name().clone(),
         id: mesh.id(),
@@ -546,14 +547,34 @@ fn consul(
         exec_checks: config.health.exec_checks == ExecChecks::Api,
     };
     let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
-    ConsulApi::new(
+    let api = ConsulApi::new(
         about,
         catalog,
         checks,
         Some(mesh.bundle().clone()),
         forward,
         queries,
-    )
+    );
+    if !config.acl.enabled {
+        return Ok(api);
+    }
+    let acl = &config.acl;
+    let token = acl.default_token_file.as_deref().map(default_token);
+    let acl = Acl::new(acl.default_allow, acl.token_ttl, token.transpose()?);
+    Ok(api.with_acl(acl))
+}
+
+fn default_token(path: &Path) -> Result<Zeroizing<String>, AgentError> {
+    let failed = |source: io::Error| AgentError::AclToken {
+        path: path.to_path_buf(),
+        source,
+    };
+    let read = libmesh::files::read_private(path).map_err(failed)?;
+    let bytes = read.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    match std::str::from_utf8(&bytes).map(str::trim) {
+        Ok(token) if !token.is_empty() => Ok(Zeroizing::new(token.to_owned())),
+        _ => Err(failed(io::ErrorKind::InvalidData.into())),
+    }
 }
 
 fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {

@@ -60,6 +60,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[intentions]`
     pub intentions: IntentionsConfig,
+    /// `[acl]`
+    pub acl: AclConfig,
     /// `[log]`
     pub log: LogConfig,
 }
@@ -194,6 +196,19 @@ pub struct TlsFiles {
 pub struct IntentionsConfig {
     /// Whether calls that no intention names are allowed. Default: they are not.
     pub default_allow: bool,
+}
+
+/// `[acl]`: whether the Consul-compatible interface asks for tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AclConfig {
+    /// Default: only what the store keeps needs a token.
+    pub enabled: bool,
+    /// Whether catalog, health and agent answer what no rule speaks of. Default: they do not.
+    pub default_allow: bool,
+    /// How long an agent believes what a server said of a token. Default 30 s.
+    pub token_ttl: Duration,
+    /// A file (0600) with the token of requests that bring none.
+    pub default_token_file: Option<PathBuf>,
 }
 
 /// `[health]`
@@ -342,6 +357,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("server", "history_retention"),
     ("server", "service_cert_ttl"),
     ("server", "node_cert_ttl"),
+    ("acl", "default_policy"),
     ("intentions", "default"),
     ("health", "exec_checks"),
     ("log", "level"),
@@ -442,6 +458,7 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let dns = DnsConfig::read(section("dns"));
     let server = read_server(section("server"), &data_dir);
     let intentions = read_intentions(section("intentions"));
+    let acl = read_acl(section("acl"));
     let log = read_log(section("log"));
     let with_tls = top.has("tls");
     let tls = top.section("tls").and_then(read_tls);
@@ -482,6 +499,7 @@ fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
         tls,
         server: server?,
         intentions,
+        acl,
         log,
     })
 }
@@ -662,6 +680,27 @@ fn read_intentions(mut reader: Reader<'_>) -> IntentionsConfig {
     IntentionsConfig {
         default_allow: default.unwrap_or(false),
     }
+}
+
+fn read_acl(mut reader: Reader<'_>) -> AclConfig {
+    let default = reader.parsed(
+        "default_policy",
+        "\"deny\" or \"allow\"",
+        |text| match text {
+            "deny" | "allow" => Ok(text == "allow"),
+            _ => Err("there is no such default"),
+        },
+    );
+    let acl = AclConfig {
+        enabled: reader.flag("enabled").unwrap_or(false),
+        default_allow: default.unwrap_or(false),
+        token_ttl: reader
+            .duration("token_ttl")
+            .unwrap_or(Duration::from_secs(30)),
+        default_token_file: reader.path("default_token_file"),
+    };
+    reader.finish();
+    acl
 }
 
 fn read_health(reader: Option<Reader<'_>>) -> HealthConfig {

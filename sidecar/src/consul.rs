@@ -8,6 +8,7 @@
 //! below the time this interface was made, so that a client that comes back after a restart with an old
 //! index is answered at once, and one that asks for a service nobody ever had does not spin.
 
+mod acl;
 mod agent_checks;
 mod agent_info;
 mod agent_services;
@@ -42,6 +43,7 @@ use libmesh::{
 };
 use serde_json::Value;
 
+pub use acl::Acl;
 pub use bound::Binding;
 use registered::Registered;
 
@@ -81,6 +83,8 @@ pub struct About {
 pub struct ConsulApi {
     inner: Arc<Inner>,
     routes: Arc<Routes>,
+    /// When tokens are asked for.
+    acl: Option<Arc<Acl>>,
 }
 
 pub(crate) struct Inner {
@@ -130,6 +134,19 @@ impl ConsulApi {
         ConsulApi {
             inner,
             routes: Arc::new(table),
+            acl: None,
+        }
+    }
+
+    /// The same, asking for tokens.
+    #[must_use]
+    pub fn with_acl(self, acl: Acl) -> ConsulApi {
+        let acl = Arc::new(acl);
+        let routes = acl::routes(&self.inner, &acl).merge(Routes::clone(&self.routes));
+        ConsulApi {
+            inner: self.inner,
+            routes: Arc::new(routes),
+            acl: Some(acl),
         }
     }
 
@@ -173,6 +190,7 @@ impl ConsulApi {
         ConsulApi {
             inner: Arc::clone(&self.inner),
             routes: Arc::new(Routes::clone(&self.routes).merge(routes)),
+            acl: self.acl.clone(),
         }
     }
 
@@ -182,7 +200,10 @@ impl ConsulApi {
         let options = request.method() == Method::OPTIONS;
         let mut reply = match self.inner.refuse_early(&request, &query) {
             Some(refused) => refused,
-            None => self.routes.dispatch(request, conn).await,
+            None => match &self.acl {
+                None => self.routes.dispatch(request, conn).await,
+                Some(acl) => Box::pin(self.with_rights(acl, request, &query, conn)).await,
+            },
         };
         if query.has("pretty") {
             reply = pretty(reply);
@@ -191,11 +212,28 @@ impl ConsulApi {
         if options {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
+        let policy = self
+            .acl
+            .as_ref()
+            .map_or("allow", |acl| acl.default_policy());
         headers.insert(
             "x-consul-default-acl-policy",
-            HeaderValue::from_static("allow"),
+            HeaderValue::from_static(policy),
         );
         reply
+    }
+
+    async fn with_rights(
+        &self,
+        acl: &Acl,
+        mut request: Request<Bytes>,
+        query: &Query,
+        conn: Arc<ConnInfo>,
+    ) -> Reply {
+        match acl.admit(&self.inner, &mut request, query).await {
+            Ok(admitted) => admitted.filter(self.routes.dispatch(request, conn).await),
+            Err(refused) => refused.into(),
+        }
     }
 }
 

@@ -123,7 +123,8 @@ impl Filter {
         }
     }
 
-    fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
+    /// An expression whose selectors must begin with one of `fields`.
+    pub fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
         if text.len() > LENGTH_MAX {
             return Err(format!("longer than {LENGTH_MAX} bytes"));
         }

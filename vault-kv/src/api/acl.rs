@@ -2,7 +2,9 @@
 //!
 //! Whoever gets here was allowed to: the embedding program has asked about its own path. That right is one to Consul's
 //! resources, and must not become one to everything: what grants more than those (a policy with `path` rules, a token's
-//! text of one's own choice) takes the rights that the Vault interface asks for the same.
+//! text of one's own choice) takes the rights that the Vault interface asks for the same ([`limits`]).
+
+mod limits;
 
 use std::time::Duration;
 
@@ -10,8 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{Api, Begun};
 use crate::acl::{
-    ANONYMOUS, ANONYMOUS_SECRET, AclError, Identity, Links, PolicyEntry, RoleEntry, TokenEntry,
-    TokenSpec,
+    ANONYMOUS, ANONYMOUS_SECRET, AclError, Links, PolicyEntry, RoleEntry, TokenEntry, TokenSpec,
 };
 use crate::db::Batch;
 use crate::http::ApiError;
@@ -92,7 +93,7 @@ impl<'a> Administration<'a> {
         let Some(policy) = self.api.policies.get(&name) else {
             return Ok(None);
         };
-        let readable = policy.is_consuls() || self.may(Capability::Read, &document(&name));
+        let readable = policy.is_consuls() || self.may(Capability::Read, &limits::document(&name));
         Ok(Some(PolicyEntry {
             name: name.as_str().into(),
             description: policy.description.clone(),
@@ -210,16 +211,16 @@ impl<'a> Administration<'a> {
     }
 
     /// Makes a token for somebody whose login was checked. What it grants was decided by whoever said what such a login
-    /// gives; `trusted` says that this was somebody who may give everything.
+    /// gives; `doubtful` is the part of it that somebody decided who may give rights to Consul's resources only.
     ///
     /// # Errors
     /// See [`AclError`].
     pub async fn create_token_for_login(
         &self,
         spec: TokenSpec,
-        trusted: bool,
+        doubtful: &Links,
     ) -> Result<(Zeroizing<String>, TokenEntry), AclError> {
-        if let (false, Some(name)) = (trusted, self.beyond_consul(&spec.links)?) {
+        if let Some(name) = self.beyond_consul(doubtful)? {
             return Err(AclError::Denied(format!(
                 "Permission denied: the policy {name:?} grants more than Consul's resources; a binding rule that gives it takes \"sudo\" on \"auth/token/create\""
             )));
@@ -266,6 +267,13 @@ impl<'a> Administration<'a> {
         accessor: &str,
         spec: TokenSpec,
     ) -> Result<TokenEntry, AclError> {
+        if accessor == ANONYMOUS
+            && let Some(name) = self.beyond_consul(&spec.links)?
+        {
+            return Err(AclError::Invalid(format!(
+                "the policy {name:?} grants more than Consul's resources; the anonymous token is everybody's"
+            )));
+        }
         let Some(found) = self.api.tokens.linked_by_accessor(accessor)? else {
             return self.update_anonymous(accessor, spec).await;
         };
@@ -344,105 +352,6 @@ impl<'a> Administration<'a> {
         let made = self.token(&accessor)?.ok_or_else(not_found)?;
         Ok((secret.into_text(), made))
     }
-
-    fn may(&self, capability: Capability, path: &str) -> bool {
-        let caller = self.begun.caller.as_ref();
-        caller.is_some_and(|caller| caller.acl().decide(path, capability, None).allowed)
-    }
-
-    /// Whether the caller may change a policy: one that is or becomes more than rules about Consul's resources takes the
-    /// right that the Vault interface asks for.
-    fn touches(
-        &self,
-        name: &PolicyName,
-        known: Option<&Policy>,
-        new: Option<&Policy>,
-        capability: Capability,
-    ) -> Result<(), AclError> {
-        let mut both = known.into_iter().chain(new);
-        let path = document(name);
-        if both.all(Policy::is_consuls) || self.may(capability, &path) {
-            return Ok(());
-        }
-        Err(AclError::Denied(format!(
-            "Permission denied: a policy with path rules takes {:?} on {path:?}",
-            capability.as_str()
-        )))
-    }
-
-    /// Whether the caller may give what is in `links` and not in `old`.
-    fn may_give(&self, links: &Links, old: &Links) -> Result<(), AclError> {
-        let new = |all: &[String], old: &[String]| {
-            let all = all.iter().filter(|one| !old.contains(one));
-            all.cloned().collect::<Vec<_>>()
-        };
-        let added = Links {
-            policies: new(&links.policies, &old.policies),
-            roles: new(&links.roles, &old.roles),
-            identities: links.identities.clone(),
-        };
-        match self.beyond_consul(&added)? {
-            Some(name) if !self.may_give_all() => Err(AclError::Denied(format!(
-                "Permission denied: the policy {name:?} grants more than Consul's resources; to give it takes \"sudo\" on \"auth/token/create\""
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// The first policy that grants more than Consul's resources.
-    ///
-    /// # Errors
-    /// A policy or role that there is not, or an identity with a name that nobody has.
-    fn beyond_consul(&self, links: &Links) -> Result<Option<String>, AclError> {
-        let invalid = |identity: &&Identity| !identity.is_valid();
-        if let Some(Identity::Service(name) | Identity::Node(name)) =
-            links.identities.iter().find(invalid)
-        {
-            return Err(AclError::Invalid(format!(
-                "Service and node identities: {name:?} has an invalid name. Only lowercase alphanumeric characters, '-', '_' and '.' are allowed"
-            )));
-        }
-        let mut names = links.policies.clone();
-        for id in &links.roles {
-            let role = self
-                .role(id)?
-                .ok_or_else(|| AclError::Invalid(format!("No such ACL role with ID: {id}")))?;
-            names.extend(role.links.policies);
-        }
-        for name in &names {
-            let parsed = PolicyName::parse(name)?;
-            let policy = self.api.policies.get(&parsed);
-            match policy {
-                Some(policy) if policy.name.as_str() != builtin::WRAPPING_NAME => {
-                    if policy.name.is_root() && !self.is_root() {
-                        return Err(AclError::Denied(
-                            "Permission denied: root tokens are made on the Vault interface".into(),
-                        ));
-                    }
-                    if !policy.is_consuls() {
-                        return Ok(Some(name.clone()));
-                    }
-                }
-                // A role may name one that is gone.
-                _ if links.policies.contains(name) => {
-                    return Err(AclError::Invalid(format!(
-                        "No such ACL policy with Name {name:?}"
-                    )));
-                }
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
-
-    fn is_root(&self) -> bool {
-        let caller = self.begun.caller.as_ref();
-        caller.is_some_and(|caller| caller.acl().is_root())
-    }
-}
-
-fn document(name: &PolicyName) -> String {
-    format!("sys/policies/acl/{}", name.as_str())
 }
 
 fn not_found() -> AclError {

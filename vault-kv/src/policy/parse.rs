@@ -36,7 +36,7 @@ pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
     let mut rules = Vec::new();
     for stanza in stanzas {
         match stanza {
-            Stanza::Path(path, fields) => rules.push(rule(path, &fields)?),
+            Stanza::Path(path, fields) => rules.push(rule(&path, &fields)?),
             Stanza::Resource(resource, name, fields, at) => {
                 let those = resource.rules(&name, &fields);
                 rules.extend(those.map_err(|why| format!("At {at}: {why}"))?);
@@ -242,45 +242,42 @@ fn list_of(value: Value) -> Vec<Value> {
     }
 }
 
-fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
+fn rule(path: &str, fields: &Map<String, Value>) -> Result<Rule, String> {
     // Templates are filled in per caller; the pattern's shape is checked now with a harmless word.
-    Pattern::parse(&super::acl::fill(&path, |_| Some("x".into()))?.unwrap_or_default())?;
-    let mut rule = Rule::at(Place::Written(path.clone()));
+    Pattern::parse(&super::acl::fill(path, |_| Some("x".into()))?.unwrap_or_default())?;
+    let mut rule = Rule::at(Place::Written(path.to_string()));
     for (key, value) in fields {
         match key.as_str() {
             "capabilities" => {
-                for name in texts(value).ok_or_else(|| {
-                    format!("path {:?}: capabilities must be a list of texts", path)
-                })? {
-                    rule.capabilities = rule.capabilities.union(capability(&path, name)?);
+                for name in texts(value)
+                    .ok_or_else(|| format!("path {path:?}: capabilities must be a list of texts"))?
+                {
+                    rule.capabilities = rule.capabilities.union(capability(path, name)?);
                 }
             }
-            "policy" => rule.capabilities = rule.capabilities.union(shorthand(&path, value)?),
-            "allowed_parameters" => rule.allowed = parameters(&path, key, value)?,
-            "denied_parameters" => rule.denied = parameters(&path, key, value)?,
+            "policy" => rule.capabilities = rule.capabilities.union(shorthand(path, value)?),
+            "allowed_parameters" => rule.allowed = parameters(path, key, value)?,
+            "denied_parameters" => rule.denied = parameters(path, key, value)?,
             "required_parameters" => {
                 rule.required = texts(value)
                     .ok_or_else(|| {
-                        format!(
-                            "path {:?}: required_parameters must be a list of texts",
-                            path
-                        )
+                        format!("path {path:?}: required_parameters must be a list of texts")
                     })?
                     .into_iter()
                     .map(str::to_ascii_lowercase)
                     .collect();
             }
-            "min_wrapping_ttl" => rule.wrapping.min = Some(ttl(&path, key, value)?),
-            "max_wrapping_ttl" => rule.wrapping.max = Some(ttl(&path, key, value)?),
+            "min_wrapping_ttl" => rule.wrapping.min = Some(ttl(path, key, value)?),
+            "max_wrapping_ttl" => rule.wrapping.max = Some(ttl(path, key, value)?),
             // A restriction that is silently not applied would grant more than was written.
             "mfa_methods"
             | "control_group"
             | "expiration"
             | "list_scan_response_keys_filter_path" => {
-                return Err(format!("path {:?}: {key} is not supported", path));
+                return Err(format!("path {path:?}: {key} is not supported"));
             }
             key if IGNORED.contains(&key) => {}
-            _ => return Err(format!("path {:?}: invalid key {key:?}", path)),
+            _ => return Err(format!("path {path:?}: invalid key {key:?}")),
         }
     }
     if let Wrapping {
@@ -290,8 +287,7 @@ fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
         && min > max
     {
         return Err(format!(
-            "path {:?}: max_wrapping_ttl is less than min_wrapping_ttl",
-            path
+            "path {path:?}: max_wrapping_ttl is less than min_wrapping_ttl"
         ));
     }
     Ok(rule)
