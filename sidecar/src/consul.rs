@@ -8,6 +8,7 @@
 //! below the time this interface was made, so that a client that comes back after a restart with an old
 //! index is answered at once, and one that asks for a service nobody ever had does not spin.
 
+mod acl;
 mod agent_checks;
 mod agent_host;
 mod agent_info;
@@ -58,7 +59,9 @@ use libmesh::{
 };
 use serde_json::Value;
 use tokio::time::{Instant, interval};
+use zeroize::Zeroizing;
 
+pub use acl::Acl;
 use answers::Answers;
 use around::Tokens;
 pub use around::{Around, Order};
@@ -142,6 +145,8 @@ pub struct Parts {
 pub struct ConsulApi {
     inner: Arc<Inner>,
     routes: Arc<Routes>,
+    /// When tokens are asked for.
+    acl: Option<Arc<Acl>>,
 }
 
 pub(crate) struct Inner {
@@ -210,6 +215,19 @@ impl ConsulApi {
         ConsulApi {
             inner,
             routes: Arc::new(table),
+            acl: None,
+        }
+    }
+
+    /// The same, asking for tokens.
+    #[must_use]
+    pub fn with_acl(self, acl: Acl) -> ConsulApi {
+        let acl = Arc::new(acl);
+        let routes = acl::routes(&self.inner).merge(Routes::clone(&self.routes));
+        ConsulApi {
+            inner: self.inner,
+            routes: Arc::new(routes),
+            acl: Some(acl),
         }
     }
 
@@ -263,7 +281,13 @@ impl ConsulApi {
         ConsulApi {
             inner: Arc::clone(&self.inner),
             routes: Arc::new(Routes::clone(&self.routes).merge(routes)),
+            acl: self.acl.clone(),
         }
+    }
+
+    /// The token of requests that bring none, until another is set.
+    pub fn use_token(&self, token: Zeroizing<String>) {
+        self.inner.tokens.set_default(token);
     }
 
     /// Answers one request.
@@ -276,7 +300,10 @@ impl ConsulApi {
         let began = Instant::now();
         let mut reply = match self.inner.refuse_early(&request, &query) {
             Some(refused) => refused,
-            None => self.routes.dispatch_with(request, query, conn).await,
+            None => match &self.acl {
+                None => self.routes.dispatch_with(request, query, conn).await,
+                Some(acl) => Box::pin(self.with_rights(acl, request, query, conn)).await,
+            },
         };
         if waits {
             self.inner.figures.waited(reply.status());
@@ -294,14 +321,34 @@ impl ConsulApi {
         if options {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
+        let policy = self
+            .acl
+            .as_ref()
+            .map_or("allow", |acl| acl.default_policy());
         headers.insert(
             "x-consul-default-acl-policy",
-            HeaderValue::from_static("allow"),
+            HeaderValue::from_static(policy),
         );
         headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
         match compressed {
             true => encoding::compress(reply).await,
             false => reply,
+        }
+    }
+
+    async fn with_rights(
+        &self,
+        acl: &Acl,
+        mut request: Request<Bytes>,
+        query: Query,
+        conn: Arc<ConnInfo>,
+    ) -> Reply {
+        match acl.admit(&self.inner, &mut request, &query).await {
+            Ok(admitted) => {
+                let reply = self.routes.dispatch_with(request, query, conn).await;
+                admitted.filter(reply)
+            }
+            Err(refused) => refused.into(),
         }
     }
 }

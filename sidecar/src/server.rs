@@ -40,7 +40,7 @@ use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Vi
 use crate::{
     agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
-    consul::stored::{self, Asker, Pairs},
+    consul::stored::{self, Asker, Pairs, Tokenless},
     forward::{Api, CONFIG_INDEX, Forward},
     http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, query::Query, serve},
 };
@@ -123,6 +123,8 @@ pub struct Shared {
     default_allow: bool,
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
+    /// Whether `[acl]` is on, and what holds where no rule speaks.
+    acl: crate::config::AclConfig,
     externals: external::Externals,
     /// Up to which ledger index the configuration is published.
     published: watch::Sender<u64>,
@@ -149,6 +151,14 @@ impl Shared {
         let told = published.wait_for(|index| *index >= written);
         timeout(PUBLISH, told).await.ok()?.ok()?;
         Some(self.mesh()?.bundle().index())
+    }
+
+    /// What holds for whoever shows no token.
+    fn tokenless(&self) -> Tokenless {
+        Tokenless {
+            open: self.open,
+            anonymous: self.acl.enabled,
+        }
     }
 
     fn mesh(&self) -> Option<Mesh> {
@@ -275,7 +285,8 @@ impl Server {
             mesh: OnceLock::new(),
             routes: OnceLock::new(),
             default_allow: config.intentions.default_allow,
-            open: openness.consul,
+            open: openness.consul && !config.acl.enabled,
+            acl: config.acl.clone(),
             externals: external::Externals::default(),
             published: watch::Sender::new(0),
             scratch: config.node.data_dir.clone(),
@@ -598,11 +609,12 @@ async fn own_credentials(
 
 /// KV, sessions, transactions and intentions, over the store here.
 fn store_routes(shared: &Arc<Shared>) -> Routes {
+    let tokenless = shared.tokenless();
     let opener = |namespace: &'static str, path: &'static str, noun: &'static str| {
         let shared = Arc::clone(shared);
         let open: stored::Opener = Arc::new(move |call: &Call| Pairs {
             kv: shared.vault.kv(namespace),
-            asker: Asker::of(&shared.vault, call, shared.open),
+            asker: Asker::of(&shared.vault, call, tokenless),
             path,
             noun,
         });
@@ -616,6 +628,22 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
         &nodes,
         &publisher,
     )
+    .merge(acl_routes(shared, tokenless))
+}
+
+fn acl_routes(shared: &Arc<Shared>, tokenless: Tokenless) -> Routes {
+    if !shared.acl.enabled {
+        return stored::acl::disabled();
+    }
+    let methods = Arc::new(stored::acl::Methods::new(Some(Arc::new(outbound::Direct))));
+    let shared = Arc::clone(shared);
+    let open: stored::acl::Opener = Arc::new(move |call: &Call| stored::acl::Desk {
+        asker: Asker::of(&shared.vault, call, tokenless),
+        kv: shared.vault.kv(records::NAMESPACE),
+        methods: Arc::clone(&methods),
+        default_allow: shared.acl.default_allow,
+    });
+    stored::acl::routes(&open)
 }
 
 /// The Vault port: our own routes, then the whole Vault interface.

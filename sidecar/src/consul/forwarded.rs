@@ -7,7 +7,7 @@ use libmesh::model::ServiceName;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, prepared, server_error};
+use super::{Inner, MAX_VALUE, Refused, acl, connect::decide, handler, prepared, server_error};
 use crate::{
     forward::CONFIG_INDEX,
     http::{Call, Reply, Routes, json as json_reply, text},
@@ -68,7 +68,9 @@ pub async fn forward(inner: Arc<Inner>, mut call: Call) -> Result<Reply, Refused
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     let waits = call.query.filled("index").is_some();
-    inner.tokens.lend(&mut call.request);
+    if call.request.uri().path() != acl::LOGIN {
+        inner.tokens.lend(&mut call.request);
+    }
     let began = Instant::now();
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
     let shutdown = call.conn.shutdown.clone();

@@ -1,6 +1,7 @@
 //! What the binary and the parts behind it do, seen from outside.
 
 mod accounts;
+mod acl;
 mod agent;
 mod cli;
 mod configured;
