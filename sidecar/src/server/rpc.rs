@@ -262,14 +262,14 @@ impl Forwarded {
         if api == forward::Api::Consul && http.uri().path() == "/v1/acl/bootstrap" {
             let words = "Permission denied: ACL bootstrap is answered on loopback and the Unix socket of a server only";
             let refused = Refused::new(StatusCode::FORBIDDEN, words);
-            return encoded(whole(refused.into()).into());
+            return encoded(&whole(refused.into()).into());
         }
-        encoded(self.shared.answer(api, http, identity).await.into())
+        encoded(&self.shared.answer(api, http, identity).await.into())
     }
 }
 
-fn encoded(reply: ForwardReply) -> Reply {
-    match postcard::to_stdvec(&reply) {
+fn encoded(reply: &ForwardReply) -> Reply {
+    match postcard::to_stdvec(reply) {
         Ok(body) => Reply::ok(body),
         Err(error) => Reply::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }

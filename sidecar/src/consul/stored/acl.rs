@@ -218,12 +218,12 @@ fn cannot_delete(what: &str) -> Refused {
 }
 
 /// A list, with the index of its last change.
-fn listed(list: Vec<Value>) -> Reply {
+fn listed(list: &[Value]) -> Reply {
     let indexes = list
         .iter()
         .filter_map(|entry| entry["ModifyIndex"].as_u64());
     let index = indexes.max().unwrap_or(1);
-    let mut reply = json_reply(StatusCode::OK, &list);
+    let mut reply = json_reply(StatusCode::OK, list);
     decorate(&mut reply, index);
     reply
 }

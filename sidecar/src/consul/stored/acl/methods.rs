@@ -243,7 +243,9 @@ async fn list(desk: Desk, _: Call) -> Result<Reply, Refused> {
     let attended = desk.look().await?;
     let all = end(attended, desk.all::<AuthMethod>(PREFIX)).await?;
     Ok(listed(
-        all.iter().map(|method| show(method, false)).collect(),
+        &all.iter()
+            .map(|method| show(method, false))
+            .collect::<Vec<_>>(),
     ))
 }
 

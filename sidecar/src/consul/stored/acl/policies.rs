@@ -74,7 +74,9 @@ async fn list(desk: Desk, _: Call) -> Result<Reply, Refused> {
     let all = attended.administration().policies().map_err(Refused::from);
     let all = end(attended, all).await?;
     Ok(listed(
-        all.iter().map(|policy| show(policy, false)).collect(),
+        &all.iter()
+            .map(|policy| show(policy, false))
+            .collect::<Vec<_>>(),
     ))
 }
 

@@ -52,7 +52,7 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all.iter().map(|role| show(role, &admin)).collect()
     })();
-    Ok(listed(end(attended, shown).await?))
+    Ok(listed(&end(attended, shown).await?))
 }
 
 async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {

@@ -127,7 +127,7 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
     if let Some(method) = call.query.filled("authmethod") {
         all.retain(|rule| rule.value.auth_method == method);
     }
-    Ok(listed(all.iter().map(show).collect()))
+    Ok(listed(&all.iter().map(show).collect::<Vec<_>>()))
 }
 
 async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {

@@ -111,7 +111,7 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
             let identity = Identity::Service(name.to_ascii_lowercase());
             all.retain(|token| token.links.identities.contains(&identity));
         }
-        all.sort_by(|a, b| a.indexes.cmp(&b.indexes));
+        all.sort_by_key(|token| token.indexes);
         let shown = all.iter().map(|token| {
             let mut shown = show(token, None, &admin)?;
             shown["Legacy"] = false.into();
@@ -119,7 +119,7 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
         });
         shown.collect()
     })();
-    Ok(listed(end(attended, shown).await?))
+    Ok(listed(&end(attended, shown).await?))
 }
 
 async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {
