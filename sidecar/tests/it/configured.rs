@@ -244,7 +244,7 @@ async fn a_leaf_fits_the_roots_and_needs_a_right() {
 
     for (path, token, status, reason) in [
         (leaf, "", 403, "consul/service/web needs a token"),
-        (leaf, "hvs.nobody", 403, "consul/service/web"),
+        (leaf, "hvs.nobody", 403, "ACL not found"),
         // This node may publish web only.
         (
             "/v1/agent/connect/ca/leaf/db",
