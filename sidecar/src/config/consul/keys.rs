@@ -138,7 +138,7 @@ pub const TOP: &[Key] = &[
     nothing("enable_xds_load_balancing", Flag),
     nothing("peering", Table(&[nothing("enabled", Flag)])),
     // Rights.
-    nothing("acl", Table(ACL)),
+    taken("acl", Table(ACL)),
     nothing("acl_agent_master_token", Text),
     nothing("acl_agent_token", Text),
     nothing("acl_datacenter", Text),
@@ -349,10 +349,10 @@ const CACHE: &[Key] = &[
 ];
 
 const ACL: &[Key] = &[
-    nothing("enabled", Flag),
-    nothing("default_policy", Text),
+    taken("enabled", Flag),
+    taken("default_policy", Text),
     nothing("down_policy", Text),
-    nothing("token_ttl", Duration),
+    taken("token_ttl", Duration),
     nothing("policy_ttl", Duration),
     nothing("role_ttl", Duration),
     nothing("enable_key_list_policy", Flag),

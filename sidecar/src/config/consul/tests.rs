@@ -62,7 +62,7 @@ enable_local_script_checks = true
 leave_on_terminate = false
 telemetry { prometheus_retention_time = "1h" "disable_compat_1.9" = true }
 connect { enabled = true }
-acl { enabled = true tokens { agent = "a secret" } }
+acl { enabled = true token_ttl = "1m30s" tokens { agent = "a secret" } }
 "#;
 
 #[test]
@@ -118,10 +118,12 @@ fn an_agent_is_taken_over() {
     assert_eq!(most.get(), 17);
     assert_eq!(config.log.level, tracing::Level::ERROR);
     assert_eq!(config.health.exec_checks, ExecChecks::Config);
+    assert!(config.acl.enabled && !config.acl.default_allow);
+    assert_eq!(config.acl.token_ttl, Duration::from_secs(90));
     assert_eq!(
         config.consul.meaningless,
         [
-            "acl",
+            "acl.tokens",
             "connect",
             "dns_config.allow_stale",
             "dns_config.recursor_strategy",

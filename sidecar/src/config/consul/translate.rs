@@ -25,6 +25,9 @@ const SAME: &[(&str, &str, &str)] = &[
         "http_max_conns_per_client",
     ),
     ("default_intention_policy", "intentions", "default"),
+    ("acl.enabled", "acl", "enabled"),
+    ("acl.default_policy", "acl", "default_policy"),
+    ("acl.token_ttl", "acl", "token_ttl"),
 ];
 
 /// The sections that the document asks for.
