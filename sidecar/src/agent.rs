@@ -53,7 +53,8 @@ use crate::{
     attach::{server::AttachServer, wire::LEASE},
     config::{Config, ExecChecks, OnTerm, Place},
     consul::{
-        About, Around, ConsulApi, Coordinates, Events, Order, Parts, connect::Authority, prepared,
+        About, Acl, Around, ConsulApi, Coordinates, Events, Order, Parts, connect::Authority,
+        prepared,
     },
     forward::{Forward, RpcForward},
     http::Routes,
@@ -242,7 +243,7 @@ impl Agent {
                 like_consul: extras.like_consul,
             },
             queries.clone(),
-        );
+        )?;
         let Exchanges {
             events,
             coordinates,
@@ -442,6 +443,7 @@ impl Agent {
             ("tls", old.tls != new.tls),
             ("server", old.server != new.server),
             ("intentions", old.intentions != new.intentions),
+            ("acl", old.acl != new.acl),
             ("health", old.health != new.health),
             ("limits", old.limits != new.limits),
         ];
@@ -622,7 +624,7 @@ fn consul(
     forward: Arc<dyn Forward>,
     standing: &Standing,
     queries: Queries,
-) -> ConsulApi {
+) -> Result<ConsulApi, AgentError> {
     let about = About {
         node: mesh.name().clone(),
         id: mesh.id(),
@@ -632,11 +634,11 @@ fn consul(
         dns: standing.dns,
         default_allow: config.intentions.default_allow,
         exec_checks: config.health.exec_checks == ExecChecks::Api,
-        acls: !standing.open,
+        acls: !standing.open || config.acl.enabled,
         like_consul: standing.like_consul,
     };
     let (trust, certificates) = (mesh.trust().clone(), Arc::clone(mesh.certificates()));
-    ConsulApi::new(Parts {
+    let api = ConsulApi::new(Parts {
         about,
         catalog: mesh.catalog().clone(),
         checks: mesh.checks().clone(),
@@ -644,7 +646,28 @@ fn consul(
         authority: Some(Authority::new(trust, certificates)),
         forward,
         queries,
-    })
+    });
+    if !config.acl.enabled {
+        return Ok(api);
+    }
+    let acl = &config.acl;
+    if let Some(file) = &acl.default_token_file {
+        api.use_token(default_token(file)?);
+    }
+    Ok(api.with_acl(Acl::new(acl.default_allow, acl.token_ttl)))
+}
+
+fn default_token(path: &Path) -> Result<Zeroizing<String>, AgentError> {
+    let failed = |source: io::Error| AgentError::AclToken {
+        path: path.to_path_buf(),
+        source,
+    };
+    let read = libmesh::files::read_private(path).map_err(failed)?;
+    let bytes = read.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    match std::str::from_utf8(&bytes).map(str::trim) {
+        Ok(token) if !token.is_empty() => Ok(Zeroizing::new(token.to_owned())),
+        _ => Err(failed(io::ErrorKind::InvalidData.into())),
+    }
 }
 
 fn mesh_config(

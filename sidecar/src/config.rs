@@ -67,6 +67,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[intentions]`
     pub intentions: IntentionsConfig,
+    /// `[acl]`
+    pub acl: AclConfig,
     /// `[log]`
     pub log: LogConfig,
 }
@@ -248,6 +250,19 @@ pub struct IntentionsConfig {
     pub default_allow: bool,
 }
 
+/// `[acl]`: whether the Consul-compatible interface asks for tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AclConfig {
+    /// Default: only what the store keeps needs a token.
+    pub enabled: bool,
+    /// Whether catalog, health and agent answer what no rule speaks of. Default: they do not.
+    pub default_allow: bool,
+    /// How long an agent believes what a server said of a token. Default 30 s.
+    pub token_ttl: Duration,
+    /// A file (0600) with the token of requests that bring none.
+    pub default_token_file: Option<PathBuf>,
+}
+
 /// `[health]`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HealthConfig {
@@ -418,6 +433,7 @@ const ENV_KEYS: &[(&str, &str)] = &[
     ("server", "history_retention"),
     ("server", "service_cert_ttl"),
     ("server", "node_cert_ttl"),
+    ("acl", "default_policy"),
     ("intentions", "default"),
     ("health", "exec_checks"),
     ("log", "level"),
@@ -521,6 +537,7 @@ fn read(tree: Table, consul: ConsulConfig, problems: &RefCell<Vec<Problem>>) -> 
     let server = read_server(section("server"), &data_dir);
     let intentions = read_intentions(section("intentions"));
     let limits = read_limits(section("limits"));
+    let acl = read_acl(section("acl"));
     let log = read_log(section("log"));
     let with_tls = top.has("tls");
     let tls = top.section("tls").and_then(read_tls);
@@ -565,6 +582,7 @@ fn read(tree: Table, consul: ConsulConfig, problems: &RefCell<Vec<Problem>>) -> 
         tls,
         server: server?,
         intentions,
+        acl,
         log,
     })
 }
@@ -802,6 +820,27 @@ fn read_intentions(mut reader: Reader<'_>) -> IntentionsConfig {
     IntentionsConfig {
         default_allow: default.unwrap_or(false),
     }
+}
+
+fn read_acl(mut reader: Reader<'_>) -> AclConfig {
+    let default = reader.parsed(
+        "default_policy",
+        "\"deny\" or \"allow\"",
+        |text| match text {
+            "deny" | "allow" => Ok(text == "allow"),
+            _ => Err("there is no such default"),
+        },
+    );
+    let acl = AclConfig {
+        enabled: reader.flag("enabled").unwrap_or(false),
+        default_allow: default.unwrap_or(false),
+        token_ttl: reader
+            .duration("token_ttl")
+            .unwrap_or(Duration::from_secs(30)),
+        default_token_file: reader.path("default_token_file"),
+    };
+    reader.finish();
+    acl
 }
 
 fn read_health(reader: Option<Reader<'_>>) -> HealthConfig {

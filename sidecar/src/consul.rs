@@ -8,11 +8,13 @@
 //! below the time this interface was made, so that a client that comes back after a restart with an old
 //! index is answered at once, and one that asks for a service nobody ever had does not spin.
 
+mod acl;
 mod agent_checks;
 mod agent_host;
 mod agent_info;
 mod agent_orders;
 mod agent_services;
+mod answers;
 mod around;
 mod blocking;
 mod bound;
@@ -29,6 +31,7 @@ mod forwarded;
 mod health;
 mod metrics;
 mod monitor;
+mod openapi;
 mod operator;
 pub mod prepared;
 mod registered;
@@ -42,7 +45,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, OnceLock},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -55,8 +58,11 @@ use libmesh::{
     model::{Datacenter, Instance, InstanceId, NodeId, NodeName},
 };
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
+use zeroize::Zeroizing;
 
+pub use acl::Acl;
+use answers::Answers;
 use around::Tokens;
 pub use around::{Around, Order};
 pub use bound::Binding;
@@ -70,6 +76,8 @@ use crate::{
     http::{BoxFuture, Call, ConnInfo, Reply, Routes, query, query::Query, text},
 };
 
+/// How long an answer is kept that nobody asks for, and up to twice as long.
+const SWEEP: Duration = Duration::from_secs(60);
 /// Largest KV value, in bytes.
 pub const MAX_VALUE: usize = 512 << 10;
 /// Largest request body of this interface, in bytes: a value or a transaction, and room around it.
@@ -137,6 +145,8 @@ pub struct Parts {
 pub struct ConsulApi {
     inner: Arc<Inner>,
     routes: Arc<Routes>,
+    /// When tokens are asked for.
+    acl: Option<Arc<Acl>>,
 }
 
 pub(crate) struct Inner {
@@ -150,6 +160,7 @@ pub(crate) struct Inner {
     /// No index is below this.
     birth: u64,
     registered: Registered,
+    answers: Answers,
     around: OnceLock<Around>,
     tokens: Tokens,
     figures: Figures,
@@ -170,6 +181,7 @@ impl ConsulApi {
             queries: parts.queries,
             birth,
             registered: Registered::default(),
+            answers: Answers::default(),
             around: OnceLock::new(),
             tokens: Tokens::default(),
             figures: Figures::default(),
@@ -198,9 +210,24 @@ impl ConsulApi {
             .merge(bound::routes(&inner))
             .merge(prepared::routes(&inner))
             .merge(forwarded::routes(&inner));
+        let own = openapi::routes(&table);
+        let table = table.merge(own);
         ConsulApi {
             inner,
             routes: Arc::new(table),
+            acl: None,
+        }
+    }
+
+    /// The same, asking for tokens.
+    #[must_use]
+    pub fn with_acl(self, acl: Acl) -> ConsulApi {
+        let acl = Arc::new(acl);
+        let routes = acl::routes(&self.inner).merge(Routes::clone(&self.routes));
+        ConsulApi {
+            inner: self.inner,
+            routes: Arc::new(routes),
+            acl: Some(acl),
         }
     }
 
@@ -217,28 +244,33 @@ impl ConsulApi {
     pub fn resume(&self, file: &Path, others: &[InstanceId]) -> io::Result<()> {
         let requests = self.inner.registered.open(file, others)?;
         for (id, request) in requests.services {
-            if let Err(refused) = agent_services::resume(&self.inner, request) {
+            if let Err(refused) = agent_services::resume(&self.inner, &request) {
                 tracing::warn!(instance = id, reason = %refused, "not registered again");
             }
         }
         for (id, body) in requests.checks {
-            if let Err(refused) = agent_checks::resume(&self.inner, body) {
+            if let Err(refused) = agent_checks::resume(&self.inner, &body) {
                 tracing::warn!(check = id, reason = %refused, "check not registered again");
             }
         }
         Ok(())
     }
 
-    /// Forgets in the file of [`resume`](Self::resume) what is taken away by other means than a request here.
+    /// Forgets in the file of [`resume`](Self::resume) what is taken away by other means than a request here; and answers
+    /// that nobody asks for.
     pub async fn follow(self) {
         let local = self.inner.catalog.local();
         let mut head = local.watch();
+        let mut sweep = interval(SWEEP);
         loop {
             if let Err(refused) = self.inner.registered.forget_gone(local.clone()).await {
                 tracing::warn!(reason = %refused, "the file of registrations");
             }
-            if head.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = head.changed() => if changed.is_err() {
+                    return;
+                },
+                _ = sweep.tick() => self.inner.answers.sweep(),
             }
         }
     }
@@ -249,43 +281,74 @@ impl ConsulApi {
         ConsulApi {
             inner: Arc::clone(&self.inner),
             routes: Arc::new(Routes::clone(&self.routes).merge(routes)),
+            acl: self.acl.clone(),
         }
+    }
+
+    /// The token of requests that bring none, until another is set.
+    pub fn use_token(&self, token: Zeroizing<String>) {
+        self.inner.tokens.set_default(token);
     }
 
     /// Answers one request.
     pub async fn handle(self, request: Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
         let query = Query::parse(request.uri().query());
         let options = request.method() == Method::OPTIONS;
+        let indented = query.has("pretty");
+        let waits = query.filled("index").is_some() || query.filled("hash").is_some();
         let compressed = encoding::wanted(request.headers());
         let began = Instant::now();
         let mut reply = match self.inner.refuse_early(&request, &query) {
             Some(refused) => refused,
-            None => self.routes.dispatch(request, conn).await,
+            None => match &self.acl {
+                None => self.routes.dispatch_with(request, query, conn).await,
+                Some(acl) => Box::pin(self.with_rights(acl, request, query, conn)).await,
+            },
         };
-        if query.filled("index").is_none() && query.filled("hash").is_none() {
+        if waits {
+            self.inner.figures.waited(reply.status());
+        } else {
             let took = Instant::now().duration_since(began);
             self.inner.figures.answered(reply.status(), took);
-        } else {
-            self.inner.figures.waited(reply.status());
         }
         if reply.extensions_mut().remove::<NoEndpoint>().is_some() {
             return reply;
         }
-        if query.has("pretty") {
+        if indented {
             reply = pretty(reply);
         }
         let headers = reply.headers_mut();
         if options {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
+        let policy = self
+            .acl
+            .as_ref()
+            .map_or("allow", |acl| acl.default_policy());
         headers.insert(
             "x-consul-default-acl-policy",
-            HeaderValue::from_static("allow"),
+            HeaderValue::from_static(policy),
         );
         headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
         match compressed {
             true => encoding::compress(reply).await,
             false => reply,
+        }
+    }
+
+    async fn with_rights(
+        &self,
+        acl: &Acl,
+        mut request: Request<Bytes>,
+        query: Query,
+        conn: Arc<ConnInfo>,
+    ) -> Reply {
+        match acl.admit(&self.inner, &mut request, &query).await {
+            Ok(admitted) => {
+                let reply = self.routes.dispatch_with(request, query, conn).await;
+                admitted.filter(reply)
+            }
+            Err(refused) => refused.into(),
         }
     }
 }

@@ -14,6 +14,8 @@ use http::{Method, StatusCode, Uri};
 use libmesh::identity::{BoxFuture, SpiffeId};
 use serde::{Deserialize, Serialize};
 
+use crate::http::{Call, Reply};
+
 pub use rpc::RpcForward;
 
 /// The RPC path on servers.
@@ -88,6 +90,13 @@ pub trait Forward: Send + Sync + 'static {
         request: http::Request<Bytes>,
         identity: Option<SpiffeId>,
     ) -> BoxFuture<'_, http::Response<Bytes>>;
+
+    /// The same for a call of the Consul-compatible interface, in nobody's name; where the store is, what was read of it is
+    /// not read again.
+    fn forward_call(&self, call: Call) -> BoxFuture<'_, Reply> {
+        let answer = self.forward(Api::Consul, call.request, None);
+        Box::pin(async move { answer.await.map(Into::into) })
+    }
 }
 
 impl ForwardRequest {

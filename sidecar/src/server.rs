@@ -40,9 +40,9 @@ use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Vi
 use crate::{
     agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
-    consul::stored::{self, Asker, Pairs},
+    consul::stored::{self, Asker, Pairs, Tokenless},
     forward::{Api, CONFIG_INDEX, Forward},
-    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
+    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, query::Query, serve},
 };
 
 use authority::Authority;
@@ -123,6 +123,8 @@ pub struct Shared {
     default_allow: bool,
     /// Nobody needs a right for the Consul interface: `mesh dev`.
     open: bool,
+    /// Whether `[acl]` is on, and what holds where no rule speaks.
+    acl: crate::config::AclConfig,
     externals: external::Externals,
     /// Up to which ledger index the configuration is published.
     published: watch::Sender<u64>,
@@ -151,6 +153,14 @@ impl Shared {
         Some(self.mesh()?.bundle().index())
     }
 
+    /// What holds for whoever shows no token.
+    fn tokenless(&self) -> Tokenless {
+        Tokenless {
+            open: self.open,
+            anonymous: self.acl.enabled,
+        }
+    }
+
     fn mesh(&self) -> Option<Mesh> {
         self.mesh.get().cloned()
     }
@@ -173,24 +183,34 @@ impl Shared {
                 self.vault.handle(request, caller).await
             }
             Api::Consul => {
-                let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-                let conn = Arc::new(ConnInfo::new(remote));
-                let Some(routes) = self.routes.get() else {
-                    unreachable!("routes are set before anything is served")
-                };
-                let configures = configures(&request);
-                let mut answer = whole(routes.dispatch(request, conn).await);
-                if configures
-                    && answer.status().is_success()
-                    && let Some(index) = self.configuration().await
-                {
-                    let headers = answer.headers_mut();
-                    headers.insert(CONFIG_INDEX, index.into());
-                }
-                answer
+                let query = Query::parse(request.uri().query());
+                whole(self.consul(request, query, &elsewhere()).await)
             }
         }
     }
+
+    /// Answers what of the Consul-compatible interface needs the store.
+    async fn consul(&self, request: Request<Bytes>, query: Query, from: &Arc<ConnInfo>) -> Reply {
+        let Some(routes) = self.routes.get() else {
+            unreachable!("routes are set before anything is served")
+        };
+        let configures = configures(&request);
+        let mut answer = routes.dispatch_with(request, query, Arc::clone(from)).await;
+        if configures
+            && answer.status().is_success()
+            && let Some(index) = self.configuration().await
+        {
+            let headers = answer.headers_mut();
+            headers.insert(CONFIG_INDEX, index.into());
+        }
+        answer
+    }
+}
+
+/// Where forwarded calls come from: who passes them on tells who asks, not from where.
+fn elsewhere() -> Arc<ConnInfo> {
+    let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    Arc::new(ConnInfo::new(remote))
 }
 
 /// Whether a request changes what agents are told with the config bundle.
@@ -208,7 +228,10 @@ fn whole(reply: Reply) -> Response<Bytes> {
     })
 }
 
-struct LocalForward(Arc<Shared>);
+struct LocalForward {
+    shared: Arc<Shared>,
+    from: Arc<ConnInfo>,
+}
 
 impl Forward for LocalForward {
     fn forward(
@@ -217,7 +240,11 @@ impl Forward for LocalForward {
         request: Request<Bytes>,
         identity: Option<SpiffeId>,
     ) -> BoxFuture<'_, Response<Bytes>> {
-        Box::pin(self.0.answer(api, request, identity))
+        Box::pin(self.shared.answer(api, request, identity))
+    }
+
+    fn forward_call(&self, call: Call) -> BoxFuture<'_, Reply> {
+        Box::pin(self.shared.consul(call.request, call.query, &self.from))
     }
 }
 
@@ -258,7 +285,8 @@ impl Server {
             mesh: OnceLock::new(),
             routes: OnceLock::new(),
             default_allow: config.intentions.default_allow,
-            open: openness.consul,
+            open: openness.consul && !config.acl.enabled,
+            acl: config.acl.clone(),
             externals: external::Externals::default(),
             published: watch::Sender::new(0),
             scratch: config.node.data_dir.clone(),
@@ -321,7 +349,10 @@ impl Server {
             server: true,
             certificates: Some(Arc::new(OwnSource(Arc::clone(&self.shared)))),
             rpc: rpc::routes(&self.shared),
-            forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
+            forward: Some(Arc::new(LocalForward {
+                shared: Arc::clone(&self.shared),
+                from: elsewhere(),
+            })),
             routes: own_routes::consul_routes(&self.shared),
             open_to: openness.attach,
             like_consul: openness.like_consul,
@@ -578,11 +609,12 @@ async fn own_credentials(
 
 /// KV, sessions, transactions and intentions, over the store here.
 fn store_routes(shared: &Arc<Shared>) -> Routes {
+    let tokenless = shared.tokenless();
     let opener = |namespace: &'static str, path: &'static str, noun: &'static str| {
         let shared = Arc::clone(shared);
         let open: stored::Opener = Arc::new(move |call: &Call| Pairs {
             kv: shared.vault.kv(namespace),
-            asker: Asker::of(&shared.vault, call, shared.open),
+            asker: Asker::of(&shared.vault, call, tokenless),
             path,
             noun,
         });
@@ -596,6 +628,22 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
         &nodes,
         &publisher,
     )
+    .merge(acl_routes(shared, tokenless))
+}
+
+fn acl_routes(shared: &Arc<Shared>, tokenless: Tokenless) -> Routes {
+    if !shared.acl.enabled {
+        return stored::acl::disabled();
+    }
+    let methods = Arc::new(stored::acl::Methods::new(Some(Arc::new(outbound::Direct))));
+    let shared = Arc::clone(shared);
+    let open: stored::acl::Opener = Arc::new(move |call: &Call| stored::acl::Desk {
+        asker: Asker::of(&shared.vault, call, tokenless),
+        kv: shared.vault.kv(records::NAMESPACE),
+        methods: Arc::clone(&methods),
+        default_allow: shared.acl.default_allow,
+    });
+    stored::acl::routes(&open)
 }
 
 /// The Vault port: our own routes, then the whole Vault interface.

@@ -32,6 +32,7 @@ use crate::rotation::{Rotation, start_upkeep};
 use crate::token::role::TokenRoles;
 use crate::token::{NewToken, TokenKind, Tokens, purge_expired};
 
+pub(crate) mod acl;
 mod auth;
 mod caller;
 mod figures;

@@ -1,6 +1,7 @@
 //! The sealed store, ledger, secrets, tokens, policies and Vault-compatible API of Mesh.
 //!
 //! The [`manual`] says what is promised and what is not, how keys hang together and how a store is opened unattended.
+pub mod acl;
 mod api;
 mod audit;
 mod auth;
@@ -41,7 +42,9 @@ mod token;
 mod vault;
 
 pub use crate::core::{Error, Meta};
+pub use api::acl::Administration;
 pub use audit::{AuditError, AuditSink};
+pub use auth::jwt::check::{JwtCheck, Said as JwtSaid};
 pub use ca::{Ca, CaError, INTERMEDIATE_LIFE, IssuedCert, Profile, ROOT_LIFE};
 pub use http::{Access, Attended, AuthorizeError};
 pub use kv::{
@@ -50,7 +53,7 @@ pub use kv::{
 };
 pub use ledger::{HistoryItem, Ledger, LedgerWatch, Verified, verify};
 pub use outbound::{Outbound, Sent};
-pub use policy::Capability;
+pub use policy::{Capability, Grant, Grants};
 pub use request::{Caller, Remote, Via};
 pub use snapshot::{Inspected, inspect_snapshot, restore_snapshot};
 pub use store::{Compacted, Head, SnapshotError, SnapshotInfo, StoreError};

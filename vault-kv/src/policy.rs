@@ -1,6 +1,6 @@
 //! Who may do what: policies, their rules, and the decision with its reason.
 //!
-//! A policy is a named document in HCL or JSON ([`parse`]). A caller holds a set of names; the union of those
+//! A policy is a named document in HCL or JSON ([`parse`]), of rules about paths and about Consul's resources ([`resource`]). A caller holds a set of names; the union of those
 //! documents is an [`Acl`], and [`Acl::decide`] answers one question about one path. The answer always carries
 //! which rule of which policy spoke ([`Decision`]), for the audit log and for whoever asks why.
 //!
@@ -9,15 +9,22 @@
 
 mod acl;
 pub(crate) mod builtin;
+mod grants;
 mod parse;
 mod pattern;
+mod resource;
 mod rights;
+mod roles;
 mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use acl::{Acl, Decision, Identity};
+pub use grants::{Grant, Grants};
+use pattern::Pattern;
 pub(crate) use rights::Rights;
 pub(crate) use store::Policies;
 
@@ -50,7 +57,7 @@ impl PolicyName {
 }
 
 /// A set of capabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Capabilities(u8);
 
 /// One thing a rule can allow, or `deny`.
@@ -158,6 +165,8 @@ pub(crate) struct Policy {
     pub rules: Vec<Rule>,
     /// Whether what it grants depends on who asks.
     pub has_templates: bool,
+    /// For people.
+    pub description: String,
 }
 
 impl Policy {
@@ -171,23 +180,61 @@ impl Policy {
         Ok(Self {
             name,
             source: source.to_string(),
-            has_templates: rules.iter().any(|rule| rule.path.contains("{{")),
+            has_templates: rules.iter().any(|rule| rule.place.has_template()),
             rules,
+            description: String::new(),
         })
+    }
+
+    /// Whether it has rules about Consul's resources only.
+    pub fn is_consuls(&self) -> bool {
+        !self.name.is_root()
+            && self
+                .rules
+                .iter()
+                .all(|rule| matches!(rule.place, Place::Literal(_)))
     }
 }
 
-/// One `path "…" { … }`.
+/// One `path "…" { … }`, or a part of what a rule about one of Consul's resources stands for.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rule {
-    /// The path as written, perhaps with `{{identity.…}}` in it.
-    pub path: String,
+    pub place: Place,
     pub capabilities: Capabilities,
     /// Parameter names (lower case) and the values allowed for them; no values = any.
     pub allowed: Parameters,
     pub denied: Parameters,
     pub required: Vec<String>,
     pub wrapping: Wrapping,
+}
+
+/// What a rule is about.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Place {
+    /// The path as written, perhaps with `{{identity.…}}` in it.
+    Written(String),
+    /// What needs no filling in.
+    Literal(Pattern),
+}
+
+impl Place {
+    fn has_template(&self) -> bool {
+        matches!(self, Self::Written(path) if path.contains("{{"))
+    }
+}
+
+impl Rule {
+    /// A rule that grants nothing yet.
+    fn at(place: Place) -> Self {
+        Self {
+            place,
+            capabilities: Capabilities::default(),
+            allowed: Parameters::new(),
+            denied: Parameters::new(),
+            required: Vec::new(),
+            wrapping: Wrapping::default(),
+        }
+    }
 }
 
 /// How an answer must be wrapped; either bound makes wrapping a must.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 use zeroize::Zeroizing;
 
+use crate::acl::Links;
 use crate::clock::Clock;
 use crate::db::{Batch, By, Cached, Db};
 use crate::http::ApiError;
@@ -26,6 +27,7 @@ use crate::sys::{Locked, hash_without_traces, without_traces};
 
 mod batch;
 mod binding;
+mod linked;
 mod live;
 mod purge;
 pub(crate) mod role;
@@ -39,6 +41,8 @@ pub(crate) use purge::purge_expired;
 pub(crate) const MAX_TTL: u64 = 768 * 3600;
 
 const KEY: &str = "token/key";
+/// Below it the accessors of tokens with [`Token::linked`].
+const LINKED: &str = "token/linked/";
 
 /// The stored name of a token: a keyed hash.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -104,6 +108,18 @@ pub(crate) struct Token {
     /// The certificate of the connection that it was given over.
     #[serde(default)]
     pub certificate: Option<Binding>,
+    /// What only the interface that made it knows of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked: Option<Box<Linked>>,
+}
+
+/// See [`Token::linked`]: more about tokens that are made as Consul's are.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Linked {
+    pub description: String,
+    pub links: Links,
+    pub local: bool,
+    pub auth_method: String,
 }
 
 /// Where a token is kept.
@@ -157,6 +173,9 @@ pub(crate) struct NewToken {
     pub certificate: Option<Binding>,
     /// The text that it is to be; `None` = a random one.
     pub id: Option<ClientToken>,
+    /// The accessor that it is to have; `None` = a random one.
+    pub accessor: Option<String>,
+    pub linked: Option<Box<Linked>>,
     /// What its cubbyhole holds from the start.
     pub cubbyhole: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
 }
@@ -314,7 +333,15 @@ impl Tokens {
             return Ok((secret, token));
         }
         let own_id = new.id.is_some();
+        let own_accessor = new.accessor.is_some();
         let (secret, id, token) = self.prepare(&mut batch, new)?;
+        if own_accessor {
+            let path = accessor_path(&token.accessor);
+            if self.db.index(&path)?.is_some() {
+                return Err(ApiError::bad("there is a token with this accessor already"));
+            }
+            batch.expect(&path, None);
+        }
         if own_id {
             if self.db.index(&id.path())?.is_some() {
                 return Err(ApiError::bad("cannot create a token with a duplicate ID"));
@@ -537,6 +564,9 @@ impl Tokens {
                 .delete(&id.path())
                 .delete(&accessor_path(&token.accessor));
             batch.key(format!("accessor {}", token.accessor));
+            if token.linked.is_some() {
+                batch.delete(&linked_path(&token.accessor));
+            }
             if let Some(parent) = &token.parent {
                 batch.delete(&child_path(parent, id));
             }
@@ -606,10 +636,14 @@ fn prepare(
     for (name, value) in new.cubbyhole.drain(..) {
         batch.put_bytes(&format!("{}{name}", id.cubbyhole()), value);
     }
+    let accessor = new.accessor.take().unwrap_or_else(|| base62(24));
     let token = Token {
-        accessor: base62(24),
+        accessor,
         ..token(now, new)
     };
+    if token.linked.is_some() {
+        batch.put(&linked_path(&token.accessor), &())?;
+    }
     batch.put(&id.path(), &token)?;
     batch.put(&accessor_path(&token.accessor), &id)?;
     if let Some(parent) = &token.parent {
@@ -644,6 +678,7 @@ fn token(now: i64, new: NewToken) -> Token {
         entity: new.entity,
         renewed_ttl: 0,
         certificate: new.certificate,
+        linked: new.linked,
     }
 }
 
@@ -653,6 +688,10 @@ fn id_of(key: &NameKey, token: &ClientToken) -> TokenId {
 
 fn accessor_path(accessor: &str) -> String {
     format!("token/accessor/{accessor}")
+}
+
+fn linked_path(accessor: &str) -> String {
+    format!("{LINKED}{accessor}")
 }
 
 fn child_path(parent: &TokenId, child: &TokenId) -> String {

@@ -68,6 +68,8 @@ pub(super) struct Core {
     looking: [usize; 2],
     looks: u32,
     outputs: VecDeque<Output>,
+    /// How often what a check printed became something else.
+    said: u64,
 }
 
 #[derive(Debug)]
@@ -114,6 +116,7 @@ impl Core {
             looking: [0; 2],
             looks: 0,
             outputs: VecDeque::new(),
+            said: 0,
         }
     }
 
@@ -253,6 +256,11 @@ impl Core {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
+    /// Grows whenever what some check printed last changes.
+    pub(super) fn said(&self) -> u64 {
+        self.said
+    }
+
     /// What is to be done, oldest first.
     pub(super) fn outputs(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -355,7 +363,10 @@ impl Core {
         let room = entry.check.output_max;
         let end = result.output.floor_char_boundary(room);
         result.output.truncate(end);
-        entry.output = result.output.into_boxed_str();
+        if *entry.output != *result.output {
+            entry.output = result.output.into_boxed_str();
+            self.said += 1;
+        }
         let before = entry.fold.status;
         match entry.check.how {
             How::Every { .. } => entry.fold.take(&entry.check.thresholds, now, result.health),

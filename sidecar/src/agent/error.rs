@@ -64,6 +64,14 @@ pub enum AgentError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file with the token of requests that bring none.
+    #[error("cannot use the token in {}: {source}; see `acl.default_token_file`", path.display())]
+    AclToken {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The file with what was registered over HTTP cannot be read.
     #[error("cannot use {}: {source}; remove it to begin without what was registered over HTTP", path.display())]
     Registered {

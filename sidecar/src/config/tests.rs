@@ -39,6 +39,7 @@ fn defaults_need_no_file() {
         30 * Duration::from_secs(86_400)
     );
     assert!(!config.intentions.default_allow);
+    assert!(!config.acl.enabled && !config.acl.default_allow);
     assert_eq!(
         config.addresses.socket,
         Path::new("/var/lib/mesh/mesh.sock")
@@ -76,6 +77,8 @@ fn documented_example_is_read() {
     assert!(matches!(service.checks[2].kind, CheckKind::Ttl(_)));
     assert_eq!(config.checks.len(), 1);
     assert_eq!(config.health.exec_checks, ExecChecks::Config);
+    assert!(config.acl.enabled && config.acl.default_allow);
+    assert_eq!(config.acl.token_ttl, Duration::from_secs(10));
 }
 
 #[test]

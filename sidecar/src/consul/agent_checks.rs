@@ -7,7 +7,7 @@ use libmesh::{
     health::{Check, CheckError, Thresholds},
     model::{Health, Instance, InstanceId, NodeName},
 };
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     Inner, Refused, bad_request,
@@ -268,8 +268,8 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 }
 
 /// Registers again what was registered in the agent's last life.
-pub fn resume(inner: &Inner, body: Value) -> Result<(), Refused> {
-    let mut check = check_of(inner, Fields::of(body)?)?;
+pub fn resume(inner: &Inner, body: &RawValue) -> Result<(), Refused> {
+    let mut check = check_of(inner, Fields::parse(body.get().as_bytes())?)?;
     go_on(inner, &mut check);
     publish(inner, check)
 }

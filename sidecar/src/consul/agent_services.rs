@@ -10,8 +10,8 @@ use libmesh::{
     catalog::LocalError,
     health::Check,
     model::{
-        CheckRecord, Health, Host, Instance, InstanceId, Locality, Meta, NamedPort, Proxy,
-        ServiceName, TaggedAddress, Weights,
+        Health, Host, Instance, InstanceId, Locality, Meta, NamedPort, Proxy, ServiceName,
+        TaggedAddress, Weights,
     },
 };
 use serde_json::{Value, json};
@@ -59,14 +59,14 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let local = inner.catalog.local();
     let id = parsed.0.id.clone();
     let replaced: Vec<_> = match call.query.has("replace-existing-checks") {
-        true => of_instance(&local.checks(), &id),
+        true => local.checks_of(Some(&id)),
         false => Vec::new(),
     };
     let kept: BTreeSet<_> = parsed.1.iter().map(|check| check.id.to_string()).collect();
     publish(&inner, parsed)?;
     for old in replaced {
-        if !kept.contains(&*old) {
-            inner.checks.remove(&old);
+        if !kept.contains(&*old.id) {
+            inner.checks.remove(&old.id);
         }
     }
     let registered = &inner.registered;
@@ -90,18 +90,16 @@ fn publish(inner: &Inner, (instance, checks): Parsed) -> Result<(), Refused> {
 }
 
 /// Registers again what was registered in the agent's last life; its checks go on from where they were.
-pub fn resume(inner: &Inner, request: ServiceRequest) -> Result<(), Refused> {
-    let (instance, mut checks) = parse(inner.scripts(), Fields::of(request.body)?)?;
+pub fn resume(inner: &Inner, request: &ServiceRequest) -> Result<(), Refused> {
+    let (instance, mut checks) = parse(
+        inner.scripts(),
+        Fields::parse(request.body.get().as_bytes())?,
+    )?;
     checks.retain(|check| request.checks.contains(&*check.id));
     for check in &mut checks {
         agent_checks::go_on(inner, check);
     }
     publish(inner, (instance, checks))
-}
-
-fn of_instance(checks: &[Arc<CheckRecord>], id: &InstanceId) -> Vec<Arc<str>> {
-    let own = checks.iter().filter(|c| c.service.as_ref() == Some(id));
-    own.map(|check| Arc::clone(&check.id)).collect()
 }
 
 /// What the log refuses, in the status that tells whose fault it is.

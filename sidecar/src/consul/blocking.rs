@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use libmesh::model::ServiceName;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Inner, Refused, bad_request, decode::go_duration};
+use super::{Inner, JSON, Refused, bad_request, decode::go_duration};
 use crate::http::{Call, Reply, json};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -112,6 +113,14 @@ impl Blocking {
         self.until(call, self.wait, over).await;
     }
 
+    /// An answer that was made before, with the headers of a read.
+    pub fn kept(&self, index: u64, body: Bytes) -> Reply {
+        let mut reply = Reply::new(body.into());
+        reply.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        self.decorate(index, &mut reply);
+        reply
+    }
+
     /// A JSON answer with the headers of a read.
     pub fn reply<T: Serialize + ?Sized>(&self, index: u64, value: &T) -> Reply {
         let mut reply = json(StatusCode::OK, value);
@@ -137,7 +146,15 @@ impl Blocking {
     /// its cache, from what it was sent before, without asking a leader, and so says that it knows of none. That is how
     /// everything is answered here.
     pub fn health_reply<T: Serialize + ?Sized>(&self, index: u64, value: &T) -> Reply {
-        let mut reply = self.reply(index, value);
+        self.of_health(index, self.reply(index, value))
+    }
+
+    /// The same of an answer that was made before.
+    pub fn health_kept(&self, index: u64, body: Bytes) -> Reply {
+        self.of_health(index, self.kept(index, body))
+    }
+
+    fn of_health(&self, index: u64, mut reply: Reply) -> Reply {
         if self.index > 0 || self.cached {
             decorate(reply.headers_mut(), index, "false", "streaming");
         }

@@ -10,7 +10,9 @@ use libmesh::catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView};
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, bad_request,
+    Inner, Refused,
+    answers::{Question, State},
+    bad_request,
     blocking::Blocking,
     coordinates::sort_near,
     filter::{self, Filter},
@@ -45,6 +47,10 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::NODE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let mut nodes = inner.catalog.nodes();
     sort_near(&inner, &call, &mut nodes, |node| node.record.id);
     let list: Vec<_> = nodes
@@ -52,7 +58,8 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .filter(|node| has_meta(&call, node))
         .map(|node| render::node(node))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -64,12 +71,17 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     }
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
     let names: BTreeMap<&str, BTreeSet<&str>> = tags
         .iter()
         .map(|(name, tags)| (name.as_str(), tags.iter().map(|tag| &**tag).collect()))
         .collect();
-    Ok(blocking.reply(index, &names))
+    let reply = blocking.reply(index, &names);
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -77,6 +89,10 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CATALOG_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
     let mut chosen: Vec<_> = wanted(&call, view.as_deref(), Select::any()).collect();
     sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
@@ -84,13 +100,18 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .into_iter()
         .map(|instance| render::catalog_entry(instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let Some(node) = one(&inner, &call) else {
         return Ok(blocking.reply(index, &Value::Null));
     };
@@ -101,13 +122,18 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .filter(|(_, service)| filter.passes(service))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": services});
-    Ok(blocking.reply(index, &value))
+    let reply = blocking.reply(index, &value);
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let Some(node) = one(&inner, &call) else {
         return Ok(blocking.reply(index, &json!({"Node": null, "Services": null})));
     };
@@ -117,7 +143,8 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
         .map(|view| render::service(&view.instance))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": filter.keep(services)});
-    Ok(blocking.reply(index, &value))
+    let reply = blocking.reply(index, &value);
+    Ok(inner.answers.keep(question, reply))
 }
 
 /// Proxies in Consul's own sense: there are none, sidecars of ours are not registered as services.

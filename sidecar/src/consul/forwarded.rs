@@ -2,15 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use libmesh::model::ServiceName;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Inner, MAX_VALUE, Refused, connect::decide, handler, prepared, server_error};
+use super::{Inner, MAX_VALUE, Refused, acl, connect::decide, handler, prepared, server_error};
 use crate::{
-    forward::{Api, CONFIG_INDEX},
+    forward::CONFIG_INDEX,
     http::{Call, Reply, Routes, json as json_reply, text},
 };
 
@@ -59,7 +58,7 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     routes
 }
 
-pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+pub async fn forward(inner: Arc<Inner>, mut call: Call) -> Result<Reply, Refused> {
     let size = call.body().len();
     if call.request.uri().path().starts_with("/v1/kv/") && size > MAX_VALUE {
         let message = format!(
@@ -69,14 +68,15 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     let waits = call.query.filled("index").is_some();
-    let mut request = call.request;
-    inner.tokens.lend(&mut request);
+    if call.request.uri().path() != acl::LOGIN {
+        inner.tokens.lend(&mut call.request);
+    }
     let began = Instant::now();
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
-    let answer = inner.forward.forward(Api::Consul, request, None);
-    let answer: http::Response<Bytes> = tokio::select! {
-        answer = answer => answer,
-        () = call.conn.shutdown.cancelled() => {
+    let shutdown = call.conn.shutdown.clone();
+    let mut answer = tokio::select! {
+        answer = inner.forward.forward_call(call) => answer,
+        () = shutdown.cancelled() => {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
@@ -84,7 +84,6 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         let took = Instant::now().duration_since(began);
         inner.figures.forwarded(answer.status(), took);
     }
-    let mut answer = answer.map(Into::into);
     if let Some(index) = answer.headers_mut().remove(CONFIG_INDEX) {
         hear(&inner, &index).await;
     }

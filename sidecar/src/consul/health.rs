@@ -8,7 +8,9 @@ use libmesh::{
 };
 
 use super::{
-    Inner, Refused, bad_request,
+    Inner, Refused,
+    answers::{Question, State},
+    bad_request,
     blocking::Blocking,
     catalog::{self, has_meta, service_name, wanted},
     coordinates::sort_near,
@@ -38,7 +40,12 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::HEALTH_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.health_kept(index, body));
+    }
     let view = inner.catalog.service(name);
+    let question = question.about(&inner, view.as_deref());
     let select = match passing {
         true => Select::passing(),
         false => Select::any(),
@@ -49,7 +56,8 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .into_iter()
         .map(|instance| render::health_entry(&inner, instance))
         .collect();
-    Ok(blocking.health_reply(index, &filter.keep(list)))
+    let reply = blocking.health_reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -57,7 +65,12 @@ async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
+    let question = question.about(&inner, view.as_deref());
     let mut chosen: Vec<_> = view
         .iter()
         .flat_map(|view| &view.instances)
@@ -68,7 +81,8 @@ async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .into_iter()
         .flat_map(|instance| own_checks(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 fn own_checks<'a>(
@@ -87,6 +101,10 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let fits = |health: Health| wanted == "any" || wanted == render::status(health);
     let mut nodes = inner.catalog.nodes();
     sort_near(&inner, &call, &mut nodes, |node| node.record.id);
@@ -107,7 +125,8 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             .map(|check| render::check(&inner, &view.node, check, Some(&view.instance)))
     });
     let list: Vec<_> = of_nodes.chain(of_instances).collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 fn membership(node: &NodeView) -> Health {
@@ -121,6 +140,10 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let Some(node) = catalog::one(&inner, &call) else {
         return Ok(blocking.reply(index, &[(); 0]));
     };
@@ -134,5 +157,6 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .chain(own)
         .chain(instances.iter().flat_map(|view| own_checks(&inner, view)))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }

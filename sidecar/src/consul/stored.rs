@@ -4,6 +4,8 @@
 //! Agents reach it through [`Forward`](crate::forward::Forward); a server mounts [`routes`] behind its own.
 //! [`Pairs`] are the plain keys of one namespace as one caller may see and change them; their index is the ledger's.
 
+pub mod acl;
+mod asker;
 pub mod config;
 pub mod external;
 mod intentions;
@@ -26,7 +28,8 @@ use tokio::time::timeout;
 use super::{Refused, bad_request, blocking::Blocking, server_error};
 use crate::http::{Call, Reply, Routes};
 
-pub use pairs::{Asker, Pairs};
+pub use asker::{Asker, Tokenless, lacks, token};
+pub use pairs::Pairs;
 pub use sessions::{Kept, SessionRequest};
 
 /// A key and its value.
@@ -66,6 +69,9 @@ pub enum StoreError {
     /// No such session takes keys; Consul's words, which clients look for.
     #[error("invalid session {0:?}")]
     NoSession(String),
+    /// The caller shows a token that there is not; Consul's words.
+    #[error("ACL not found")]
+    NoToken,
     /// The caller may not.
     #[error("Permission denied: {0}")]
     Denied(String),
@@ -104,7 +110,7 @@ impl StoreError {
     pub fn status(&self) -> StatusCode {
         match self {
             StoreError::Sealed | StoreError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            StoreError::Denied(_) => StatusCode::FORBIDDEN,
+            StoreError::Denied(_) | StoreError::NoToken => StatusCode::FORBIDDEN,
             StoreError::NoSession(_) | StoreError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -130,6 +136,22 @@ async fn read_blocking(
     let changed = pairs.changed_after(scope, blocking.index);
     changed_or_over(call, wait, changed).await;
     Ok(pairs.read(scope)?)
+}
+
+/// The same without a look at rights: who asks decides what of it is told.
+async fn look_blocking(
+    pairs: &Pairs,
+    call: &Call,
+    blocking: &Blocking,
+    scope: Scope<'_>,
+) -> Result<(Vec<Pair>, u64), Refused> {
+    let (found, index) = pairs.look(scope)?;
+    let Some(wait) = blocking.wait_beyond(index) else {
+        return Ok((found, index));
+    };
+    let changed = pairs.changed_after(scope, blocking.index);
+    changed_or_over(call, wait, changed).await;
+    Ok(pairs.look(scope)?)
 }
 
 /// Waits for a change; no longer than `wait`, or the listener lives.

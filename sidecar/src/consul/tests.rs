@@ -16,6 +16,8 @@ use crate::{
     http::{Remote, query::encode},
 };
 
+mod answers;
+
 /// Says what it was asked.
 struct Echo;
 
@@ -31,7 +33,7 @@ impl Forward for Echo {
     }
 }
 
-fn api() -> ConsulApi {
+pub fn api() -> ConsulApi {
     api_with(|_| {})
 }
 

@@ -111,7 +111,7 @@ fn bad(message: impl Into<String>) -> Refused {
 }
 
 fn asker(shared: &Shared, call: &Call) -> Asker {
-    Asker::of(&shared.vault, call, shared.open)
+    Asker::of(&shared.vault, call, shared.tokenless())
 }
 
 /// Writes what came of a change to the audit log; without that line nobody hears of it.

@@ -20,8 +20,12 @@ use tokio::sync::OnceCell;
 use super::{
     Shared, external,
     records::{self, Node},
+    whole,
 };
-use crate::forward::{self, ForwardReply, ForwardRequest};
+use crate::{
+    consul::Refused,
+    forward::{self, ForwardReply, ForwardRequest},
+};
 
 /// Answers to changes kept, so that a repeated request gets the same one.
 const REMEMBERED: usize = 1024;
@@ -254,11 +258,20 @@ impl Forwarded {
         let Some(http) = asked.into_http() else {
             return Reply::error(StatusCode::BAD_REQUEST, "the forwarded request is no HTTP");
         };
-        let reply: ForwardReply = self.shared.answer(api, http, identity).await.into();
-        match postcard::to_stdvec(&reply) {
-            Ok(body) => Reply::ok(body),
-            Err(error) => Reply::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        // Who is first gets every right to Consul's resources: no other host, whatever it is, may be that.
+        if api == forward::Api::Consul && http.uri().path() == "/v1/acl/bootstrap" {
+            let words = "Permission denied: ACL bootstrap is answered on loopback and the Unix socket of a server only";
+            let refused = Refused::new(StatusCode::FORBIDDEN, words);
+            return encoded(&whole(refused.into()).into());
         }
+        encoded(&self.shared.answer(api, http, identity).await.into())
+    }
+}
+
+fn encoded(reply: &ForwardReply) -> Reply {
+    match postcard::to_stdvec(reply) {
+        Ok(body) => Reply::ok(body),
+        Err(error) => Reply::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the binary and the parts behind it do, seen from outside.
 
 mod accounts;
+mod acl;
 mod agent;
 mod cli;
 mod configured;
@@ -13,6 +14,7 @@ mod events;
 mod external;
 mod hardening;
 mod host;
+mod linear;
 #[cfg(target_os = "linux")]
 mod memory;
 mod netns;

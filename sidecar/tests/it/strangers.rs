@@ -247,7 +247,7 @@ async fn keys_of_web_tokens_are_fetched_from_whoever_signs_them() {
 }
 
 /// An ECDSA signature in DER as two numbers of 32 bytes.
-fn fixed(der: &[u8]) -> [u8; 64] {
+pub fn fixed(der: &[u8]) -> [u8; 64] {
     let mut out = [0; 64];
     let mut at = 2;
     for half in out.chunks_exact_mut(32) {

@@ -83,6 +83,12 @@ impl Api {
         }
         let mut names = token.policies.clone();
         let mut identity = Identity::default();
+        if let Some(linked) = &token.linked {
+            let roles = linked.links.roles.iter();
+            names.extend(roles.flat_map(|role| self.policies.of_role(role)));
+            names.sort();
+            names.dedup();
+        }
         if !token.entity.is_empty() {
             let more = self.identities.policies(&token.entity);
             names.extend(more.ok_or(ApiError::Unauthenticated)?);
@@ -139,6 +145,10 @@ impl Api {
 impl Authenticated {
     pub fn acl(&self) -> &Acl {
         &self.rights.acl
+    }
+
+    pub fn shared_acl(&self) -> Arc<Acl> {
+        Arc::clone(&self.rights.acl)
     }
 
     /// The name in the ledger.

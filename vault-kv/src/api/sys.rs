@@ -222,7 +222,7 @@ impl Api {
                 let text = text
                     .filter(|t| !t.is_empty())
                     .ok_or_else(|| ApiError::bad("'policy' parameter not supplied or empty"))?;
-                self.policies.put(by, parsed, &plain(&text)).await?;
+                self.policies.put(by, parsed, &plain(&text), None).await?;
                 let mut answer = Answer::none();
                 answer.warnings.extend(lowered);
                 Ok(answer)

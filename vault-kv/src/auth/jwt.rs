@@ -20,6 +20,7 @@ use crate::http::{ApiError, reply::Answer};
 use crate::outbound::Outbound;
 use crate::request::{Data, Operation, Remote};
 
+pub(crate) mod check;
 mod claims;
 pub(crate) mod keys;
 

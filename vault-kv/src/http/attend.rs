@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{ApiError, AuthorizeError, reply::Answer};
 use crate::{
-    api::Begun,
+    api::{Begun, acl::Administration},
     policy::Capability,
     request::{ApiPath, Caller, ClientToken, Data, Operation, Request, random_id},
     vault::{Open, Vault},
@@ -93,6 +93,11 @@ impl Attended {
         &self.begun.by.actor
     }
 
+    /// Tokens, policies and roles, in the name of whoever asked.
+    pub fn administration(&self) -> Administration<'_> {
+        Administration::new(&self.open.api, &self.begun)
+    }
+
     /// Writes what came of it, before the client hears of it; `failed` says why nothing did.
     ///
     /// # Errors
@@ -114,9 +119,7 @@ impl AuthorizeError {
     pub(super) fn of(error: ApiError, capability: Capability, path: &str) -> Self {
         match error {
             ApiError::Sealed => Self::Sealed,
-            ApiError::Unauthenticated => Self::Denied(
-                "no valid token, and no role for this identity (auth/spiffe/role)".into(),
-            ),
+            ApiError::Unauthenticated => Self::Unknown,
             ApiError::Denied => Self::Denied(format!(
                 "no policy of this caller grants {} on {path:?}",
                 capability.as_str()

@@ -8,9 +8,10 @@ use zeroize::Zeroizing;
 use super::ApiError;
 use super::ceremony::refuse_pgp;
 use super::reply::{Answer, redirect, render};
+use crate::acl::TokenEntry;
 use crate::clock::Clock;
 use crate::core::Error;
-use crate::policy::Capability;
+use crate::policy::{Capability, Grants};
 use crate::request::{Caller, Data, Operation, Refusal, Request};
 use crate::vault::{InitOptions, Vault, VaultError};
 
@@ -23,6 +24,9 @@ pub enum AuthorizeError {
     /// Nobody known, or somebody without the right.
     #[error("permission denied: {0}")]
     Denied(String),
+    /// A token that there is not, or not any more; or nobody known.
+    #[error("permission denied: no valid token, and no role for this identity (auth/spiffe/role)")]
+    Unknown,
     /// No audit sink takes the request.
     #[error("{0}")]
     Unavailable(String),
@@ -83,6 +87,26 @@ impl Vault {
         open.api
             .authorize(token, spiffe, capability, path)
             .map_err(|error| AuthorizeError::of(error, capability, path))
+    }
+
+    /// What a token may do with paths of the embedding program.
+    ///
+    /// # Errors
+    /// See [`AuthorizeError`]. A token with a limited number of uses is always denied here.
+    pub fn grants(&self, token: &str) -> Result<Grants, AuthorizeError> {
+        let open = self.unsealed().map_err(|_| AuthorizeError::Sealed)?;
+        let grants = open.api.grants(token);
+        grants.map_err(|error| AuthorizeError::of(error, Capability::Read, ""))
+    }
+
+    /// What is known of a token, by its text.
+    ///
+    /// # Errors
+    /// See [`AuthorizeError`].
+    pub fn own_token(&self, token: &str) -> Result<TokenEntry, AuthorizeError> {
+        let open = self.unsealed().map_err(|_| AuthorizeError::Sealed)?;
+        let own = open.api.own_token(token);
+        own.map_err(|error| AuthorizeError::of(error, Capability::Read, ""))
     }
 
     /// `None`: not one of these paths.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::pattern::Pattern;
-use super::{Capabilities, Capability, Parameters, Policy, PolicyName, Rule, Wrapping};
+use super::{Capabilities, Capability, Parameters, Place, Policy, PolicyName, Rule, Wrapping};
 use crate::request::Data;
 
 /// What templates may refer to: facts of a verified identity.
@@ -169,20 +169,18 @@ impl Decision {
 impl Acl {
     /// Merge policies for one identity. A rule whose template has no value for this identity matches nothing.
     pub fn new(policies: &[Arc<Policy>], identity: &Identity) -> Self {
-        let mut merged: BTreeMap<String, Merged> = BTreeMap::new();
+        let mut merged: BTreeMap<Pattern, Merged> = BTreeMap::new();
         for policy in policies {
             for rule in &policy.rules {
                 let Some(pattern) = resolve(rule, identity) else {
                     continue;
                 };
-                let entry = merged
-                    .entry(pattern.as_str().to_string())
-                    .or_insert_with(|| Merged {
-                        pattern,
-                        capabilities: Capabilities::default(),
-                        limits: Vec::new(),
-                        policies: Vec::new(),
-                    });
+                let entry = merged.entry(pattern.clone()).or_insert_with(|| Merged {
+                    pattern,
+                    capabilities: Capabilities::default(),
+                    limits: Vec::new(),
+                    policies: Vec::new(),
+                });
                 entry.capabilities = entry.capabilities.union(rule.capabilities);
                 entry.limits.push(Limits {
                     capabilities: rule.capabilities,
@@ -285,6 +283,67 @@ impl Acl {
                 limits.capabilities.allows(capability) && limits.wrapping.permits(ttl)
             })
         })
+    }
+
+    /// What the rule for a path says of a capability; `None`: there is no rule.
+    pub fn says(&self, path: &str, capability: Capability) -> Option<bool> {
+        match self.root {
+            true => Some(true),
+            false => Some(self.rule(path, false)?.capabilities.allows(capability)),
+        }
+    }
+
+    /// Whether this is allowed on everything that begins with `prefix`, known or not; where no rule speaks, `otherwise`
+    /// counts.
+    pub fn allows_below(&self, prefix: &str, capability: Capability, otherwise: bool) -> bool {
+        if self.root {
+            return true;
+        }
+        let rules = || self.exact.values().chain(&self.globs);
+        let mut covering = self.globs.iter().filter(|m| m.pattern.covers(prefix));
+        let general = covering.next().map_or(otherwise, |m| {
+            // The first is the longest one: it speaks where nothing more specific does.
+            m.capabilities.allows(capability)
+        });
+        general
+            && rules()
+                .filter(|m| m.pattern.reaches_below(prefix) && !m.pattern.covers(prefix))
+                .all(|m| m.capabilities.allows(capability))
+    }
+
+    /// The rules about what begins with one of these.
+    pub fn rules_below(&self, prefixes: &[&str]) -> Vec<(Pattern, Capabilities)> {
+        self.exact
+            .values()
+            .chain(&self.globs)
+            .filter(|m| {
+                prefixes
+                    .iter()
+                    .any(|prefix| m.pattern.reaches_below(prefix))
+            })
+            .map(|m| (m.pattern.clone(), m.capabilities))
+            .collect()
+    }
+
+    /// What such rules grant.
+    pub fn of_rules(rules: impl Iterator<Item = (Pattern, Capabilities)>, root: bool) -> Self {
+        let merged = rules.map(|(pattern, capabilities)| Merged {
+            pattern,
+            capabilities,
+            limits: Vec::new(),
+            policies: Vec::new(),
+        });
+        let (exact, mut globs): (Vec<_>, Vec<_>) = merged.partition(|m| m.pattern.is_exact());
+        globs.sort_by(|a, b| b.pattern.specificity(&a.pattern));
+        Self {
+            root,
+            exact: exact
+                .into_iter()
+                .map(|m| (m.pattern.as_str().to_string(), m))
+                .collect(),
+            globs,
+            policies: Vec::new(),
+        }
     }
 
     /// May the caller see that something exists at or below this path? (Used for mount listings.)
@@ -395,7 +454,11 @@ fn value_matches(rule: &Value, sent: &Value) -> bool {
 
 /// A rule's pattern with its templates filled in for one identity.
 fn resolve(rule: &Rule, identity: &Identity) -> Option<Pattern> {
-    let text = fill(&rule.path, |name| identity.value(name).map(str::to_string))
+    let path = match &rule.place {
+        Place::Literal(pattern) => return Some(pattern.clone()),
+        Place::Written(path) => path,
+    };
+    let text = fill(path, |name| identity.value(name).map(str::to_string))
         .ok()
         .flatten()?;
     Pattern::parse(&text).ok()

@@ -1,5 +1,31 @@
 //! The policies that every server has, besides `root`.
 
+/// What is part of this program and cannot be changed: name, description, document.
+pub(super) const FIXED: [(&str, &str, &str); 3] = [
+    (WRAPPING_NAME, "", WRAPPING),
+    (
+        MANAGEMENT,
+        "Every right to Consul's resources",
+        include_str!("builtin/management.hcl"),
+    ),
+    (
+        READ_ONLY,
+        "Looking at every one of Consul's resources",
+        include_str!("builtin/read_only.hcl"),
+    ),
+];
+
+/// The name of the policy with every right to Consul's resources.
+pub(crate) const MANAGEMENT: &str = "global-management";
+/// The name of the one that lets look at all of them.
+pub(crate) const READ_ONLY: &str = "builtin/global-read-only";
+
+/// Whether a policy is part of this program.
+pub(crate) fn is_fixed(name: &str) -> bool {
+    FIXED.iter().any(|(fixed, ..)| *fixed == name)
+        || crate::acl::Identity::of_policy(name).is_some()
+}
+
 /// What `default` grants at first: a caller's dealings with itself. It can be edited, not deleted.
 pub(crate) const DEFAULT: &str = r#"# Look at, renew and revoke one's own token.
 path "auth/token/lookup-self" {

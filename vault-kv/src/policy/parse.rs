@@ -1,13 +1,16 @@
 //! Policy documents: HCL or JSON into rules.
 
+use std::fmt;
 use std::time::Duration;
 
+use hcl::edit::Span as _;
 use hcl::expr::{Expression, ObjectKey};
 use hcl::structure::{Block, Structure};
 use serde_json::{Map, Value};
 
 use super::pattern::Pattern;
-use super::{Capabilities, Capability, Parameters, Rule, Wrapping};
+use super::resource::{self, Resource};
+use super::{Capabilities, Capability, Parameters, Place, Rule, Wrapping};
 use crate::request::duration;
 
 /// Longest document, in bytes.
@@ -30,12 +33,19 @@ pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
     } else {
         from_hcl(source)?
     };
-    let rules = stanzas
-        .into_iter()
-        .map(|(path, fields)| rule(path, &fields))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut rules = Vec::new();
+    for stanza in stanzas {
+        match stanza {
+            Stanza::Path(path, fields) => rules.push(rule(&path, &fields)?),
+            Stanza::Resource(resource, name, fields, at) => {
+                let those = resource.rules(&name, &fields);
+                rules.extend(those.map_err(|why| format!("At {at}: {why}"))?);
+            }
+            Stanza::Single(rule) => rules.push(rule),
+        }
+    }
     if rules.is_empty() && !source.trim().is_empty() && !source.contains(['#', '/']) {
-        return Err("no path rule found".into());
+        return Err("no rule found".into());
     }
     Ok(rules)
 }
@@ -58,39 +68,79 @@ fn shallow(source: &str) -> Result<(), String> {
     Ok(())
 }
 
-type Stanza = (String, Map<String, Value>);
+enum Stanza {
+    Path(String, Map<String, Value>),
+    /// With its name and where it is.
+    Resource(Resource, String, Map<String, Value>, At),
+    Single(Rule),
+}
+
+/// A place in a document.
+#[derive(Clone, Copy)]
+struct At {
+    line: usize,
+    column: usize,
+}
+
+impl At {
+    fn offset(source: &str, offset: usize) -> Self {
+        let before = source.get(..offset).unwrap_or(source);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+fn unknown(name: &str, at: At) -> String {
+    format!(
+        "At {at}: unknown resource {name:?} (path, or Consul's key, service, node, session, agent, event, query and \
+         their _prefix, acl, keyring, mesh, operator, peering)"
+    )
+}
 
 fn from_hcl(source: &str) -> Result<Vec<Stanza>, String> {
     // The parser's message shows the source line; only its position is passed on.
-    let body = hcl::parse(source).map_err(|error| match error {
-        hcl::Error::Parse(parse) => {
-            let at = parse.location();
-            format!("At {}:{}: not valid HCL", at.line(), at.column())
-        }
-        _ => "not valid HCL".to_string(),
+    let body = hcl::edit::parser::parse_body(source).map_err(|error| {
+        let at = error.location();
+        format!("At {}:{}: not valid HCL", at.line(), at.column())
     })?;
     let mut out = Vec::new();
-    for structure in body {
-        match structure {
-            Structure::Block(block) if block.identifier() == "path" => {
+    for structure in &body {
+        let at = At::offset(source, structure.span().map_or(0, |span| span.start));
+        match Structure::from(structure.clone()) {
+            Structure::Block(block) => {
                 let [label] = block.labels() else {
-                    return Err(
-                        "a path block needs exactly one path: path \"secret/*\" { … }".into(),
-                    );
+                    return Err(match block.identifier() {
+                        "path" => {
+                            "a path block needs exactly one path: path \"secret/*\" { … }".into()
+                        }
+                        kind => format!("At {at}: {kind} needs exactly one name"),
+                    });
                 };
-                out.push((label.as_str().to_string(), block_fields(&block)?));
+                let (name, fields) = (label.as_str().to_string(), block_fields(&block)?);
+                out.push(match block.identifier() {
+                    "path" => Stanza::Path(name, fields),
+                    kind => {
+                        let resource = Resource::named(kind).ok_or_else(|| unknown(kind, at))?;
+                        Stanza::Resource(resource, name, fields, at)
+                    }
+                });
             }
             Structure::Attribute(attribute) if attribute.key() == "name" => {}
-            Structure::Block(block) => {
-                return Err(format!(
-                    "unknown block {:?} (only path is known)",
-                    block.identifier()
-                ));
-            }
             Structure::Attribute(attribute) => {
-                return Err(format!(
-                    "unknown key {:?} (only path blocks are known)",
-                    attribute.key()
+                let value = plain(attribute.expr()).unwrap_or_default();
+                let rule = resource::single(attribute.key(), &value)
+                    .ok_or_else(|| unknown(attribute.key(), at))?;
+                out.push(Stanza::Single(
+                    rule.map_err(|why| format!("At {at}: {why}"))?,
                 ));
             }
         }
@@ -150,81 +200,84 @@ fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
     let mut document: Map<String, Value> = serde_json::from_str(source)
         .map_err(|e| format!("At {}:{}: not valid JSON", e.line(), e.column()))?;
     document.remove("name");
-    let paths = document.remove("path").unwrap_or_default();
-    if let Some(key) = document.keys().next() {
-        return Err(format!("unknown key {key:?} (only path is known)"));
-    }
     let mut out = Vec::new();
-    let groups = match paths {
-        Value::Array(groups) => groups,
-        one => vec![one],
-    };
-    for group in groups {
-        let Value::Object(group) = group else {
-            return Err("\"path\" must be an object of path rules".into());
-        };
-        for (path, fields) in group {
-            for fields in if let Value::Array(many) = fields {
-                many
-            } else {
-                vec![fields]
-            } {
-                let Value::Object(fields) = fields else {
-                    return Err(format!("path {path:?}: must be an object"));
-                };
-                out.push((path.clone(), fields));
+    for (kind, value) in document {
+        // The first place where the word stands: keys of one name are one here.
+        let found = source.find(&format!("{kind:?}"));
+        let at = At::offset(source, found.unwrap_or_default());
+        if let Some(rule) = resource::single(&kind, &value) {
+            out.push(Stanza::Single(
+                rule.map_err(|why| format!("At {at}: {why}"))?,
+            ));
+            continue;
+        }
+        let resource = Resource::named(&kind);
+        if resource.is_none() && kind != "path" {
+            return Err(unknown(&kind, at));
+        }
+        for group in list_of(value) {
+            let Value::Object(group) = group else {
+                return Err(format!("{kind:?} must be an object of {kind} rules"));
+            };
+            for (name, fields) in group {
+                for fields in list_of(fields) {
+                    let Value::Object(fields) = fields else {
+                        return Err(format!("{kind} {name:?}: must be an object"));
+                    };
+                    out.push(match resource {
+                        None => Stanza::Path(name.clone(), fields),
+                        Some(resource) => Stanza::Resource(resource, name.clone(), fields, at),
+                    });
+                }
             }
         }
     }
     Ok(out)
 }
 
-fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
+fn list_of(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(many) => many,
+        one => vec![one],
+    }
+}
+
+fn rule(path: &str, fields: &Map<String, Value>) -> Result<Rule, String> {
     // Templates are filled in per caller; the pattern's shape is checked now with a harmless word.
-    Pattern::parse(&super::acl::fill(&path, |_| Some("x".into()))?.unwrap_or_default())?;
-    let mut rule = Rule {
-        path,
-        capabilities: Capabilities::default(),
-        allowed: Parameters::new(),
-        denied: Parameters::new(),
-        required: Vec::new(),
-        wrapping: Wrapping::default(),
-    };
+    Pattern::parse(&super::acl::fill(path, |_| Some("x".into()))?.unwrap_or_default())?;
+    let mut rule = Rule::at(Place::Written(path.to_string()));
     for (key, value) in fields {
         match key.as_str() {
             "capabilities" => {
-                for name in texts(value).ok_or_else(|| {
-                    format!("path {:?}: capabilities must be a list of texts", rule.path)
-                })? {
-                    rule.capabilities = rule.capabilities.union(capability(&rule.path, name)?);
+                for name in texts(value)
+                    .ok_or_else(|| format!("path {path:?}: capabilities must be a list of texts"))?
+                {
+                    rule.capabilities = rule.capabilities.union(capability(path, name)?);
                 }
             }
-            "policy" => rule.capabilities = rule.capabilities.union(shorthand(&rule.path, value)?),
-            "allowed_parameters" => rule.allowed = parameters(&rule.path, key, value)?,
-            "denied_parameters" => rule.denied = parameters(&rule.path, key, value)?,
+            "policy" => rule.capabilities = rule.capabilities.union(shorthand(path, value)?),
+            "allowed_parameters" => rule.allowed = parameters(path, key, value)?,
+            "denied_parameters" => rule.denied = parameters(path, key, value)?,
             "required_parameters" => {
                 rule.required = texts(value)
                     .ok_or_else(|| {
-                        format!(
-                            "path {:?}: required_parameters must be a list of texts",
-                            rule.path
-                        )
+                        format!("path {path:?}: required_parameters must be a list of texts")
                     })?
                     .into_iter()
                     .map(str::to_ascii_lowercase)
                     .collect();
             }
-            "min_wrapping_ttl" => rule.wrapping.min = Some(ttl(&rule.path, key, value)?),
-            "max_wrapping_ttl" => rule.wrapping.max = Some(ttl(&rule.path, key, value)?),
+            "min_wrapping_ttl" => rule.wrapping.min = Some(ttl(path, key, value)?),
+            "max_wrapping_ttl" => rule.wrapping.max = Some(ttl(path, key, value)?),
             // A restriction that is silently not applied would grant more than was written.
             "mfa_methods"
             | "control_group"
             | "expiration"
             | "list_scan_response_keys_filter_path" => {
-                return Err(format!("path {:?}: {key} is not supported", rule.path));
+                return Err(format!("path {path:?}: {key} is not supported"));
             }
             key if IGNORED.contains(&key) => {}
-            _ => return Err(format!("path {:?}: invalid key {key:?}", rule.path)),
+            _ => return Err(format!("path {path:?}: invalid key {key:?}")),
         }
     }
     if let Wrapping {
@@ -234,8 +287,7 @@ fn rule(path: String, fields: &Map<String, Value>) -> Result<Rule, String> {
         && min > max
     {
         return Err(format!(
-            "path {:?}: max_wrapping_ttl is less than min_wrapping_ttl",
-            rule.path
+            "path {path:?}: max_wrapping_ttl is less than min_wrapping_ttl"
         ));
     }
     Ok(rule)

@@ -2,23 +2,38 @@
 
 use std::cmp::Ordering;
 
+use serde::{Deserialize, Serialize};
+
 /// A checked pattern, ready to match.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Pattern {
     text: String,
     kind: Kind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Kind {
     Exact,
-    /// Ends in `*`, no `+`.
+    /// What is before the `*` at its end, as it stands.
     Prefix,
     /// Has `+` segments; the flag says whether it ends in `*`.
     Segments(bool),
 }
 
 impl Pattern {
+    /// This path, whatever characters are in it.
+    pub fn exact(text: String) -> Self {
+        let kind = Kind::Exact;
+        Self { text, kind }
+    }
+
+    /// What begins so, whatever characters are in that.
+    pub fn prefix(stem: String) -> Self {
+        let kind = Kind::Prefix;
+        let text = stem + "*";
+        Self { text, kind }
+    }
+
     /// Check a pattern. `*` may only be its last character and `+` only a whole segment: elsewhere Vault takes them
     /// literally, so that a rule, perhaps a `deny`, silently matches nothing. Such rules are refused here.
     pub fn parse(text: &str) -> Result<Self, String> {
@@ -68,22 +83,46 @@ impl Pattern {
         }
     }
 
+    /// What a path that is covered begins with, as far as that is the same for all.
+    fn fixed(&self) -> &str {
+        match self.kind {
+            Kind::Exact => &self.text,
+            Kind::Prefix => self.stem(),
+            Kind::Segments(_) => self.text.split(['*', '+']).next().unwrap_or_default(),
+        }
+    }
+
+    /// Whether it may cover something that begins with `prefix`.
+    pub fn reaches_below(&self, prefix: &str) -> bool {
+        let fixed = self.fixed();
+        fixed.starts_with(prefix) || self.kind != Kind::Exact && prefix.starts_with(fixed)
+    }
+
+    /// Whether it covers everything that begins with `prefix`.
+    pub fn covers(&self, prefix: &str) -> bool {
+        self.kind == Kind::Prefix && prefix.starts_with(self.stem())
+    }
+
     fn stem(&self) -> &str {
-        self.text.strip_suffix('*').unwrap_or(&self.text)
+        match self.kind {
+            Kind::Exact => &self.text,
+            Kind::Prefix | Kind::Segments(_) => self.text.strip_suffix('*').unwrap_or(&self.text),
+        }
     }
 
     /// Which of two patterns that both match is the more specific one (`Greater` = self). Vault's order: exact first;
     /// then a later first wildcard, not ending in `*`, fewer `+`, longer, and at last the text itself.
     pub fn specificity(&self, other: &Self) -> Ordering {
         let key = |p: &Self| {
-            let wildcard = p.text.find(['*', '+']).unwrap_or(usize::MAX);
-            let pluses = p.text.split('/').filter(|s| *s == "+").count();
-            (
-                wildcard,
-                !p.text.ends_with('*'),
-                std::cmp::Reverse(pluses),
-                p.text.len(),
-            )
+            let (wildcard, pluses, glob) = match p.kind {
+                Kind::Exact => (usize::MAX, 0, false),
+                Kind::Prefix => (p.stem().len(), 0, true),
+                Kind::Segments(glob) => {
+                    let pluses = p.text.split('/').filter(|s| *s == "+").count();
+                    (p.fixed().len(), pluses, glob)
+                }
+            };
+            (wildcard, !glob, std::cmp::Reverse(pluses), p.text.len())
         };
         key(self)
             .cmp(&key(other))

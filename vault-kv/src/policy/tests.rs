@@ -6,6 +6,8 @@ use serde_json::json;
 use super::*;
 use crate::request::Data;
 
+mod resource;
+
 fn policy(name: &str, source: &str) -> Arc<Policy> {
     Arc::new(Policy::parse(PolicyName::parse(name).unwrap(), source).unwrap())
 }
@@ -112,7 +114,7 @@ fn rules_that_would_silently_match_nothing_are_refused() {
         r#"path "x" { mfa_methods = ["a"] }"#,
         r#"path "{{identity.nope}}" { capabilities = ["read"] }"#,
         r#"path "x" "y" { capabilities = ["read"] }"#,
-        r#"service "x" { policy = "read" }"#,
+        r#"servce "x" { policy = "read" }"#,
         r#"{"path": {"x": {"capabilities": [7]}}}"#,
         r#"{"path": "x"}"#,
         "nonsense",

@@ -1,131 +1,11 @@
 //! Plain keys of the store as the Consul interface sees them: each look and each change is authorized.
 
-use http::HeaderMap;
 use vault_kv::{
-    Access, Applied, Attended, AuthorizeError, Caller, Capability, Error, Kv, KvOp, KvPair, Meta,
-    NotApplied, Refused, Session, SessionOptions, Vault, Via,
+    Applied, Attended, Capability, Error, Kv, KvOp, KvPair, Meta, NotApplied, Refused, Session,
+    SessionOptions,
 };
-use zeroize::Zeroizing;
 
-use super::{Pair, Scope, StoreError, sessions::Kept};
-use crate::http::{Call, Remote};
-
-/// The actor of a change that needed no right.
-const ANYBODY: &str = "anonymous";
-
-/// Who asks, and what may be asked without saying so.
-#[derive(Clone)]
-pub struct Asker {
-    vault: Vault,
-    token: Option<Zeroizing<String>>,
-    caller: Caller,
-    /// Nobody needs a right: `mesh dev`.
-    open: bool,
-}
-
-impl Asker {
-    /// The one behind `headers` and `query`: the token in the places where Consul's clients and Vault's
-    /// put it.
-    pub fn of(vault: &Vault, call: &Call, open: bool) -> Self {
-        let token = call
-            .query
-            .filled("token")
-            .map(str::to_owned)
-            .or_else(|| token(call.request.headers()));
-        Self {
-            vault: vault.clone(),
-            token: token.map(Zeroizing::new),
-            caller: caller(&call.conn.remote),
-            open,
-        }
-    }
-
-    /// The actor for the ledger, if the path may be used so.
-    pub fn authorize(&self, capability: Capability, path: &str) -> Result<String, StoreError> {
-        if self.vault.is_sealed() {
-            return Err(StoreError::Sealed);
-        }
-        let token = self.token.as_ref().map(|token| token.as_str());
-        match self.vault.authorize(token, None, capability, path) {
-            Ok(actor) => Ok(actor),
-            Err(_) if self.open => Ok(ANYBODY.to_owned()),
-            Err(error) if token.is_some() => Err(StoreError::Denied(format!(
-                "the token does not allow {} on {path} ({error})",
-                capability.as_str()
-            ))),
-            Err(_) => Err(StoreError::Denied(format!(
-                "{} on {path} needs a token (MESH_TOKEN or X-Consul-Token)",
-                capability.as_str()
-            ))),
-        }
-    }
-
-    /// For a change: authorized, and its line in the audit log, before anything happens.
-    pub async fn attend(&self, capability: Capability, path: &str) -> Result<Attended, StoreError> {
-        let access = || Access {
-            token: self.token.as_ref().map(|token| token.as_str()),
-            caller: self.caller.clone(),
-            capability,
-            path,
-        };
-        let known = !self.open || self.authorize(capability, path)? != ANYBODY;
-        let attended = match known {
-            true => self.vault.attend(access()).await,
-            false => self.vault.attend_anybody(access()).await,
-        };
-        attended.map_err(|error| match error {
-            AuthorizeError::Sealed => StoreError::Sealed,
-            AuthorizeError::Denied(_) => match self.authorize(capability, path) {
-                Err(denied) => denied,
-                Ok(_) => StoreError::Denied(error.to_string()),
-            },
-            AuthorizeError::Unavailable(reason) => StoreError::Unavailable(reason),
-            AuthorizeError::Failed(reason) => StoreError::Failed(reason),
-        })
-    }
-
-    /// What the ledger says of a change by this asker.
-    pub fn meta(&self, actor: String, operation: &str, key: String) -> Meta {
-        Meta {
-            actor,
-            via: "consul".to_owned(),
-            operation: operation.to_owned(),
-            keys: vec![key],
-            ..Meta::default()
-        }
-    }
-}
-
-/// Where a connection comes from, in the words of the audit log.
-fn caller(remote: &Remote) -> Caller {
-    let (remote, via) = match remote {
-        Remote::Unix { .. } => (vault_kv::Remote::Unix, Via::Socket),
-        // Forwarded by an agent, which told who asks, not from where.
-        Remote::Tcp(addr) if addr.ip().is_unspecified() => {
-            (vault_kv::Remote::Ip(addr.ip()), Via::Mesh)
-        }
-        Remote::Tcp(addr) => (vault_kv::Remote::Ip(addr.ip()), Via::Http),
-    };
-    Caller::anonymous(remote, via)
-}
-
-/// Writes what came of a change to the audit log; without that line nobody hears of it.
-async fn finish<T>(attended: Attended, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-    let failed = outcome.as_ref().err().map(ToString::to_string);
-    match attended.finish(failed.as_deref()).await {
-        Ok(()) => outcome,
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
-    }
-}
-
-fn token(headers: &HeaderMap) -> Option<String> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    header("x-consul-token")
-        .or_else(|| header("x-vault-token"))
-        .or_else(|| header("authorization").and_then(|value| value.strip_prefix("Bearer ")))
-        .filter(|token| !token.is_empty())
-        .map(str::to_owned)
-}
+use super::{Asker, Pair, Scope, StoreError, sessions::Kept};
 
 /// The keys of one namespace for one asker.
 pub struct Pairs {
@@ -154,8 +34,22 @@ impl Pairs {
     /// What is in `scope`, by key, and the index of its last change (also of a deletion); for a scope that
     /// never had anything, the index of the last change of all.
     pub fn read(&self, scope: Scope<'_>) -> Result<(Vec<Pair>, u64), StoreError> {
-        let (Scope::Key(path) | Scope::Prefix(path)) = scope;
-        self.asker.authorize(Capability::Read, &self.of(path))?;
+        if let Scope::Key(key) = scope {
+            self.asker.authorize(Capability::Read, &self.of(key))?;
+        }
+        let (found, index) = self.look(scope)?;
+        let found = match scope {
+            Scope::Key(_) => found,
+            Scope::Prefix(prefix) => {
+                let path = |pair: &Pair| self.of(&pair.key);
+                self.asker.readable(&self.of(prefix), found, path)?
+            }
+        };
+        Ok((found, index))
+    }
+
+    /// The same without a look at rights: who calls decides what of it is told.
+    pub fn look(&self, scope: Scope<'_>) -> Result<(Vec<Pair>, u64), StoreError> {
         // The index first: who waits beyond it must have been shown all up to it, and may be shown more.
         let index = match scope {
             Scope::Key(key) => self.kv.changed(key)?,
@@ -184,6 +78,9 @@ impl Pairs {
     /// Makes a change durable; `false` when its condition does not hold.
     pub async fn change(&self, op: KvOp) -> Result<bool, StoreError> {
         let (capability, verb) = needs(&op);
+        if let KvOp::DeleteTree { prefix } = &op {
+            self.asker.authorize_below(capability, &self.of(prefix))?;
+        }
         let (attended, meta) = self.attend(capability, verb, &self.of(op.key())).await?;
         let changed = match op {
             KvOp::DeleteTree { prefix } => {
@@ -201,6 +98,9 @@ impl Pairs {
         for op in &ops {
             let (capability, _) = needs(op);
             let path = self.of(op.key());
+            if matches!(op, KvOp::DeleteTree { .. } | KvOp::GetTree { .. }) {
+                self.asker.authorize_below(capability, &path)?;
+            }
             actor = Some(self.asker.authorize(capability, &path)?);
         }
         let mut lines = Vec::new();
@@ -237,21 +137,24 @@ impl Pairs {
     /// One session, or all, and the index of the last change.
     pub fn sessions(&self, id: Option<&str>) -> Result<(Vec<Session>, u64), StoreError> {
         let sessions = self.kv.sessions();
-        // First, as in `read`.
+        // First, as in `look`.
         let index = sessions.changed(id.unwrap_or_default())?;
         let found = match id {
             Some(id) => Vec::from_iter(sessions.get(id)?),
             None => sessions.list()?,
         };
-        match (id, found.first()) {
+        let found = match (id, found.first()) {
             (Some(_), Some(session)) => {
                 let path = session_path(session);
                 self.asker.authorize(Capability::Read, &path)?;
+                found
             }
-            _ => {
+            (Some(_), None) => {
                 self.asker.authorize(Capability::Read, SESSION)?;
+                found
             }
-        }
+            (None, _) => self.asker.readable(SESSION, found, session_path)?,
+        };
         Ok((found, index))
     }
 
@@ -370,5 +273,14 @@ impl From<Error> for StoreError {
             Error::NoSession(id) => Self::NoSession(id),
             error => Self::Failed(error.to_string()),
         }
+    }
+}
+
+/// Writes what came of a change to the audit log; without that line nobody hears of it.
+async fn finish<T>(attended: Attended, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+    let failed = outcome.as_ref().err().map(ToString::to_string);
+    match attended.finish(failed.as_deref()).await {
+        Ok(()) => outcome,
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
     }
 }

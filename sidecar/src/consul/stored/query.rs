@@ -1,15 +1,15 @@
 //! `/v1/query`: prepared queries, kept as pairs `query/<id>`. They reach every agent with the config bundle, and are
-//! executed there.
+//! executed there. The right to one is that to its name (`consul/query/<name>`), without one to its id (`mesh/query/<id>`).
 
 use std::collections::BTreeMap;
 
 use dns::{PreparedQuery, queries::QueryTemplate};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use vault_kv::KvOp;
+use vault_kv::{Capability, KvOp};
 use zeroize::Zeroizing;
 
-use super::{Opener, Pair, Pairs, Scope, decorate, on, read_blocking};
+use super::{Opener, Pair, Pairs, Scope, decorate, look_blocking, on};
 use crate::{
     consul::{
         Refused,
@@ -56,34 +56,41 @@ async fn create(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
 async fn update(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let id = call.params.get("id");
     let query = parse(Fields::parse(call.body())?, id)?;
-    let (found, _) = pairs.read(Scope::Key(&key(id)))?;
+    let (found, _) = pairs.look(Scope::Key(&key(id)))?;
     let known = found.first().ok_or_else(|| unknown(id))?;
+    if let Some(known) = from_pair(known) {
+        // Whoever renames one needs the right to both names.
+        pairs.asker.authorize(Capability::Update, &path(&known))?;
+    }
     keep(&pairs, &query, known.modified).await?;
     Ok(done())
 }
 
 async fn delete(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let id = call.params.get("id");
-    let (found, _) = pairs.read(Scope::Key(&key(id)))?;
-    if found.is_empty() {
-        return Err(unknown(id));
-    }
+    let (found, _) = pairs.look(Scope::Key(&key(id)))?;
+    let known = found.first().and_then(from_pair);
+    let known = known.ok_or_else(|| unknown(id))?;
     let op = KvOp::Delete {
         key: key(id),
         cas: None,
     };
-    pairs.change(op).await?;
+    pairs.change_at(&path(&known), op).await?;
     Ok(done())
 }
 
 async fn list(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
-    let (found, index) = read_blocking(&pairs, &call, &blocking, Scope::Prefix(PREFIX)).await?;
-    let all: Vec<_> = found
-        .iter()
-        .filter_map(from_pair)
-        .map(|it| show(&it))
-        .collect();
+    let (found, index) = look_blocking(&pairs, &call, &blocking, Scope::Prefix(PREFIX)).await?;
+    let all: Vec<_> = found.iter().filter_map(from_pair).collect();
+    let (nameless, named): (Vec<_>, Vec<_>) = all.into_iter().partition(is_nameless);
+    let named = pairs.asker.readable("consul/query/", named, path);
+    let nameless = pairs.asker.readable("mesh/query/", nameless, path);
+    let all = match (named, nameless) {
+        (Err(refused), Err(_)) => return Err(refused.into()),
+        (named, nameless) => [named.unwrap_or_default(), nameless.unwrap_or_default()].concat(),
+    };
+    let all: Vec<_> = all.iter().map(show).collect();
     let mut reply = json_reply(StatusCode::OK, &all);
     blocking.decorate(index, &mut reply);
     decorate(&mut reply, index);
@@ -93,10 +100,11 @@ async fn list(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
 async fn get(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let key = key(call.params.get("id"));
-    let (found, index) = read_blocking(&pairs, &call, &blocking, Scope::Key(&key)).await?;
+    let (found, index) = look_blocking(&pairs, &call, &blocking, Scope::Key(&key)).await?;
     let Some(query) = found.first().and_then(from_pair) else {
         return Ok(not_found(index));
     };
+    pairs.asker.authorize(Capability::Read, &path(&query))?;
     let mut reply = json_reply(StatusCode::OK, &[show(&query)]);
     blocking.decorate(index, &mut reply);
     decorate(&mut reply, index);
@@ -107,13 +115,26 @@ fn key(id: &str) -> String {
     format!("{PREFIX}{id}")
 }
 
+fn is_nameless(query: &PreparedQuery) -> bool {
+    query.name.is_empty() && query.template.is_none()
+}
+
+/// What policies call a query.
+pub fn path(query: &PreparedQuery) -> String {
+    match is_nameless(query) {
+        true => format!("mesh/query/{}", query.id),
+        false => format!("consul/query/{}", query.name.to_ascii_lowercase()),
+    }
+}
+
 fn unknown(id: &str) -> Refused {
     server_error(format!("Cannot modify non-existent prepared query: '{id}'"))
 }
 
 /// Keeps a query, if its name is nobody else's.
 async fn keep(pairs: &Pairs, query: &PreparedQuery, cas: u64) -> Result<(), Refused> {
-    let (all, _) = pairs.read(Scope::Prefix(PREFIX))?;
+    pairs.asker.authorize(Capability::Update, &path(query))?;
+    let (all, _) = pairs.look(Scope::Prefix(PREFIX))?;
     let mut others = all
         .iter()
         .filter_map(from_pair)
@@ -138,7 +159,7 @@ async fn keep(pairs: &Pairs, query: &PreparedQuery, cas: u64) -> Result<(), Refu
         cas: Some(cas),
         ttl: None,
     };
-    match pairs.change(op).await? {
+    match pairs.change_at(&path(query), op).await? {
         true => Ok(()),
         false => Err(server_error("the query was changed meanwhile")),
     }

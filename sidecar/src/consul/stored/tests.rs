@@ -47,7 +47,14 @@ async fn server() -> Server {
     let own = vault.clone();
     let open: Opener = Arc::new(move |call| Pairs {
         kv: own.kv("test"),
-        asker: Asker::of(&own, call, true),
+        asker: Asker::of(
+            &own,
+            call,
+            Tokenless {
+                open: true,
+                anonymous: false,
+            },
+        ),
         path: "test/",
         noun: "kv",
     });

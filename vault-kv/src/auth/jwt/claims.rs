@@ -43,7 +43,7 @@ pub(super) fn plain(value: &Value) -> Option<String> {
 }
 
 /// The texts of a claim that may be one or a list.
-fn texts(value: &Value) -> Vec<String> {
+pub(super) fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::Array(items) => items.iter().filter_map(plain).collect(),
         one => plain(one).into_iter().collect(),
