@@ -267,6 +267,35 @@ async fn watches_wake_for_their_own_keys_only() {
     assert!(woken.index > prefix);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_shows_all_that_its_index_says() {
+    let server = Arc::new(server().await);
+    server.put("/v1/kv/a/one", "").await;
+    let reader = tokio::spawn({
+        let server = Arc::clone(&server);
+        async move {
+            let mut looks = 0;
+            loop {
+                for path in ["/v1/kv/a/?recurse", "/v1/kv/a/one"] {
+                    let answer = server.get(path).await;
+                    let shown = &answer.json()[0];
+                    let modified = shown["ModifyIndex"].as_u64().unwrap();
+                    assert!(modified >= answer.index, "{modified} at {}", answer.index);
+                    looks += 1;
+                    if shown["Flags"] == 1 {
+                        return looks;
+                    }
+                }
+            }
+        }
+    });
+    for n in 0..2000 {
+        server.put("/v1/kv/a/one", &n.to_string()).await;
+    }
+    server.put("/v1/kv/a/one?flags=1", "").await;
+    assert!(reader.await.unwrap() > 100);
+}
+
 #[tokio::test]
 async fn intentions_are_set_listed_and_removed() {
     let server = server().await;
