@@ -66,6 +66,14 @@ impl Pairs {
         Ok((found.into_iter().map(Pair::from).collect(), index))
     }
 
+    /// Makes a change durable that policies know by another path than its key's.
+    pub async fn change_at(&self, path: &str, op: KvOp) -> Result<bool, StoreError> {
+        let (capability, verb) = needs(&op);
+        let (attended, meta) = self.attend(capability, verb, path).await?;
+        let changed = self.kv.change(meta, op).await;
+        finish(attended, changed.map_err(StoreError::from)).await
+    }
+
     /// Ends when the last change of `scope` is after `index`.
     pub async fn changed_after(&self, scope: Scope<'_>, index: u64) {
         // Sealed while waiting: the next look says so.
