@@ -128,7 +128,11 @@ pub fn at_the_agent(runtime: &Runtime, server: &Server, options: &Options) -> Re
         present = count;
         // What belongs to the filling must not be taken for the cost of one.
         std::thread::park_timeout(Duration::from_millis(300));
-        let again = (0..PROBES).map(|n| register(n % present, 2 + n)).collect();
+        // Each with a port that it never had: what is there already costs nothing.
+        let first = 2 + costs.len() * PROBES;
+        let again = (0..PROBES)
+            .map(|n| register(n % present, first + n))
+            .collect();
         let spent = server.spent()?;
         let took = runtime.block_on(make_all(&server.addr, 1, again))?;
         let cpu = spent.zip(server.spent()?);
