@@ -1,8 +1,8 @@
 //! How news reaches every agent: over mesh RPC, as a tree that is made anew each time.
 //!
 //! The nodes to tell are cut into [`PARTS`]; the first of each part is told, and which others it is to tell in the same
-//! way. One that cannot be reached is left out, and the next of its part takes its place. So every node that is present gets one message, and
-//! no node sends more than a few. A message is 16 bytes for each node below its receiver, and the news. Whoever has the
+//! way. When one cannot be reached, the next of its part takes its place, and it is tried again for itself, a few times. So every node that is
+//! present gets one message, and no node sends more than a few. A message is 16 bytes for each node below its receiver, and the news. Whoever has the
 //! news already passes nothing on. A node that ends between taking a message and passing it on takes its part with it:
 //! an event is no order that must not be lost.
 
@@ -15,9 +15,9 @@ use libmesh::{
     rpc::{Reply, Router, Target},
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::kept::{Events, Heard, News};
+use super::kept::{Around, Events, Heard, News};
 
 const PATH: &str = "/agent/news";
 /// Parts that the nodes are cut into.
@@ -26,6 +26,13 @@ const PARTS: usize = 8;
 const MESSAGE_MAX: usize = 1 << 20;
 /// Time for one node to take a message.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Pauses before one that could not be told is tried again.
+const AGAIN: [Duration; 3] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+];
 
 /// News, and whom the receiver tells.
 #[derive(Serialize, Deserialize)]
@@ -85,22 +92,56 @@ async fn tell(events: Events, news: News, mut nodes: Vec<[u8; 16]>) {
         return;
     };
     while let Some(first) = nodes.pop() {
-        let Some(node) = around.catalog.node_by_id(&NodeId(first)) else {
-            continue;
-        };
-        let message = Message {
-            news: news.clone(),
-            onward: nodes.clone(),
-        };
-        let body = postcard::to_stdvec(&message).expect("plain data always encodes");
-        let record = &node.record;
-        let target = Target::node(record.socket_addr(), record.name.clone());
-        let told = around.client.call(&target, PATH, body.into(), DEADLINE);
-        match told.await {
-            Ok(_) => return,
-            Err(error) => {
-                tracing::debug!(node = %record.name, %error, "an event did not get there");
+        match take(around, &news, first, nodes.clone()).await {
+            Taken::Yes => return,
+            Taken::Gone => {}
+            Taken::No => {
+                tokio::spawn(insist(events.clone(), news.clone(), first));
             }
+        }
+    }
+}
+
+/// Tells one node that could not be told.
+async fn insist(events: Events, news: News, node: [u8; 16]) {
+    let Some(around) = events.inner.around.get() else {
+        return;
+    };
+    for pause in AGAIN {
+        sleep(pause).await;
+        match take(around, &news, node, Vec::new()).await {
+            Taken::Yes | Taken::Gone => return,
+            Taken::No => {}
+        }
+    }
+}
+
+/// What became of a message to a node.
+enum Taken {
+    Yes,
+    No,
+    /// There is no such node any more.
+    Gone,
+}
+
+async fn take(around: &Around, news: &News, node: [u8; 16], onward: Vec<[u8; 16]>) -> Taken {
+    let node = around.catalog.node_by_id(&NodeId(node));
+    let Some(node) = node.filter(|node| node.liveness.is_present()) else {
+        return Taken::Gone;
+    };
+    let message = Message {
+        news: news.clone(),
+        onward,
+    };
+    let body = postcard::to_stdvec(&message).expect("plain data always encodes");
+    let record = &node.record;
+    let target = Target::node(record.socket_addr(), record.name.clone());
+    let told = around.client.call(&target, PATH, body.into(), DEADLINE);
+    match told.await {
+        Ok(_) => Taken::Yes,
+        Err(error) => {
+            tracing::debug!(node = %record.name, %error, "an event did not get there");
+            Taken::No
         }
     }
 }
