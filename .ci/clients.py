@@ -1,12 +1,8 @@
-"""What existing clients of Vault and Consul must be able to do against `mesh dev`, unchanged."""
+"""What existing clients of Vault must be able to do against `mesh dev`, unchanged."""
 
 import json
 import sys
-import threading
-import time
-from urllib.parse import urlsplit
 
-import consul
 import hvac
 from hvac.exceptions import Forbidden, InvalidPath
 
@@ -127,62 +123,6 @@ def logins():
     check("a method that is disabled takes its tokens along", not ann.is_authenticated())
 
 
-def consul_api():
-    where = urlsplit(ADDRESSES["http"])
-    client = consul.Consul(host=where.hostname, port=where.port)
-    check("a leader", ":" in client.status.leader())
-    check("the agent knows its name", client.agent.self()["Config"]["NodeName"])
-    check("one member, alive", [m["Status"] for m in client.agent.members()] == [1])
-
-    client.agent.service.register("api", service_id="api-1", address="127.0.0.1", port=9090, tags=["v1", "blue"], check=consul.Check.ttl("30s"))
-    index, found = client.health.service("api")
-    check("registered, still critical", found[0]["Checks"] and any(c["Status"] == "critical" for c in found[0]["Checks"]))
-
-    woken = []
-
-    def watch():
-        woken.append(client.health.service("api", passing=True, index=index, wait="20s"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    time.sleep(0.3)
-    started = time.monotonic()
-    client.agent.check.ttl_pass("service:api-1")
-    watcher.join(15)
-    check("a blocking query wakes on the change", woken and time.monotonic() - started < 10)
-    check("and shows the passing instance", [e["Service"]["ID"] for e in woken[0][1]] == ["api-1"])
-    check("its index grew", int(woken[0][0]) > int(index))
-    check("by tag", len(client.health.service("api", tag="blue")[1]) == 1 and client.health.service("api", tag="green")[1] == [])
-    check("catalog lists it", sorted(client.catalog.services()[1]["api"]) == ["blue", "v1"])
-    check("catalog has its address", client.catalog.service("api")[1][0]["ServicePort"] == 9090)
-    check("catalog has the node", len(client.catalog.nodes()[1]) == 1)
-    client.agent.service.deregister("api-1")
-    check("deregistered", client.health.service("api")[1] == [])
-
-    check("kv put", client.kv.put("config/web/limit", "10"))
-    index, entry = client.kv.get("config/web/limit")
-    check("kv get", entry["Value"] == b"10" and entry["Key"] == "config/web/limit")
-    check("kv cas refuses a stale writer", client.kv.put("config/web/limit", "11", cas=entry["ModifyIndex"] - 1) is False)
-    check("kv cas accepts the current one", client.kv.put("config/web/limit", "12", cas=entry["ModifyIndex"]) is True)
-    client.kv.put("config/web/name", "w")
-    check("kv recurse", [e["Key"] for e in client.kv.get("config/", recurse=True)[1]] == ["config/web/limit", "config/web/name"])
-    check("kv keys", client.kv.get("config/", keys=True, separator="/")[1] == ["config/web/"])
-    session = client.session.create("worker", ttl=10, lock_delay=0)
-    other = client.session.create("other", behavior="delete", lock_delay=0)
-    check("a session holds a lock", client.kv.put("lock", "a", acquire=session) and client.kv.get("lock")[1]["Session"] == session)
-    check("and nobody else does", client.kv.put("lock", "b", acquire=other) is False)
-    check("it is renewed", client.session.renew(session)["ID"] == session)
-    check("sessions are listed", {s["Name"] for s in client.session.list()[1]} == {"worker", "other"})
-    index, _ = client.kv.get("lock")
-    check("it ends", client.session.destroy(session))
-    check("and lets go, which a blocking query sees", "Session" not in client.kv.get("lock", index=index, wait="20s")[1])
-    check("a lock that is deleted with its session", client.kv.put("temporary", "b", acquire=other) and client.session.destroy(other) and client.kv.get("temporary")[1] is None)
-    ops = [{"KV": {"Verb": "set", "Key": "txn/a", "Value": "MQ=="}}, {"KV": {"Verb": "get-tree", "Key": "txn/"}}]
-    check("a transaction", [r["KV"]["Key"] for r in client.txn.put(ops)["Results"]] == ["txn/a", "txn/a"])
-    check("kv delete", client.kv.delete("config/", recurse=True) and client.kv.get("config/web/limit")[1] is None)
-
-
 vault()
 logins()
-consul_api()
 print(f"{PASSED} passed, 0 failed")

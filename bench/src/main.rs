@@ -17,6 +17,7 @@ use clap::Parser;
 mod agents;
 mod catalog;
 mod checks;
+mod consul;
 mod detect;
 mod dns;
 mod netns;
@@ -52,6 +53,11 @@ const BENCHES: &[Bench] = &[
         name: "checks",
         about: "health checks: memory of one that waits, processor time of one that looks",
         run: checks::run,
+    },
+    Bench {
+        name: "consul",
+        about: "Consul's interface: KV, health, registrations, watchers: mesh, bare hyper, raw log, a peer by address",
+        run: consul::run,
     },
     Bench {
         name: "dns",
@@ -103,6 +109,8 @@ const CHILDREN: &[Child] = &[
     ("agent", agents::child),
     ("catalog-replica", catalog::replica::serve),
     ("checks-agent", checks::child),
+    ("consul-server", consul::children::server),
+    ("consul-pair", consul::children::pair),
     ("dns-mesh", dns::children::mesh),
     ("dns-echo", dns::children::echo),
     ("proxy-application", proxy::children::application),

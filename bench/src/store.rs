@@ -109,6 +109,16 @@ fn burst(
     Ok((floor, ours, lag))
 }
 
+/// What the raw log takes a second from so many writers.
+pub fn raw_rate(runtime: &Runtime, folder: &Path, writers: u64, time: Duration) -> Result<f64> {
+    let folder = tempfile::tempdir_in(folder)?;
+    let log = raw(&folder.path().join("raw"))?;
+    let floor = load(runtime, writers, time, move |_, value| {
+        log.clone().put(0, value)
+    })?;
+    Ok(floor.rate)
+}
+
 fn sustained(
     runtime: &Runtime,
     folder: &Path,

@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
 use crate::Options;
 use crate::report::{Bar, Row};
 
-mod agents;
+pub mod agents;
 
 /// What is made a second, of a million in 267 s.
 const RATE: u64 = 3_750;

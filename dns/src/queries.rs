@@ -79,6 +79,8 @@ pub struct Queries(Arc<RwLock<Arc<Table>>>);
 
 #[derive(Debug, Default)]
 struct Table {
+    /// How new it is, by whoever gives tables.
+    index: u64,
     by_id: HashMap<String, Arc<PreparedQuery>>,
     by_name: HashMap<String, Arc<PreparedQuery>>,
     /// The longest names first.
@@ -192,10 +194,12 @@ impl QueryTemplate {
     }
 }
 
-impl Queries {
-    /// Replaces the table. A template whose expression is not one is left out.
-    pub fn set(&self, all: impl IntoIterator<Item = PreparedQuery>) {
-        let mut table = Table::default();
+impl Table {
+    fn of(index: u64, all: impl IntoIterator<Item = PreparedQuery>) -> Table {
+        let mut table = Table {
+            index,
+            ..Table::default()
+        };
         for query in all {
             let query = Arc::new(query);
             table.by_id.insert(query.id.clone(), Arc::clone(&query));
@@ -215,7 +219,26 @@ impl Queries {
         table
             .templates
             .sort_by_key(|(name, ..)| std::cmp::Reverse(name.len()));
-        *self.0.write() = Arc::new(table);
+        table
+    }
+}
+
+impl Queries {
+    /// Replaces the table. A template whose expression is not one is left out.
+    pub fn set(&self, all: impl IntoIterator<Item = PreparedQuery>) {
+        *self.0.write() = Arc::new(Table::of(0, all));
+    }
+
+    /// The same, unless the table that stands is of this index or a later one.
+    pub fn advance(&self, index: u64, all: impl FnOnce() -> Vec<PreparedQuery>) {
+        if self.0.read().index >= index {
+            return;
+        }
+        let table = Table::of(index, all());
+        let mut held = self.0.write();
+        if held.index < index {
+            *held = Arc::new(table);
+        }
     }
 
     /// The query of an id or a name; a template's with the name filled in. Its second half is the query as it is kept.
@@ -308,6 +331,17 @@ mod tests {
             }),
             ..query(name, service)
         }
+    }
+
+    #[test]
+    fn an_older_table_does_not_come_back() {
+        let queries = Queries::default();
+        queries.advance(2, || vec![query("new", "web")]);
+        queries.advance(1, || vec![query("old", "web")]);
+        queries.advance(2, || unreachable!("it is there"));
+        assert!(queries.find("new").is_some() && queries.find("old").is_none());
+        queries.advance(3, Vec::new);
+        assert!(queries.find("new").is_none());
     }
 
     #[test]

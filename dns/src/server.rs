@@ -291,6 +291,11 @@ impl Explainer {
     pub fn explain(&self, name: &str, rtype: u16) -> Option<Explanation> {
         self.0.explain(name, rtype)
     }
+
+    /// What the server answered so far.
+    pub fn counts(&self) -> Counts {
+        self.0.stats().counts()
+    }
 }
 
 impl Drop for DnsServer {

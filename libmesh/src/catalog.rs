@@ -59,7 +59,7 @@ pub mod wire;
 pub use apply::fuzz_message;
 pub use apply::{LogHead, Outcome, Quarantined, Rejection};
 pub use diff::Diff;
-pub use local::{Inherited, LocalLog, OwnHead};
+pub use local::{Gone, Inherited, LocalLog, OwnHead};
 pub use mass::MassEvent;
 pub use quota::{Limit, Quota};
 pub use refusals::Refusals;

@@ -15,7 +15,7 @@ mod stream;
 mod watched;
 
 pub use acceptor::{AcceptError, Acceptor};
-pub use balancer::{Balancer, Endpoint, Pick};
+pub use balancer::{Balancer, Endpoint, Pick, Split};
 pub use connector::{ConnectError, Connector};
 pub use stream::{End, MeshStream};
 

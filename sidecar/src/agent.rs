@@ -6,6 +6,7 @@
 //! further routes. [`Agent::run`] then waits for signals: TERM or INT drain and leave (or announce a restart), a second
 //! one stops at once, HUP reads the configuration again and applies what can change live.
 
+mod definitions;
 mod dns_route;
 mod dns_tls;
 mod error;
@@ -41,7 +42,7 @@ use libmesh::{
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -50,14 +51,17 @@ use zeroize::Zeroizing;
 
 use crate::{
     attach::{server::AttachServer, wire::LEASE},
-    config::{Config, ExecChecks, OnTerm},
-    consul::{About, Acl, ConsulApi, prepared},
+    config::{Config, ExecChecks, OnTerm, Place},
+    consul::{
+        About, Acl, Around, ConsulApi, Coordinates, Events, Order, Parts, connect::Authority,
+        prepared,
+    },
     forward::{Forward, RpcForward},
     http::Routes,
 };
 
 pub use error::AgentError;
-pub use listen::tls_config;
+pub use listen::{Clients, tls_config};
 
 use host::Host;
 use services::OpenCallers;
@@ -86,8 +90,8 @@ pub struct Extras {
     pub routes: Routes,
     /// Lets every process of this user attach as any service: for `mesh dev`, which says so loudly.
     pub open_to: Option<u32>,
-    /// DNS behaves as Consul's in every respect (`--compat consul`).
-    pub dns_like_consul: bool,
+    /// DNS behaves as Consul's in every respect, and a server is an instance of the service `consul` (`--compat consul`).
+    pub like_consul: bool,
 }
 
 /// A running agent. Dropping it ends it without a goodbye; see [`Agent::leave`].
@@ -101,6 +105,8 @@ pub struct Agent {
     ready: Arc<AtomicBool>,
     /// Somebody asked for a restart over the socket.
     again: Arc<Notify>,
+    /// What clients of the Consul interface ask of this process.
+    orders: mpsc::Receiver<Order>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -115,6 +121,14 @@ pub struct Addresses {
     /// DNS.
     pub dns: Option<SocketAddr>,
 }
+
+/// A configuration that was read again; `None` when there is none to read.
+///
+/// The error says what is wrong with it; it is in the log already.
+pub type Reread = Result<Option<Config>, String>;
+
+/// Orders of clients that wait.
+const ORDERS: usize = 16;
 
 /// Why [`Agent::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,10 +151,11 @@ impl Agent {
     pub async fn start(config: Config, extras: Extras) -> Result<Agent, AgentError> {
         let callers = services::callers(&config, extras.open_to)?;
         private_dir(&config.node.data_dir)?;
-        let mesh = Mesh::start(mesh_config(&config, &extras)?).await;
+        let exchanges = Exchanges::default();
+        let mesh = Mesh::start(mesh_config(&config, &extras, &exchanges)?).await;
         let mesh = mesh.map_err(|error| AgentError::mesh(error, &config))?;
         let node = mesh.clone();
-        match Agent::assemble(mesh, config, extras, callers).await {
+        match Agent::assemble(mesh, config, extras, callers, exchanges).await {
             Ok(agent) => Ok(agent),
             Err(error) => {
                 node.leave().await;
@@ -154,6 +169,7 @@ impl Agent {
         config: Config,
         extras: Extras,
         callers: OpenCallers,
+        exchanges: Exchanges,
     ) -> Result<Agent, AgentError> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_done = stop.clone().drop_guard();
@@ -165,17 +181,21 @@ impl Agent {
         let (virtual_ips, queries) = (VirtualIps::default(), Queries::default());
         let dns = match config.ports.dns {
             Some(port) => {
-                let addr = SocketAddr::new(config.addresses.dns, port);
-                let like_consul = extras.dns_like_consul;
+                let at = |port| {
+                    let ips = config.addresses.dns.iter();
+                    ips.map(move |ip| SocketAddr::new(*ip, port)).collect()
+                };
+                let like_consul = extras.like_consul;
                 let tls = match config.ports.dns_tls {
                     None => None,
                     Some(port) => {
                         let tls = match &config.tls {
-                            Some(files) => dns_tls::Certified::Files(tls_config(files, false)?),
+                            Some(files) => {
+                                dns_tls::Certified::Files(tls_config(files, Clients::Anonymous)?)
+                            }
                             None => dns_tls::Certified::Mesh(mesh.identity().clone()),
                         };
-                        let at = SocketAddr::new(config.addresses.dns, port);
-                        Some((vec![at], Arc::new(tls) as _))
+                        Some((at(port), Arc::new(tls) as _))
                     }
                 };
                 let dns_config = dns::Config {
@@ -183,7 +203,7 @@ impl Agent {
                     virtual_ips: virtual_ips.clone(),
                     queries: queries.clone(),
                     tls,
-                    ..config.dns.server(addr, mesh.addr().ip(), like_consul)
+                    ..config.dns.server(at(port), mesh.addr().ip(), like_consul)
                 };
                 let dns = DnsServer::bind(&dns_config, mesh.catalog().clone(), readiness.clone());
                 Some(dns.map_err(AgentError::dns)?)
@@ -205,18 +225,48 @@ impl Agent {
         for check in &config.checks {
             services::add_check(&mesh, check).map_err(AgentError::Check)?;
         }
+        definitions::publish(&mesh, &config)?;
+        if extras.like_consul && extras.server {
+            services::register_server(&mesh).map_err(|reason| AgentError::Service {
+                place: Place::named("--compat consul"),
+                reason,
+            })?;
+        }
         let consul = consul(
             &mesh,
             &config,
             Arc::clone(&forward),
-            extras.server,
-            addresses.dns,
+            &Standing {
+                server: extras.server,
+                dns: addresses.dns,
+                open: extras.open_to.is_some(),
+                like_consul: extras.like_consul,
+            },
             queries.clone(),
         )?;
+        let Exchanges {
+            events,
+            coordinates,
+        } = exchanges;
+        events.attach(&mesh);
+        tasks.spawn(coordinates.clone().follow(mesh.clone(), stop.clone()));
+        let (sender, orders) = mpsc::channel(ORDERS);
+        consul.within(Around {
+            mesh: mesh.clone(),
+            orders: sender,
+            events,
+            coordinates,
+            directory: config.node.data_dir.clone(),
+            dns: dns.as_ref().map(|dns| {
+                let counter = dns.explainer();
+                Arc::new(move || counter.counts()) as _
+            }),
+        });
         let file = config.node.data_dir.join("node/services.json");
-        let configured: Vec<_> = config.services.iter().map(|it| it.id.clone()).collect();
+        let configured = services::configured(&config);
         let resumed = consul.resume(&file, &configured);
         resumed.map_err(|source| AgentError::Registered { path: file, source })?;
+        definitions::add_checks(&mesh, &config);
         tasks.spawn(settle(mesh.clone(), stop.clone()));
         let (following, over) = (consul.clone().follow(), stop.clone());
         tasks.spawn(async move { over.run_until_cancelled(following).await });
@@ -264,6 +314,7 @@ impl Agent {
             addresses,
             ready,
             again,
+            orders,
             stop,
             tasks,
         })
@@ -293,10 +344,7 @@ impl Agent {
     ///
     /// # Errors
     /// When signals cannot be listened for.
-    pub async fn run(
-        mut self,
-        mut reload: impl FnMut() -> Option<Config>,
-    ) -> Result<Ended, AgentError> {
+    pub async fn run(mut self, mut reload: impl FnMut() -> Reread) -> Result<Ended, AgentError> {
         let mut signals = Signals::new().map_err(AgentError::Signals)?;
         let addresses = &self.addresses;
         info!(
@@ -308,12 +356,18 @@ impl Agent {
             socket = %self.config.addresses.socket.display(),
             "agent started"
         );
+        definitions::name_meaningless(&self.config.consul);
         notify::tell("READY=1");
         let (mesh, asked) = (self.mesh.clone(), Arc::clone(&self.again));
         let mut failed = std::pin::pin!(mesh.failed());
         let ended = loop {
             let told = tokio::select! {
                 told = signals.next() => told,
+                // Whoever may give orders lives as long as this agent.
+                Some(order) = self.orders.recv() => match order {
+                    Order::Leave => break Ended::Left,
+                    Order::Reload(outcome) => Told::Reload(Some(outcome)),
+                },
                 () = asked.notified() => break Ended::Again,
                 error = &mut failed => {
                     let error = AgentError::mesh(error, &self.config);
@@ -328,10 +382,16 @@ impl Agent {
                         OnTerm::Restart => Ended::Restarting,
                     };
                 }
-                Told::Reload => {
+                Told::Reload(asked) => {
                     notify::tell("RELOADING=1");
-                    if let Some(config) = reload() {
-                        self.reload(config);
+                    let reloaded = match reload() {
+                        Ok(Some(config)) => self.reload(config),
+                        Ok(None) => Ok(()),
+                        Err(reason) => Err(reason),
+                    };
+                    if let Some(asked) = asked {
+                        // Who asked may be gone.
+                        let _ = asked.send(reloaded);
                     }
                     notify::tell("READY=1");
                 }
@@ -358,13 +418,21 @@ impl Agent {
     }
 
     /// Applies what can change live and says what cannot.
-    pub fn reload(&mut self, new: Config) {
+    ///
+    /// # Errors
+    /// Why nothing of it was applied.
+    pub fn reload(&mut self, new: Config) -> Result<(), String> {
         match services::callers(&new, self.host.open_to()) {
             Ok(callers) => self.host.set_callers(callers),
-            Err(error) => return warn!(%error, "the configuration was not reloaded"),
+            Err(error) => {
+                warn!(%error, "the configuration was not reloaded");
+                return Err(error.to_string());
+            }
         }
+        definitions::forget_gone(&self.mesh, &self.config.consul, &new.consul);
         services::replace(&self.mesh, &self.config.services, &new.services);
         services::replace_checks(&self.mesh, &self.config.checks, &new.checks);
+        definitions::replace(&self.mesh, &self.config.consul, &new);
         let old = &self.config;
         let frozen = [
             ("node", old.node != new.node),
@@ -377,6 +445,7 @@ impl Agent {
             ("intentions", old.intentions != new.intentions),
             ("acl", old.acl != new.acl),
             ("health", old.health != new.health),
+            ("limits", old.limits != new.limits),
         ];
         for (section, changed) in frozen {
             if changed {
@@ -386,11 +455,16 @@ impl Agent {
         logging::set_level(new.log.level);
         self.config.services.clone_from(&new.services);
         self.config.checks.clone_from(&new.checks);
+        if self.config.consul.meaningless != new.consul.meaningless {
+            definitions::name_meaningless(&new.consul);
+        }
+        self.config.consul = new.consul;
         self.config.log = new.log;
         info!(
-            services = self.config.services.len(),
+            services = self.config.services.len() + self.config.consul.services.len(),
             "configuration reloaded: services, checks, attach rights and log level"
         );
+        Ok(())
     }
 
     /// Closes the listeners, lets running requests end, says goodbye to the mesh.
@@ -446,14 +520,15 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Told::Stop,
             _ = self.interrupt.recv() => Told::Stop,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.hangup.recv() => Told::Reload(None),
         }
     }
 }
 
 enum Told {
     Stop,
-    Reload,
+    /// Who asked for it hears what came of it.
+    Reload(Option<oneshot::Sender<Result<(), String>>>),
 }
 
 /// Takes away what the node said in its last life and nobody said again: at once, or after the time that an
@@ -518,7 +593,7 @@ async fn follow_bundle(
             && entries.as_ref() != Some(&bundle.entries)
         {
             virtual_ips.set(bundle.virtual_ips());
-            queries.set(prepared::of_bundle(&bundle));
+            queries.advance(bundle.index, || prepared::of_bundle(&bundle));
             entries = Some(bundle.entries.clone());
         }
         match stop.run_until_cancelled(bundles.changed()).await {
@@ -528,40 +603,58 @@ async fn follow_bundle(
     }
 }
 
+/// What agents tell each other besides membership and catalog.
+#[derive(Default)]
+struct Exchanges {
+    events: Events,
+    coordinates: Coordinates,
+}
+
+/// What the Consul interface says of this agent besides its node.
+struct Standing {
+    server: bool,
+    dns: Option<SocketAddr>,
+    open: bool,
+    like_consul: bool,
+}
+
 fn consul(
     mesh: &Mesh,
     config: &Config,
     forward: Arc<dyn Forward>,
-    server: bool,
-    dns: Option<SocketAddr>,
+    standing: &Standing,
     queries: Queries,
 ) -> Result<ConsulApi, AgentError> {
     let about = About {
         node: mesh.name().clone(),
         id: mesh.id(),
         datacenter: mesh.datacenter().clone(),
-        server,
+        server: standing.server,
         advertise: mesh.addr(),
-        dns,
+        dns: standing.dns,
         default_allow: config.intentions.default_allow,
         exec_checks: config.health.exec_checks == ExecChecks::Api,
+        acls: !standing.open || config.acl.enabled,
+        like_consul: standing.like_consul,
     };
-    let (catalog, checks) = (mesh.catalog().clone(), mesh.checks().clone());
-    let api = ConsulApi::new(
+    let (trust, certificates) = (mesh.trust().clone(), Arc::clone(mesh.certificates()));
+    let api = ConsulApi::new(Parts {
         about,
-        catalog,
-        checks,
-        Some(mesh.bundle().clone()),
+        catalog: mesh.catalog().clone(),
+        checks: mesh.checks().clone(),
+        bundles: Some(mesh.bundle().clone()),
+        authority: Some(Authority::new(trust, certificates)),
         forward,
         queries,
-    );
+    });
     if !config.acl.enabled {
         return Ok(api);
     }
     let acl = &config.acl;
-    let token = acl.default_token_file.as_deref().map(default_token);
-    let acl = Acl::new(acl.default_allow, acl.token_ttl, token.transpose()?);
-    Ok(api.with_acl(acl))
+    if let Some(file) = &acl.default_token_file {
+        api.use_token(default_token(file)?);
+    }
+    Ok(api.with_acl(Acl::new(acl.default_allow, acl.token_ttl)))
 }
 
 fn default_token(path: &Path) -> Result<Zeroizing<String>, AgentError> {
@@ -577,7 +670,11 @@ fn default_token(path: &Path) -> Result<Zeroizing<String>, AgentError> {
     }
 }
 
-fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config, AgentError> {
+fn mesh_config(
+    config: &Config,
+    extras: &Extras,
+    exchanges: &Exchanges,
+) -> Result<libmesh::mesh::Config, AgentError> {
     let credentials = match &extras.credentials {
         Some(given) => given.clone(),
         None => join_credentials(config)?,
@@ -604,7 +701,11 @@ fn mesh_config(config: &Config, extras: &Extras) -> Result<libmesh::mesh::Config
         .collect();
     mesh.version = env!("CARGO_PKG_VERSION").into();
     mesh.pool_limit = config.node.pool_limit;
-    mesh.routes = extras.rpc.clone();
+    mesh.routes = extras
+        .rpc
+        .clone()
+        .merge(exchanges.events.rpc())
+        .merge(exchanges.coordinates.rpc());
     mesh.certificates = extras.certificates.clone();
     Ok(mesh)
 }

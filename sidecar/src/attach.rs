@@ -6,6 +6,7 @@
 
 pub mod callers;
 pub mod client;
+mod endpoints;
 pub mod host;
 pub mod leases;
 pub mod pem;

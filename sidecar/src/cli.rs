@@ -30,6 +30,7 @@ mod server;
 mod services;
 mod sidecar;
 mod token;
+mod version;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -102,6 +103,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Completions(completions::Command),
+    Version(version::Command),
 }
 
 /// Runs the process's command line and says how it ended.
@@ -116,7 +118,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(as_asked(args)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -133,6 +135,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::DemoApp(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Completions(command) => command.run(),
+        Command::Version(command) => command.run(&global),
         Command::Sidecar(command) => command.run(&global),
         Command::Members(command) => once(command.run(&global)),
         Command::Services(command) => once(command.run(&global)),
@@ -149,6 +152,19 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Operator(command) => once(command.run(&global)),
         Command::JoinToken(command) => once(command.run(&global)),
     }
+}
+
+/// Tools ask `version -format=json`, with one dash, as Go's flags are written.
+fn as_asked(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    if args.get(1).is_some_and(|command| command == "version") {
+        for arg in args.iter_mut().skip(2) {
+            if let Some(rest) = arg.to_str().and_then(|arg| arg.strip_prefix("-format")) {
+                *arg = format!("--format{rest}").into();
+            }
+        }
+    }
+    args
 }
 
 /// Help and version are answers; everything else that clap objects to is a usage error.

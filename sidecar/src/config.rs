@@ -6,31 +6,27 @@
 //! A key that nobody reads is an error, so that a typo never silently means a default.
 
 mod check;
+pub mod consul;
 mod dns;
 mod reader;
+mod sections;
 mod service;
+mod sources;
 mod tree;
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    fmt, fs, io,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
-    path::{Path, PathBuf},
-    time::Duration,
+    collections::BTreeMap, fmt, net::IpAddr, num::NonZeroUsize, path::PathBuf, time::Duration,
 };
 
 use libmesh::model::{Datacenter, NodeName};
-use vault_kv::DEFAULT_RETENTION;
 
 pub use check::CheckConfig;
+pub use consul::{ConsulConfig, Definition};
 pub use dns::DnsConfig;
 pub use reader::{nearest, parse_duration};
 pub use service::{Attach, ServiceConfig};
+pub use sources::Sources;
 pub use tree::{Place, Problem};
-
-use reader::Reader;
-use tree::{Kind, Table};
 
 /// Where configuration is looked for when no `--config` is given.
 pub const DEFAULT_DIR: &str = "/etc/mesh.d";
@@ -54,6 +50,10 @@ pub struct Config {
     pub checks: Vec<CheckConfig>,
     /// `[health]`
     pub health: HealthConfig,
+    /// `[limits]`
+    pub limits: LimitsConfig,
+    /// What configuration of Consul's own says besides.
+    pub consul: ConsulConfig,
     /// `[tls]`; needed for `ports.https`, and for the Vault port when that is not on loopback.
     pub tls: Option<TlsFiles>,
     /// `[server]`
@@ -141,15 +141,38 @@ pub struct Ports {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addresses {
     /// For `ports.http`.
-    pub http: IpAddr,
+    pub http: Vec<IpAddr>,
     /// For `ports.https`.
-    pub https: IpAddr,
-    /// For `ports.dns`.
-    pub dns: IpAddr,
+    pub https: Vec<IpAddr>,
+    /// For `ports.dns` and `ports.dns_tls`.
+    pub dns: Vec<IpAddr>,
     /// For `ports.vault`.
     pub vault: IpAddr,
     /// The agent's Unix socket. Default `<data_dir>/mesh.sock`.
     pub socket: PathBuf,
+    /// Who may open it.
+    pub socket_file: SocketFile,
+}
+
+/// Whose a Unix socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketFile {
+    /// Its permissions. Default 0666: who may do what is decided for each caller.
+    pub mode: u32,
+    /// Default: the agent's.
+    pub user: Option<u32>,
+    /// Default: the agent's.
+    pub group: Option<u32>,
+}
+
+impl Default for SocketFile {
+    fn default() -> Self {
+        SocketFile {
+            mode: 0o666,
+            user: None,
+            group: None,
+        }
+    }
 }
 
 /// `[server]`: the sealed store and what it issues. Read by `mesh server` only.
@@ -189,6 +212,28 @@ pub struct TlsFiles {
     pub cert_file: PathBuf,
     /// Private key (0600).
     pub key_file: PathBuf,
+    /// Authorities: who asks at the HTTPS port must show a certificate of theirs. Default: nobody has to.
+    pub client_ca_file: Option<PathBuf>,
+    /// The least version of TLS. Default 1.2.
+    pub min_version: TlsVersion,
+}
+
+/// Versions of TLS that are spoken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2
+    #[default]
+    V12,
+    /// 1.3
+    V13,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Open connections of one client address to the HTTP and HTTPS ports together, and of one user to the Unix
+    /// socket; `None` (written 0) = no limit. Default 2,000.
+    pub http_max_conns_per_client: Option<NonZeroUsize>,
 }
 
 /// `[intentions]`
@@ -263,517 +308,6 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
-
-/// Where configuration comes from.
-#[derive(Debug, Clone, Default)]
-pub struct Sources {
-    files: Vec<PathBuf>,
-    env: Vec<(String, String)>,
-    flags: Vec<(String, &'static str, &'static str, String)>,
-}
-
-impl Sources {
-    /// The given files and directories; when there are none, [`DEFAULT_DIR`] if it exists.
-    pub fn new(paths: &[PathBuf]) -> Sources {
-        let mut files = paths.to_vec();
-        if files.is_empty() && Path::new(DEFAULT_DIR).is_dir() {
-            files.push(DEFAULT_DIR.into());
-        }
-        Sources {
-            files,
-            ..Sources::default()
-        }
-    }
-
-    /// Lays `MESH_<SECTION>_<KEY>` variables over the files.
-    #[must_use]
-    pub fn with_env(mut self, vars: impl IntoIterator<Item = (String, String)>) -> Sources {
-        self.env = vars.into_iter().collect();
-        self
-    }
-
-    /// Lays a flag's value over everything else.
-    #[must_use]
-    pub fn with_flag(
-        mut self,
-        flag: &str,
-        section: &'static str,
-        key: &'static str,
-        value: impl Into<String>,
-    ) -> Sources {
-        self.flags
-            .push((flag.to_owned(), section, key, value.into()));
-        self
-    }
-
-    /// The files that will be read, in order.
-    pub fn list(&self) -> io::Result<Vec<PathBuf>> {
-        let mut all = Vec::new();
-        for path in &self.files {
-            if !path.is_dir() {
-                all.push(path.clone());
-                continue;
-            }
-            let mut inside: Vec<_> = fs::read_dir(path)?
-                .map(|entry| entry.map(|entry| entry.path()))
-                .collect::<io::Result<_>>()?;
-            inside.retain(|path| path.extension().is_some_and(|ext| ext == "toml"));
-            inside.sort();
-            all.append(&mut inside);
-        }
-        Ok(all)
-    }
-}
-
-/// Keys that a variable may set; everything else is for files.
-const ENV_KEYS: &[(&str, &str)] = &[
-    ("node", "name"),
-    ("node", "datacenter"),
-    ("node", "data_dir"),
-    ("node", "bind"),
-    ("node", "advertise"),
-    ("node", "on_term"),
-    ("node", "pool_limit"),
-    ("join", "seeds"),
-    ("join", "token_file"),
-    ("join", "patience"),
-    ("ports", "gossip"),
-    ("ports", "http"),
-    ("ports", "https"),
-    ("ports", "dns"),
-    ("ports", "dns_tls"),
-    ("ports", "vault"),
-    ("addresses", "http"),
-    ("addresses", "https"),
-    ("addresses", "dns"),
-    ("addresses", "vault"),
-    ("addresses", "socket"),
-    ("dns", "domains"),
-    ("dns", "recursors"),
-    ("dns", "ttl"),
-    ("dns", "threads"),
-    ("server", "store"),
-    ("server", "audit"),
-    ("server", "history_retention"),
-    ("server", "service_cert_ttl"),
-    ("server", "node_cert_ttl"),
-    ("acl", "default_policy"),
-    ("intentions", "default"),
-    ("health", "exec_checks"),
-    ("log", "level"),
-    ("log", "format"),
-];
-
-impl Config {
-    /// Reads and checks everything.
-    ///
-    /// # Errors
-    /// All problems at once: unreadable files, syntax, unknown keys, wrong values, contradictions.
-    pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
-        let mut problems = Vec::new();
-        let mut tree = Table::default();
-        let files = sources.list().unwrap_or_else(|error| {
-            problems.push(Problem {
-                place: Place::named("--config"),
-                message: format!("the directory cannot be listed: {error}"),
-            });
-            Vec::new()
-        });
-        for file in files {
-            match fs::read_to_string(&file) {
-                Ok(text) => tree.merge(tree::parse(&file, &text, &mut problems)),
-                Err(error) => problems.push(Problem {
-                    place: Place::named(&file.display().to_string()),
-                    message: format!("cannot be read: {error}"),
-                }),
-            }
-        }
-        overlay_env(&mut tree, &sources.env, &mut problems);
-        for (flag, section, key, value) in &sources.flags {
-            tree.set(
-                section,
-                key,
-                &Place::named(flag),
-                Kind::Loose(value.clone()),
-            );
-        }
-        let problems = RefCell::new(problems);
-        let config = read(tree, &problems);
-        let mut problems = problems.into_inner();
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => {
-                problems.sort();
-                problems.dedup();
-                Err(ConfigErrors(problems))
-            }
-        }
-    }
-}
-
-fn overlay_env(tree: &mut Table, vars: &[(String, String)], problems: &mut Vec<Problem>) {
-    let name = |(section, key): &(&str, &str)| format!("MESH_{section}_{key}").to_uppercase();
-    let known: Vec<String> = ENV_KEYS.iter().map(name).collect();
-    for (var, value) in vars {
-        let place = Place::named(var);
-        if let Some(at) = known.iter().position(|name| name == var) {
-            let (section, key) = ENV_KEYS[at];
-            tree.set(section, key, &place, Kind::Loose(value.clone()));
-            continue;
-        }
-        // Other MESH_* variables belong to the command line; only those named after a section are ours.
-        let section_of = |word: &str| {
-            ENV_KEYS
-                .iter()
-                .any(|(section, _)| section.to_uppercase() == word)
-        };
-        let ours = var
-            .strip_prefix("MESH_")
-            .and_then(|rest| rest.split_once('_'))
-            .is_some_and(|(section, _)| section_of(section));
-        if ours {
-            let names: Vec<&str> = known.iter().map(String::as_str).collect();
-            let hint =
-                nearest(var, &names).map_or(String::new(), |n| format!("; did you mean {n}?"));
-            problems.push(Problem {
-                place,
-                message: format!("unknown variable{hint}"),
-            });
-        }
-    }
-}
-
-fn read(tree: Table, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
-    let mut top = Reader::new("", Place::named("configuration"), tree, problems);
-    let mut section = |key| {
-        top.section(key)
-            .unwrap_or_else(|| Reader::new(key, Place::named(key), Table::default(), problems))
-    };
-    let node = read_node(section("node"));
-    let join = read_join(section("join"));
-    let ports = read_ports(section("ports"));
-    let data_dir = node.as_ref().map(|node| node.data_dir.clone());
-    let data_dir = data_dir.unwrap_or_default();
-    let addresses = read_addresses(section("addresses"), &data_dir);
-    let dns = DnsConfig::read(section("dns"));
-    let server = read_server(section("server"), &data_dir);
-    let intentions = read_intentions(section("intentions"));
-    let acl = read_acl(section("acl"));
-    let log = read_log(section("log"));
-    let with_tls = top.has("tls");
-    let tls = top.section("tls").and_then(read_tls);
-    if let (Some(port), false) = (ports.https, with_tls) {
-        let message =
-            format!("`ports.https` is {port}, which needs [tls] with `cert_file` and `key_file`");
-        top.report(&Place::named("configuration"), message);
-    }
-    let health = read_health(top.section("health"));
-    let exec = health.exec_checks;
-    let services = top.sections("service").into_iter();
-    let services: Vec<_> = services
-        .filter_map(|reader| ServiceConfig::read(reader, exec))
-        .collect();
-    let checks = read_checks(&mut top, exec);
-    for (at, service) in services.iter().enumerate() {
-        if let Some(first) = services[..at].iter().find(|s| s.id == service.id) {
-            top.report(
-                &service.place,
-                format!(
-                    "service id {:?} is already used at {}; give one of them an `id`",
-                    service.id.as_str(),
-                    first.place
-                ),
-            );
-        }
-    }
-    top.finish();
-    Some(Config {
-        node: node?,
-        join,
-        ports,
-        addresses,
-        dns,
-        services,
-        checks,
-        health,
-        tls,
-        server: server?,
-        intentions,
-        acl,
-        log,
-    })
-}
-
-fn read_node(mut reader: Reader<'_>) -> Option<NodeConfig> {
-    let name = match reader.has("name") {
-        true => reader.parsed("name", "a node name", NodeName::parse),
-        false => {
-            reader.take("name");
-            let host = host_name();
-            let name = NodeName::parse(&host).ok();
-            if name.is_none() {
-                reader.report(
-                    reader.place(),
-                    format!("the host's name {host:?} is no node name; set `node.name`"),
-                );
-            }
-            name
-        }
-    };
-    let datacenter = reader.parsed("datacenter", "a datacenter name", Datacenter::parse);
-    let data_dir = reader.path("data_dir");
-    let bind = reader.ip("bind").unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-    let advertise = reader.ip("advertise").or_else(|| match bind {
-        ip if ip.is_unspecified() => default_route_address(),
-        ip => Some(ip),
-    });
-    if advertise.is_none_or(|ip| ip.is_unspecified()) {
-        reader.report(
-            reader.place(),
-            "no address to advertise; set `node.advertise` to one that other nodes can reach",
-        );
-    }
-    let meta = reader.pairs("meta").unwrap_or_default();
-    let on_term = reader.parsed("on_term", "\"leave\" or \"restart\"", str::parse::<OnTerm>);
-    let pool_limit = reader.integer("pool_limit", 1, 65_536);
-    reader.finish();
-    Some(NodeConfig {
-        name: name?,
-        datacenter: datacenter.unwrap_or_default(),
-        data_dir: data_dir.unwrap_or_else(|| "/var/lib/mesh".into()),
-        bind,
-        advertise: advertise?,
-        meta,
-        on_term: on_term.unwrap_or_default(),
-        pool_limit: pool_limit.map_or(5_000, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
-    })
-}
-
-fn read_join(mut reader: Reader<'_>) -> JoinConfig {
-    let seeds = reader.list("seeds", "\"host\" or \"host:port\"", |seed| {
-        let (host, port) = split_port(seed, 8301).ok_or("the port is no number")?;
-        match host.is_empty() {
-            true => Err("the host is missing"),
-            false => Ok(format!("{host}:{port}")),
-        }
-    });
-    let join = JoinConfig {
-        seeds: seeds.unwrap_or_default(),
-        token_file: reader.path("token_file"),
-        patience: reader
-            .duration("patience")
-            .unwrap_or(Duration::from_secs(60)),
-    };
-    reader.finish();
-    join
-}
-
-/// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare v6 address.
-fn split_port(text: &str, default: u16) -> Option<(String, u16)> {
-    if let Ok(IpAddr::V6(ip)) = text.parse() {
-        return Some((format!("[{ip}]"), default));
-    }
-    match text.rsplit_once(':') {
-        Some((host, port)) if !text.ends_with(']') => Some((host.to_owned(), port.parse().ok()?)),
-        _ => Some((text.to_owned(), default)),
-    }
-}
-
-fn read_ports(mut reader: Reader<'_>) -> Ports {
-    let gossip = reader.integer("gossip", 0, i64::from(u16::MAX));
-    let ports = Ports {
-        gossip: gossip.and_then(|p| u16::try_from(p).ok()).unwrap_or(8301),
-        http: reader.port("http").unwrap_or(Some(8500)),
-        https: reader.port("https").unwrap_or(None),
-        dns: reader.port("dns").unwrap_or(Some(8600)),
-        dns_tls: reader.port("dns_tls").unwrap_or(None),
-        vault: reader.port("vault").unwrap_or(Some(8200)),
-    };
-    reader.finish();
-    ports
-}
-
-fn read_addresses(mut reader: Reader<'_>, data_dir: &Path) -> Addresses {
-    let local = IpAddr::from(Ipv4Addr::LOCALHOST);
-    let addresses = Addresses {
-        http: reader.ip("http").unwrap_or(local),
-        https: reader.ip("https").unwrap_or(local),
-        dns: reader.ip("dns").unwrap_or(local),
-        vault: reader.ip("vault").unwrap_or(local),
-        socket: reader
-            .path("socket")
-            .unwrap_or_else(|| data_dir.join("mesh.sock")),
-    };
-    reader.finish();
-    addresses
-}
-
-fn read_server(mut reader: Reader<'_>, data_dir: &Path) -> Option<ServerConfig> {
-    let store = reader.path("store");
-    let seal = match reader.section("seal") {
-        Some(section) => read_seal(section),
-        None => Some(Seal::Shamir),
-    };
-    let audit = reader.list("audit", "a file's path", |path| {
-        Ok::<_, String>(path.into())
-    });
-    let history_retention = reader.duration("history_retention");
-    let day = Duration::from_secs(24 * 3600);
-    let service_cert_ttl = reader.duration("service_cert_ttl").unwrap_or(day);
-    let node_cert_ttl = reader.duration("node_cert_ttl").unwrap_or(day * 7);
-    reader.finish();
-    Some(ServerConfig {
-        store: store.unwrap_or_else(|| data_dir.join("store")),
-        seal: seal?,
-        audit: audit.unwrap_or_default(),
-        history_retention: history_retention.unwrap_or(DEFAULT_RETENTION),
-        service_cert_ttl,
-        node_cert_ttl,
-    })
-}
-
-fn read_tls(mut reader: Reader<'_>) -> Option<TlsFiles> {
-    if !reader.has("cert_file") || !reader.has("key_file") {
-        reader.report(reader.place(), "[tls] needs `cert_file` and `key_file`");
-    }
-    let (cert_file, key_file) = (reader.path("cert_file"), reader.path("key_file"));
-    reader.finish();
-    Some(TlsFiles {
-        cert_file: cert_file?,
-        key_file: key_file?,
-    })
-}
-
-fn read_seal(mut reader: Reader<'_>) -> Option<Seal> {
-    let place = reader.place().clone();
-    if !reader.has("type") {
-        reader.report(&place, "[server.seal] needs `type`");
-    }
-    let kind = reader.parsed("type", "\"shamir\" or \"static\"", |text| match text {
-        "shamir" | "static" => Ok(text == "static"),
-        _ => Err("there is no such seal"),
-    });
-    let key_file = reader.path("key_file");
-    let seal = match (kind, key_file) {
-        (Some(true), Some(key_file)) => Some(Seal::Static { key_file }),
-        (Some(true), None) => {
-            reader.report(&place, "a static seal needs `key_file`");
-            None
-        }
-        (Some(false), Some(_)) => {
-            reader.report(&place, "`key_file` is for type = \"static\" only");
-            None
-        }
-        (Some(false), None) => Some(Seal::Shamir),
-        (None, _) => None,
-    };
-    reader.finish();
-    seal
-}
-
-fn read_intentions(mut reader: Reader<'_>) -> IntentionsConfig {
-    let default = reader.parsed("default", "\"deny\" or \"allow\"", |text| match text {
-        "deny" | "allow" => Ok(text == "allow"),
-        _ => Err("there is no such default"),
-    });
-    reader.finish();
-    IntentionsConfig {
-        default_allow: default.unwrap_or(false),
-    }
-}
-
-fn read_acl(mut reader: Reader<'_>) -> AclConfig {
-    let default = reader.parsed(
-        "default_policy",
-        "\"deny\" or \"allow\"",
-        |text| match text {
-            "deny" | "allow" => Ok(text == "allow"),
-            _ => Err("there is no such default"),
-        },
-    );
-    let acl = AclConfig {
-        enabled: reader.flag("enabled").unwrap_or(false),
-        default_allow: default.unwrap_or(false),
-        token_ttl: reader
-            .duration("token_ttl")
-            .unwrap_or(Duration::from_secs(30)),
-        default_token_file: reader.path("default_token_file"),
-    };
-    reader.finish();
-    acl
-}
-
-fn read_health(reader: Option<Reader<'_>>) -> HealthConfig {
-    let Some(mut reader) = reader else {
-        return HealthConfig::default();
-    };
-    let wanted = "\"off\", \"config\" or \"api\"";
-    let exec = reader.parsed("exec_checks", wanted, |text| match text {
-        "off" => Ok(ExecChecks::Off),
-        "config" => Ok(ExecChecks::Config),
-        "api" => Ok(ExecChecks::Api),
-        _ => Err("there is no such choice"),
-    });
-    reader.finish();
-    HealthConfig {
-        exec_checks: exec.unwrap_or_default(),
-    }
-}
-
-fn read_checks(top: &mut Reader<'_>, exec: ExecChecks) -> Vec<CheckConfig> {
-    let mut checks: Vec<CheckConfig> = Vec::new();
-    for reader in top.sections("check") {
-        let place = reader.place().clone();
-        let Some(check) = CheckConfig::read(reader, exec) else {
-            continue;
-        };
-        let same = |other: &CheckConfig| other.id == check.id;
-        match &check.id {
-            None => top.report(&place, "a [[check]] needs an `id`"),
-            Some(id) if checks.iter().any(same) => {
-                top.report(&place, format!("check id {id:?} is used twice"));
-            }
-            Some(_) => {}
-        }
-        if check.deregister_after.is_some() {
-            let message = "`deregister_critical_service_after` is for checks of services only";
-            top.report(&place, message);
-        }
-        checks.push(check);
-    }
-    checks
-}
-
-fn read_log(mut reader: Reader<'_>) -> LogConfig {
-    let level = reader.parsed("level", "error, warn, info, debug or trace", str::parse);
-    let format = reader.parsed("format", "auto, human or json", |text| match text {
-        "auto" => Ok(LogFormat::Auto),
-        "human" => Ok(LogFormat::Human),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("there is no such format"),
-    });
-    reader.finish();
-    LogConfig {
-        level: level.unwrap_or(tracing::Level::INFO),
-        format: format.unwrap_or_default(),
-    }
-}
-
-fn host_name() -> String {
-    let full = nix::unistd::gethostname().unwrap_or_default();
-    let full = full.to_string_lossy().to_lowercase();
-    full.split('.').next().unwrap_or_default().to_owned()
-}
-
-/// The address that packets to the outside would carry. Nothing is sent: connecting a UDP socket only looks
-/// up the route. The target is TEST-NET-1 (RFC 5737).
-fn default_route_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    match socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)) {
-        Ok(()) => Some(socket.local_addr().ok()?.ip()),
-        Err(_) => Some(Ipv4Addr::LOCALHOST.into()),
-    }
-}
 
 #[cfg(test)]
 mod tests;

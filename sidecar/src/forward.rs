@@ -14,6 +14,8 @@ use http::{Method, StatusCode, Uri};
 use libmesh::identity::{BoxFuture, SpiffeId};
 use serde::{Deserialize, Serialize};
 
+use crate::http::{Call, Reply};
+
 pub use rpc::RpcForward;
 
 /// The RPC path on servers.
@@ -22,6 +24,9 @@ pub const PATH: &str = "/server/forward";
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// The largest request, in bytes: the Vault interface's limit and room for the envelope.
 pub const MAX_REQUEST: usize = (32 << 20) + (64 << 10);
+
+/// A header of answers to changes of what agents are told: the index of the config bundle that has it.
+pub const CONFIG_INDEX: &str = "x-mesh-config-index";
 
 /// Headers that mean something to the server; all others stay behind.
 const PASSED_ON: [&str; 8] = [
@@ -85,6 +90,13 @@ pub trait Forward: Send + Sync + 'static {
         request: http::Request<Bytes>,
         identity: Option<SpiffeId>,
     ) -> BoxFuture<'_, http::Response<Bytes>>;
+
+    /// The same for a call of the Consul-compatible interface, in nobody's name; where the store is, what was read of it is
+    /// not read again.
+    fn forward_call(&self, call: Call) -> BoxFuture<'_, Reply> {
+        let answer = self.forward(Api::Consul, call.request, None);
+        Box::pin(async move { answer.await.map(Into::into) })
+    }
 }
 
 impl ForwardRequest {

@@ -16,4 +16,6 @@ pub mod query;
 
 pub use response::{Body, Reply, empty, json, text};
 pub use routes::{BoxFuture, Call, Params, Routes};
-pub use server::{AnyClient, ConnInfo, Limits, Listener, Proof, Remote, bind, bind_unix, serve};
+pub use server::{
+    AnyClient, ConnInfo, Limits, Listener, PerClient, Proof, Remote, bind, bind_unix, serve,
+};

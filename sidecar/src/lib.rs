@@ -15,6 +15,7 @@ pub mod forward;
 pub mod http;
 mod ports;
 pub mod proxy;
+pub mod routing;
 pub mod server;
 pub mod sidecar_role;
 #[allow(missing_docs, reason = "not part of the crate's interface")]

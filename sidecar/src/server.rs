@@ -20,31 +20,36 @@ mod virtual_ips;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use libmesh::{
     identity::{BoxFuture, SourceError, SpiffeId},
     join::{NodeCredentials, NodeDirectory},
     mesh::{Credentials, Mesh},
 };
 use parking_lot::RwLock;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Via};
 
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras, private_dir},
+    agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
     consul::stored::{self, Asker, Pairs, Tokenless},
-    forward::{Api, Forward},
-    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, serve},
+    forward::{Api, CONFIG_INDEX, Forward},
+    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, query::Query, serve},
 };
 
 use authority::Authority;
 use records::Records;
+
+/// How long a change waits to be known to the agents' own interface: its answer comes in any case.
+const PUBLISH: Duration = Duration::from_secs(1);
 
 /// The largest body of the Vault interface.
 const MAX_BODY: usize = 32 << 20;
@@ -121,6 +126,12 @@ pub struct Shared {
     /// Whether `[acl]` is on, and what holds where no rule speaks.
     acl: crate::config::AclConfig,
     externals: external::Externals,
+    /// Up to which ledger index the configuration is published.
+    published: watch::Sender<u64>,
+    /// Where files may be made that are gone again soon.
+    scratch: PathBuf,
+    /// When this server was opened.
+    since: SystemTime,
 }
 
 impl Shared {
@@ -130,6 +141,16 @@ impl Shared {
             return None;
         }
         self.authority.read().clone()
+    }
+
+    /// The index of the configuration, once what it says by now is published; `None` when that takes too long. Other keys may
+    /// be written all the time.
+    async fn configuration(&self) -> Option<u64> {
+        let written = bundle::changed(self.records.kv()).ok()?.into_iter().max()?;
+        let mut published = self.published.subscribe();
+        let told = published.wait_for(|index| *index >= written);
+        timeout(PUBLISH, told).await.ok()?.ok()?;
+        Some(self.mesh()?.bundle().index())
     }
 
     /// What holds for whoever shows no token.
@@ -162,15 +183,41 @@ impl Shared {
                 self.vault.handle(request, caller).await
             }
             Api::Consul => {
-                let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-                let conn = Arc::new(ConnInfo::new(remote));
-                let Some(routes) = self.routes.get() else {
-                    unreachable!("routes are set before anything is served")
-                };
-                whole(routes.dispatch(request, conn).await)
+                let query = Query::parse(request.uri().query());
+                whole(self.consul(request, query, &elsewhere()).await)
             }
         }
     }
+
+    /// Answers what of the Consul-compatible interface needs the store.
+    async fn consul(&self, request: Request<Bytes>, query: Query, from: &Arc<ConnInfo>) -> Reply {
+        let Some(routes) = self.routes.get() else {
+            unreachable!("routes are set before anything is served")
+        };
+        let configures = configures(&request);
+        let mut answer = routes.dispatch_with(request, query, Arc::clone(from)).await;
+        if configures
+            && answer.status().is_success()
+            && let Some(index) = self.configuration().await
+        {
+            let headers = answer.headers_mut();
+            headers.insert(CONFIG_INDEX, index.into());
+        }
+        answer
+    }
+}
+
+/// Where forwarded calls come from: who passes them on tells who asks, not from where.
+fn elsewhere() -> Arc<ConnInfo> {
+    let remote = Remote::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    Arc::new(ConnInfo::new(remote))
+}
+
+/// Whether a request changes what agents are told with the config bundle.
+fn configures(request: &Request<Bytes>) -> bool {
+    let path = request.uri().path();
+    let told = ["/v1/connect/intentions", "/v1/config", "/v1/query"];
+    request.method() != Method::GET && told.iter().any(|it| path.starts_with(it))
 }
 
 /// As an agent gets it, which passes on whole answers only.
@@ -181,7 +228,10 @@ fn whole(reply: Reply) -> Response<Bytes> {
     })
 }
 
-struct LocalForward(Arc<Shared>);
+struct LocalForward {
+    shared: Arc<Shared>,
+    from: Arc<ConnInfo>,
+}
 
 impl Forward for LocalForward {
     fn forward(
@@ -190,7 +240,11 @@ impl Forward for LocalForward {
         request: Request<Bytes>,
         identity: Option<SpiffeId>,
     ) -> BoxFuture<'_, Response<Bytes>> {
-        Box::pin(self.0.answer(api, request, identity))
+        Box::pin(self.shared.answer(api, request, identity))
+    }
+
+    fn forward_call(&self, call: Call) -> BoxFuture<'_, Reply> {
+        Box::pin(self.shared.consul(call.request, call.query, &self.from))
     }
 }
 
@@ -209,8 +263,8 @@ pub struct Openness {
     pub consul: bool,
     /// Every process of this user may attach as any service.
     pub attach: Option<u32>,
-    /// DNS behaves as Consul's.
-    pub dns_like_consul: bool,
+    /// DNS behaves as Consul's, and this server is an instance of the service `consul`.
+    pub like_consul: bool,
 }
 
 impl Server {
@@ -234,6 +288,9 @@ impl Server {
             open: openness.consul && !config.acl.enabled,
             acl: config.acl.clone(),
             externals: external::Externals::default(),
+            published: watch::Sender::new(0),
+            scratch: config.node.data_dir.clone(),
+            since: SystemTime::now(),
         });
         let routes = store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
@@ -292,10 +349,13 @@ impl Server {
             server: true,
             certificates: Some(Arc::new(OwnSource(Arc::clone(&self.shared)))),
             rpc: rpc::routes(&self.shared),
-            forward: Some(Arc::new(LocalForward(Arc::clone(&self.shared)))),
-            routes: Routes::new(),
+            forward: Some(Arc::new(LocalForward {
+                shared: Arc::clone(&self.shared),
+                from: elsewhere(),
+            })),
+            routes: own_routes::consul_routes(&self.shared),
             open_to: openness.attach,
-            dns_like_consul: openness.dns_like_consul,
+            like_consul: openness.like_consul,
         };
         let agent = Agent::start(self.config.clone(), extras).await?;
         let _ = self.shared.mesh.set(agent.mesh().clone());
@@ -361,7 +421,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// As [`Agent::run`].
-    pub async fn run(self, reload: impl FnMut() -> Option<Config>) -> Result<Ended, ServerError> {
+    pub async fn run(self, reload: impl FnMut() -> Reread) -> Result<Ended, ServerError> {
         let ended = self.agent.run(reload).await?;
         self.stop.cancel();
         self.shared.vault.close().await;
@@ -565,8 +625,9 @@ fn store_routes(shared: &Arc<Shared>) -> Routes {
     stored::routes(
         &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
         &opener(records::NAMESPACE, "mesh/", "intention"),
+        &nodes,
+        &publisher,
     )
-    .merge(stored::external::routes(&nodes, &publisher))
     .merge(acl_routes(shared, tokenless))
 }
 
@@ -596,7 +657,7 @@ async fn listen(
     };
     let ip = config.addresses.vault;
     let tls = match &config.tls {
-        Some(files) => Some(crate::agent::tls_config(files, true)?),
+        Some(files) => Some(crate::agent::tls_config(files, crate::agent::Clients::May)?),
         None if ip.is_loopback() => None,
         None => return Err(ServerError::Clear(ip)),
     };

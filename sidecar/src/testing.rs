@@ -13,6 +13,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SanType,
 };
 
+use crate::routing::{self, Entry};
+
 /// A mesh authority whose root signs leaves directly.
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
@@ -74,9 +76,7 @@ impl TestCa {
         intentions: &[(&str, &str, Action)],
         default_action: Action,
     ) -> SignedBundle {
-        let key = ServiceKey::generate().unwrap();
-        let signer = SpiffeId::config_signer(&self.domain, &self.datacenter);
-        let issued = self.issue(key.csr_der().unwrap(), &signer, Duration::from_secs(3600));
+        let mut bundle = self.plain_bundle(index, default_action);
         let matching = |text: &str| match text {
             "*" => ServiceMatch::Any,
             other => ServiceMatch::Name(name(other)),
@@ -88,22 +88,39 @@ impl TestCa {
                 destination: matching(destination),
                 action: *action,
             });
-        let bundle = ConfigBundle {
+        bundle.intentions = intentions.collect();
+        self.sign(&bundle)
+    }
+
+    /// A bundle that allows every call, with these config entries.
+    pub fn sign_entries(&self, index: u64, entries: serde_json::Value) -> SignedBundle {
+        let entries: Vec<Entry> = serde_json::from_value(entries).unwrap();
+        let mut bundle = self.plain_bundle(index, Action::Allow);
+        routing::into_bundle(&entries, &mut bundle);
+        self.sign(&bundle)
+    }
+
+    fn plain_bundle(&self, index: u64, default_action: Action) -> ConfigBundle {
+        let issued_at = SystemTime::now().duration_since(UNIX_EPOCH);
+        ConfigBundle {
             index,
             head: [index as u8; 32],
-            issued_at: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap()
-                .as_secs(),
+            issued_at: issued_at.unwrap().as_secs(),
             trust_domain: self.domain.clone(),
             datacenter: self.datacenter.clone(),
             roots: Vec::new(),
-            intentions: intentions.collect(),
+            intentions: Vec::new(),
             default_action,
             revoked: Vec::new(),
             entries: Default::default(),
-        };
-        SignedBundle::sign(&bundle, &key, issued.chain).unwrap()
+        }
+    }
+
+    fn sign(&self, bundle: &ConfigBundle) -> SignedBundle {
+        let key = ServiceKey::generate().unwrap();
+        let signer = SpiffeId::config_signer(&self.domain, &self.datacenter);
+        let issued = self.issue(key.csr_der().unwrap(), &signer, Duration::from_secs(3600));
+        SignedBundle::sign(bundle, &key, issued.chain).unwrap()
     }
 
     pub fn bundles(&self, trust: &Trust) -> BundleStore {

@@ -37,8 +37,10 @@ use crate::{
 };
 
 pub(crate) const RECORD: &str = "ca/authority";
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
-const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 86_400);
+/// How long a root is valid: ten years.
+pub const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// How long an intermediate is valid: a year.
+pub const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// Certificates start this long ago, for clocks that are behind.
 const BACKDATE: Duration = Duration::from_secs(30);
 

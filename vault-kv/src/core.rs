@@ -336,6 +336,12 @@ impl Core {
         self.shared.store.head()
     }
 
+    /// The newest entry that readers of names see: one that is durable is shown a moment later.
+    pub(crate) fn shown(&self) -> Result<Head, Error> {
+        let state = self.shared.state.read();
+        Ok(state.as_ref().ok_or(Error::Sealed)?.head)
+    }
+
     /// The store below, for the ledger's readers.
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store

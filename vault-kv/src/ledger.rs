@@ -14,7 +14,7 @@ use crate::{
     core::{Error, META, Meta},
     seal,
     store::{Compacted, Entry, Extent, FoldKey, Head, OpKind, Pace, StoreError, local::verify_dir},
-    vault::Vault,
+    vault::{Vault, heads},
 };
 
 #[cfg(test)]
@@ -68,12 +68,16 @@ impl Ledger {
     }
 
     /// The newest entry under the index that is told to others: above the ledger's own after a rollback was accepted,
-    /// so that nobody takes what follows for old.
+    /// so that nobody takes what follows for old. While unsealed, what is read after this is as new as this at least.
     ///
     /// # Errors
     /// Storage cannot be read.
     pub fn published(&self) -> Result<Head, Error> {
-        Ok(crate::vault::heads::published(&**self.vault.store())?)
+        let store = &**self.vault.store();
+        let open = self.vault.unsealed();
+        let shown = open.and_then(|open| open.core.shown());
+        let head = shown.unwrap_or_else(|_| store.head());
+        Ok(heads::published(store, head)?)
     }
 
     /// The last `count` entries before index `before` (`None`: the newest), newest first.

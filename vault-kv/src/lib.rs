@@ -45,7 +45,7 @@ pub use crate::core::{Error, Meta};
 pub use api::acl::Administration;
 pub use audit::{AuditError, AuditSink};
 pub use auth::jwt::check::{JwtCheck, Said as JwtSaid};
-pub use ca::{Ca, CaError, IssuedCert, Profile};
+pub use ca::{Ca, CaError, INTERMEDIATE_LIFE, IssuedCert, Profile, ROOT_LIFE};
 pub use http::{Access, Attended, AuthorizeError};
 pub use kv::{
     Applied, Behavior, Kv, KvOp, KvPair, KvWatch, NotApplied, Refusal, Refused, Session,

@@ -48,6 +48,7 @@ pub fn caller(arguments: &[String]) -> Result<()> {
             weight: 1,
             distance: 0,
             suspect: false,
+            part: 0,
         }]);
         let connector = Connector::new(identity, bundles, service.clone(), balancer);
         proxy.outbound(listener, connector, own, service);

@@ -103,13 +103,14 @@ fn tls_config() -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The floor: hyper alone, with a body as long as an answer's.
-pub fn hello(_: &[String]) -> Result<()> {
+/// The floor: hyper alone, with a body as long as an answer's (400 bytes unless told).
+pub fn hello(arguments: &[String]) -> Result<()> {
+    let length = arguments.first().map_or(Ok(400), |length| length.parse())?;
     let runtime = Runtime::new()?;
     let listener = runtime.block_on(TcpListener::bind(ANY_PORT))?;
     println!("{}", listener.local_addr()?);
     runtime.spawn(async move {
-        let body = Bytes::from(vec![b'x'; 400]);
+        let body = Bytes::from(vec![b'x'; length]);
         while let Ok((stream, _)) = listener.accept().await {
             let body = body.clone();
             tokio::spawn(async move {

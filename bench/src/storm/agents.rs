@@ -1,5 +1,6 @@
 //! Agents of one mesh in this process, with sockets on loopback and certificates of their own.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -18,33 +19,59 @@ use rcgen::{
 /// Time for all agents to know each other.
 const TOGETHER: Duration = Duration::from_secs(60);
 
-/// Starts `count` agents that know each other; the first one is the seed of the others.
-pub async fn start(count: usize) -> Result<Vec<Mesh>> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let bundle = TrustBundle {
-        roots: vec![params.self_signed(&key)?.der().to_vec()],
-    };
-    let issuer = Issuer::new(params, key);
-    let (domain, keyring) = (TrustDomain::parse("bench.mesh")?, Keyring::generate()?);
-    let mut agents: Vec<Mesh> = Vec::with_capacity(count);
-    for n in 0..count {
-        let name = NodeName::parse(&format!("agent-{n}"))?;
+/// Who signs for the agents of one mesh, and what they all know.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    bundle: TrustBundle,
+    domain: TrustDomain,
+    keyring: Keyring,
+}
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let bundle = TrustBundle {
+            roots: vec![params.self_signed(&key)?.der().to_vec()],
+        };
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            bundle,
+            domain: TrustDomain::parse("bench.mesh")?,
+            keyring: Keyring::generate()?,
+        })
+    }
+
+    /// What the agent of this name needs.
+    pub fn credentials(&self, name: &NodeName, seeds: Vec<SocketAddr>) -> Result<NodeCredentials> {
         let key = NodeKey::generate()?;
-        let chain = vec![certificate(&issuer, &key, &SpiffeId::node(&domain, &name))?];
-        let credentials = NodeCredentials {
+        let id = SpiffeId::node(&self.domain, name);
+        let chain = vec![certificate(&self.issuer, &key, &id)?];
+        Ok(NodeCredentials {
             key,
             name: name.clone(),
             datacenter: Datacenter::default(),
-            trust_domain: domain.clone(),
+            trust_domain: self.domain.clone(),
             chain,
-            bundle: bundle.clone(),
-            keyring: keyring.clone(),
-            seeds: agents.first().map(Mesh::addr).into_iter().collect(),
+            bundle: self.bundle.clone(),
+            keyring: self.keyring.clone(),
+            seeds,
             config: None,
-        };
+        })
+    }
+}
+
+/// Starts `count` agents that know each other; the first one is the seed of the others.
+pub async fn start(count: usize) -> Result<Vec<Mesh>> {
+    let authority = Authority::new()?;
+    let mut agents: Vec<Mesh> = Vec::with_capacity(count);
+    for n in 0..count {
+        let name = NodeName::parse(&format!("agent-{n}"))?;
+        let seeds = agents.first().map(Mesh::addr).into_iter().collect();
+        let credentials = authority.credentials(&name, seeds)?;
         let mut config = Config::new(name, Credentials::Given(Box::new(credentials)));
         config.bind = "127.0.0.1:0".parse()?;
         agents.push(
@@ -53,8 +80,15 @@ pub async fn start(count: usize) -> Result<Vec<Mesh>> {
                 .context("an agent does not start")?,
         );
     }
+    together(agents.iter()).await?;
+    Ok(agents)
+}
+
+/// Waits until all of them know each other.
+pub async fn together<'a>(agents: impl ExactSizeIterator<Item = &'a Mesh>) -> Result<()> {
+    let count = agents.len();
     let together = async {
-        for agent in &agents {
+        for agent in agents {
             let mut changes = agent.catalog().watch_all();
             let alive = || {
                 let nodes = agent.catalog().nodes();
@@ -66,8 +100,7 @@ pub async fn start(count: usize) -> Result<Vec<Mesh>> {
     };
     tokio::time::timeout(TOGETHER, together)
         .await
-        .context("the agents do not find each other")?;
-    Ok(agents)
+        .context("the agents do not find each other")
 }
 
 /// Ends agents.

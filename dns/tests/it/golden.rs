@@ -12,16 +12,7 @@ use libmesh::catalog::testing::TestNode;
 use libmesh::model::{Health, Instance};
 use serde_json::{Value, json};
 
-use crate::support::{Mesh, ask_tcp, ask_with, at, instance, question, tagged, with_edns};
-
-/// Where we differ on purpose.
-const DIFFERENT: &[(&str, &str)] = &[
-    (
-        "many-srv-udp-edns-1232",
-        "a cut reply keeps its OPT record (RFC 6891 §6.1.1), which leaves room for one location less",
-    ),
-    ("many-srv-udp-edns-600", "a cut reply keeps its OPT record"),
-];
+use crate::support::{Mesh, ask_tcp, at, instance, question, raw_udp, tagged, with_edns};
 
 fn recorded() -> Vec<Value> {
     let dir = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -199,7 +190,12 @@ async fn in_consuls_manner_the_answers_are_consuls() {
         }
         let reply = match ask["tcp"].as_bool() {
             Some(true) => ask_tcp(&server, &name, rtype).await,
-            _ => ask_with(&server, message).await,
+            // Not as elsewhere: Consul leaves out the OPT record of a reply that it cuts.
+            _ => {
+                let octets = message.to_vec().unwrap();
+                let reply = raw_udp(server.local_addrs()[0], &octets).await;
+                Message::from_vec(&reply).unwrap()
+            }
         };
         let mut expected = case["expect"].clone();
         expected.as_object_mut().unwrap().remove("fits");
@@ -209,14 +205,9 @@ async fn in_consuls_manner_the_answers_are_consuls() {
         }
     }
     server.shutdown().await;
-    let unexpected = different
+    let different: Vec<_> = different
         .iter()
-        .filter(|(id, _)| DIFFERENT.iter().all(|(d, _)| d != id));
-    let unexpected: Vec<_> = unexpected.map(|(id, how)| format!("{id}\n{how}")).collect();
-    assert!(unexpected.is_empty(), "{}", unexpected.join("\n"));
-    assert_eq!(
-        different.len(),
-        DIFFERENT.len(),
-        "one of those that differed no longer does"
-    );
+        .map(|(id, how)| format!("{id}\n{how}"))
+        .collect();
+    assert!(different.is_empty(), "{}", different.join("\n"));
 }

@@ -213,6 +213,23 @@ impl LocalLog {
         self.catalog.watch_own()
     }
 
+    /// Where the log stands, and which instances and checks were taken away after `since`, whatever took them; `None` when
+    /// that is not remembered any more (as when the log began anew): then all have to be looked at. Costs one look at
+    /// each record that changed since.
+    pub fn gone_since(&self, since: Head) -> (Head, Option<Vec<Gone>>) {
+        let state = self.catalog.inner.state.lock();
+        let gone = state.own_log.gone_since(since).map(|keys| {
+            let gone = |key: &Bytes| match Key::decode(key).ok()? {
+                Key::Certificate | Key::Node => None,
+                Key::Instance(id) => Some(Gone::Instance(InstanceId::parse(id).ok()?)),
+                Key::DerivedCheck(of) => Some(Gone::Check(record::derived(of).into())),
+                Key::Check(id) => Some(Gone::Check(id.into())),
+            };
+            keys.filter_map(gone).collect()
+        });
+        (state.own_log.head(), gone)
+    }
+
     /// One of this node's instances, whether or not the node is shown.
     pub fn service(&self, id: &InstanceId) -> Option<Arc<Instance>> {
         self.catalog.read_own(|facts| facts.instance(id).cloned())
@@ -229,11 +246,26 @@ impl LocalLog {
         self.catalog.read_own(|facts| facts.check(id).cloned())
     }
 
+    /// The checks of an instance, or (`None`) of the node as a whole, by id.
+    pub fn checks_of(&self, instance: Option<&InstanceId>) -> Vec<Arc<CheckRecord>> {
+        self.catalog
+            .read_own(|facts| facts.checks_of(instance).cloned().collect())
+    }
+
     /// All checks of this node, by id.
     pub fn checks(&self) -> Vec<Arc<CheckRecord>> {
         self.catalog
             .read_own(|facts| facts.checks().cloned().collect())
     }
+}
+
+/// What was taken away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gone {
+    /// An instance, by its id.
+    Instance(InstanceId),
+    /// A check, by its id.
+    Check(Arc<str>),
 }
 
 /// A record of the node's last life.

@@ -234,6 +234,20 @@ impl NodeLog {
         }
     }
 
+    /// The keys that were taken away after `since` and not set again; `None` when that is not remembered any more. Costs
+    /// one look at each key that changed since.
+    pub fn gone_since(&self, since: Head) -> Option<impl Iterator<Item = &Bytes>> {
+        let remembered = since.epoch == self.at.epoch && since.head >= self.gc;
+        let gone = |key: &&Bytes| {
+            let entry = self.entries.get(*key);
+            entry.is_some_and(|entry| entry.body.is_none())
+        };
+        remembered.then(|| {
+            let later = self.versions.range(since.head.saturating_add(1)..);
+            later.map(|(_, key)| key).filter(gone)
+        })
+    }
+
     /// Drops tombstones from before `before` (unix µs); `gc` rises over them.
     pub fn collect(&mut self, before: u64) {
         let old: Vec<_> = self

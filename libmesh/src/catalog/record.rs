@@ -86,6 +86,11 @@ impl<'a> Key<'a> {
     }
 }
 
+/// The id of the check that is called after an instance.
+pub(super) fn derived(instance: &str) -> String {
+    format!("{DERIVED}{instance}")
+}
+
 /// What to index a good record by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Meaning<'a> {

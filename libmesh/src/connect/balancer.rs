@@ -40,12 +40,29 @@ pub struct Endpoint {
     pub distance: u8,
     /// Its node did not answer lately: used only when nothing else is left.
     pub suspect: bool,
+    /// Which part of the calls it takes, of those that [`Balancer::set_split`] was told. 0 where they are not split.
+    pub part: u16,
 }
 
 /// The endpoints of one service with their history. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Balancer {
-    endpoints: Arc<ArcSwap<Vec<Arc<Tracked>>>>,
+    table: Arc<ArcSwap<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    endpoints: Vec<Arc<Tracked>>,
+    split: Split,
+}
+
+/// How the calls to a service are split, and how long each may take to connect.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Split {
+    /// The weight of each part, by [`Endpoint::part`]; empty: there is one part. A part without endpoints takes nothing.
+    pub weights: Vec<u32>,
+    /// The longest that one attempt to connect may take; none: what the deadline leaves.
+    pub connect_timeout: Option<Duration>,
 }
 
 struct Tracked {
@@ -82,36 +99,46 @@ impl Balancer {
 
     /// Replaces the endpoints. Those that stay keep their history.
     pub fn set(&self, endpoints: Vec<Endpoint>) {
-        let old = self.endpoints.load();
+        self.set_split(endpoints, Split::default());
+    }
+
+    /// The same for calls that are split: a part is chosen by its weight, then an endpoint of it.
+    pub fn set_split(&self, endpoints: Vec<Endpoint>, split: Split) {
+        let old = self.table.load();
         let tracked = endpoints.into_iter().map(|endpoint| {
             let same = |known: &&Arc<Tracked>| {
                 known.endpoint.id == endpoint.id && known.endpoint.addr == endpoint.addr
             };
-            let history = old
-                .iter()
-                .find(same)
-                .map(|known| known.history.clone())
-                .unwrap_or_default();
+            let known = old.endpoints.iter().find(same);
+            let history = known.map(|known| known.history.clone()).unwrap_or_default();
             Arc::new(Tracked { endpoint, history })
         });
-        self.endpoints.store(Arc::new(tracked.collect()));
+        self.table.store(Arc::new(Table {
+            endpoints: tracked.collect(),
+            split,
+        }));
     }
 
     /// The endpoints now.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        self.endpoints
-            .load()
-            .iter()
-            .map(|tracked| tracked.endpoint.clone())
-            .collect()
+        let table = self.table.load();
+        let endpoints = table.endpoints.iter();
+        endpoints.map(|tracked| tracked.endpoint.clone()).collect()
+    }
+
+    /// The longest that one attempt to connect may take.
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.table.load().split.connect_timeout
     }
 
     /// The next endpoint, none of `except`; `None` when there is no other.
     pub fn pick(&self, except: &[SocketAddr], now: Instant) -> Option<Pick> {
-        let all = self.endpoints.load();
+        let table = self.table.load();
+        let untried = |tracked: &&Arc<Tracked>| !except.contains(&tracked.endpoint.addr);
+        let part = table.part(untried);
         let others = || {
-            all.iter()
-                .filter(|tracked| !except.contains(&tracked.endpoint.addr))
+            let all = table.endpoints.iter().filter(untried);
+            all.filter(move |tracked| part.is_none_or(|part| tracked.endpoint.part == part))
         };
         let fit =
             |tracked: &&Arc<Tracked>| !tracked.endpoint.suspect && !tracked.history.is_ejected(now);
@@ -147,6 +174,32 @@ impl Balancer {
             tracked: chosen.clone(),
             began: now,
         })
+    }
+}
+
+impl Table {
+    /// The part whose turn it is, of those with an endpoint that fits; `None` where there is one.
+    fn part(&self, fits: impl Fn(&&Arc<Tracked>) -> bool) -> Option<u16> {
+        if self.split.weights.len() < 2 {
+            return None;
+        }
+        let has = |part: usize| {
+            let mut of_it = self.endpoints.iter().filter(&fits);
+            of_it.any(|tracked| usize::from(tracked.endpoint.part) == part)
+        };
+        let weights = self.split.weights.iter().enumerate();
+        let weights: Vec<_> = weights
+            .filter(|(part, weight)| **weight > 0 && has(*part))
+            .collect();
+        let sum: u32 = weights.iter().map(|(_, weight)| **weight).sum();
+        // Where only parts without weight are left, anybody is better than nobody.
+        let mut left = (sum > 0).then(|| rand::random_range(0..sum))?;
+        let chosen = weights.iter().find(|(_, weight)| {
+            let here = left < **weight;
+            left = left.saturating_sub(**weight);
+            here
+        });
+        chosen.and_then(|(part, _)| u16::try_from(*part).ok())
     }
 }
 

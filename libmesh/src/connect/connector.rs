@@ -75,7 +75,8 @@ pub struct Connector {
 
 impl Connector {
     /// Dials `service` as `identity` (a service's), by the intentions in `bundles`, at the endpoints that
-    /// the owner puts into `balancer`.
+    /// the owner puts into `balancer`. Where calls are sent to another service, that one's intentions count and its
+    /// certificate is asked for.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -88,7 +89,6 @@ impl Connector {
         let tls = TlsConnector::from(identity.client_config(ALPN));
         let role = Role::Caller {
             own: identity.spiffe_id(),
-            service: service.clone(),
         };
         Self {
             identity,
@@ -107,10 +107,9 @@ impl Connector {
 
     /// A connection to one of the endpoints, within `deadline`. Up to three endpoints are tried.
     pub async fn connect(&self, deadline: Duration) -> Result<MeshStream, ConnectError> {
-        if let Some(reason) = denial(&self.bundles, &self.identity.spiffe_id(), &self.service) {
-            return Err(ConnectError::Denied(reason));
-        }
-        let until = Instant::now() + deadline;
+        let own = self.identity.spiffe_id();
+        let attempt = self.balancer.connect_timeout();
+        let until = Instant::now() + deadline.max(attempt.unwrap_or_default());
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut attempts = String::new();
         while tried.len() < ATTEMPTS && (tried.is_empty() || Instant::now() < until) {
@@ -118,12 +117,16 @@ impl Connector {
             let Some(pick) = self.balancer.pick(&tried, now) else {
                 break;
             };
-            let addr = pick.endpoint().addr;
+            let (addr, service) = (pick.endpoint().addr, pick.endpoint().service.clone());
+            if let Some(reason) = denial(&self.bundles, &own, &service) {
+                return Err(ConnectError::Denied(reason));
+            }
             let left = until.saturating_duration_since(now);
             let share = left / u32::try_from(ATTEMPTS - tried.len()).expect("a small count");
-            let attempt_until = now + share.max(ATTEMPT).min(left);
+            let most = attempt.unwrap_or_else(|| share.max(ATTEMPT));
+            let attempt_until = now + most.min(left);
             tried.push(addr);
-            match self.dial(addr, attempt_until).await {
+            match self.dial(addr, &service, attempt_until).await {
                 Ok((tls, leaf)) => {
                     pick.connected(Instant::now());
                     return self.admit(tls, leaf, pick);
@@ -134,6 +137,12 @@ impl Connector {
                     let _ = write!(attempts, "{separator}{addr}: {reason}");
                 }
             }
+        }
+        // Without an endpoint it is still said that the call would not be allowed.
+        if tried.is_empty()
+            && let Some(reason) = denial(&self.bundles, &own, &self.service)
+        {
+            return Err(ConnectError::Denied(reason));
         }
         match tried.is_empty() {
             true => Err(ConnectError::NoEndpoint(self.service.clone())),
@@ -147,6 +156,7 @@ impl Connector {
     async fn dial(
         &self,
         addr: SocketAddr,
+        service: &ServiceName,
         until: Instant,
     ) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, Leaf), String> {
         let dial = async {
@@ -170,11 +180,8 @@ impl Connector {
         let leaf = Leaf::parse(leaf).map_err(|e| e.to_string())?;
         // Another datacenter's service of the same name is another service.
         let same_datacenter = leaf.spiffe.datacenter() == self.identity.spiffe_id().datacenter();
-        if leaf.spiffe.as_service() != Some(&self.service) || !same_datacenter {
-            return Err(format!(
-                "{} answers there, not {}",
-                leaf.spiffe, self.service
-            ));
+        if leaf.spiffe.as_service() != Some(service) || !same_datacenter {
+            return Err(format!("{} answers there, not {service}", leaf.spiffe));
         }
         Ok((tls, leaf))
     }

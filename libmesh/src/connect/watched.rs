@@ -20,8 +20,8 @@ use crate::{
 /// Which end of its connections we are.
 #[derive(Clone)]
 pub(super) enum Role {
-    /// We call this service; the peer is it.
-    Caller { own: SpiffeId, service: ServiceName },
+    /// We call; the peer is the service called.
+    Caller { own: SpiffeId },
     /// We are this service; the peer calls.
     Callee { service: ServiceName },
 }
@@ -63,7 +63,10 @@ impl Open {
             return Some(format!("the certificate of {} is revoked", peer.spiffe));
         }
         let (source, destination) = match &self.role {
-            Role::Caller { own, service } => (own, service),
+            Role::Caller { own } => match peer.spiffe.as_service() {
+                Some(service) => (own, service),
+                None => return Some(format!("{} is no service", peer.spiffe)),
+            },
             Role::Callee { service } => (&peer.spiffe, service),
         };
         denial(&self.bundles, source, destination)

@@ -146,6 +146,18 @@ impl Check {
         }
     }
 
+    /// Whether it asks what `other` asks.
+    pub(super) fn asks_as(&self, other: &Check) -> bool {
+        match (&self.how, &other.how) {
+            (How::Every { probe, .. }, How::Every { probe: with, .. }) => {
+                probe.kind() == with.kind() && probe.target() == with.target()
+            }
+            (How::Ttl { .. }, How::Ttl { .. }) => true,
+            (How::Alias(of), How::Alias(with)) => of == with,
+            _ => false,
+        }
+    }
+
     /// How long it must be critical before its instance goes.
     pub(super) fn deregistration(&self) -> Option<Duration> {
         self.instance.as_ref()?;

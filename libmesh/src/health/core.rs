@@ -68,6 +68,8 @@ pub(super) struct Core {
     looking: [usize; 2],
     looks: u32,
     outputs: VecDeque<Output>,
+    /// How often what a check printed became something else.
+    said: u64,
 }
 
 #[derive(Debug)]
@@ -114,11 +116,12 @@ impl Core {
             looking: [0; 2],
             looks: 0,
             outputs: VecDeque::new(),
+            said: 0,
         }
     }
 
     /// Begins with a check that is published as `status`, critical since `critical_since` if it is; in place of the one
-    /// with its id, whose output and damping it keeps.
+    /// with its id, whose output it keeps, and whose damping if it asks the same.
     pub(super) fn add(
         &mut self,
         now: Duration,
@@ -154,7 +157,9 @@ impl Core {
         };
         if let Some(old) = old {
             entry.output = old.output;
-            entry.damping = old.damping;
+            if entry.check.asks_as(&old.check) {
+                entry.damping = old.damping;
+            }
             entry.paced = old.paced;
             entry.seen = old.seen;
             if old.fold.status == Health::Critical && status == Health::Critical {
@@ -249,6 +254,11 @@ impl Core {
     /// When [`tick`](Self::tick) has something to do next. May be early.
     pub(super) fn next(&self) -> Option<Duration> {
         self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Grows whenever what some check printed last changes.
+    pub(super) fn said(&self) -> u64 {
+        self.said
     }
 
     /// What is to be done, oldest first.
@@ -353,7 +363,10 @@ impl Core {
         let room = entry.check.output_max;
         let end = result.output.floor_char_boundary(room);
         result.output.truncate(end);
-        entry.output = result.output.into_boxed_str();
+        if *entry.output != *result.output {
+            entry.output = result.output.into_boxed_str();
+            self.said += 1;
+        }
         let before = entry.fold.status;
         match entry.check.how {
             How::Every { .. } => entry.fold.take(&entry.check.thresholds, now, result.health),

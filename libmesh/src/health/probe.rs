@@ -65,6 +65,12 @@ pub trait Probe: Send + Sync {
     /// Word for the kind of check (`http`, `tcp`, …).
     fn kind(&self) -> &'static str;
 
+    /// What it looks at, as far as the probe can say. A check that is registered again and looks at something else is not
+    /// held to how often it changed before. Default empty: the same as ever.
+    fn target(&self) -> String {
+        String::new()
+    }
+
     /// Looks once.
     fn probe(&self) -> BoxFuture<'_, ProbeResult>;
 

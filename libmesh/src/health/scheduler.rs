@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +32,8 @@ pub(super) struct Inner {
     pub(super) log: LocalLog,
     clock: Clock,
     state: Mutex<State>,
+    /// See [`Scheduler::said`].
+    said: AtomicU64,
     wake: Arc<Notify>,
     stop: CancellationToken,
     _stop_with_last_handle: DropGuard,
@@ -65,6 +68,7 @@ impl Scheduler {
                 log,
                 clock: Clock::start(),
                 state: Mutex::new(state),
+                said: AtomicU64::new(0),
                 wake: Arc::default(),
                 _stop_with_last_handle: stop.clone().drop_guard(),
                 stop,
@@ -161,6 +165,12 @@ impl Scheduler {
         self.state(id).map(|state| state.output)
     }
 
+    /// Grows whenever what some check printed last changes, which its record does not tell: for those who keep what they
+    /// made of [`output`](Self::output). To be read before that.
+    pub fn said(&self) -> u64 {
+        self.inner.said.load(Ordering::Acquire)
+    }
+
     /// What a check says here; `None` when there is no such check.
     pub fn state(&self, id: &str) -> Option<CheckState> {
         self.inner.state.lock().core.state(id)
@@ -192,6 +202,7 @@ impl Inner {
         let now = self.clock.now();
         let answer = run(&mut state, now);
         let looks = self.follow_up(&mut state, now);
+        self.said.store(state.core.said(), Ordering::Release);
         let next = state.core.next();
         if next.is_some_and(|next| state.asleep_until.is_none_or(|until| next < until)) {
             self.wake.notify_one();

@@ -108,5 +108,6 @@ fn endpoint(own: Option<&NodeRecord>, view: &Arc<InstanceView>) -> Option<Endpoi
         weight,
         distance: distance as u8,
         suspect: view.is_doubtful(),
+        part: 0,
     })
 }

@@ -146,6 +146,7 @@ fn endpoint(service: &str, addr: SocketAddr) -> Endpoint {
         weight: 1,
         distance: 0,
         suspect: false,
+        part: 0,
     }
 }
 

@@ -48,6 +48,14 @@ pub enum AgentError {
     /// The Unix socket cannot be made.
     #[error("{0}; set `addresses.socket` to another path")]
     Socket(io::Error),
+    /// The Unix socket cannot be given away.
+    #[error("cannot change the owner of {}: {source}; see `addresses.socket_user` and `socket_group`", path.display())]
+    SocketOwner {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The data directory cannot be made.
     #[error("cannot make the data directory {}: {source}; set `node.data_dir`", path.display())]
     DataDir {

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,25 +14,30 @@ use http::{Method, Request, StatusCode};
 use libmesh::mesh::{Mesh, Problem};
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_rustls::rustls::{
-    ServerConfig,
+    RootCertStore, ServerConfig,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+    version,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::AgentError;
 use crate::{
-    config::{Config, TlsFiles},
+    config::{Config, TlsFiles, TlsVersion},
     consul::{ConsulApi, MAX_BODY},
-    http::{AnyClient, ConnInfo, Limits, Listener, Remote, Routes, bind_unix, json, serve, text},
+    http::{
+        AnyClient, ConnInfo, Limits, Listener, PerClient, Remote, Routes, bind_unix, json, serve,
+        text,
+    },
 };
 
-/// The socket is open to every local user: who may do what is decided by the peer's uid or attach token.
-const SOCKET_MODE: u32 = 0o666;
+/// Open connections of each listener, all clients together.
+const CONNECTIONS: usize = 8192;
 /// The Vault interface takes up to 32 MiB, so its way through the socket does, too.
 const SOCKET_BODY: usize = 32 << 20;
 
-/// Opens what the configuration names; returns the addresses of HTTP and HTTPS.
+/// Opens what the configuration names; returns the first addresses of HTTP and HTTPS.
 pub async fn open(
     config: &Config,
     api: &ConsulApi,
@@ -42,34 +48,41 @@ pub async fn open(
     let (ports, addresses) = (&config.ports, &config.addresses);
     let limits = Limits {
         body: MAX_BODY,
+        connections: CONNECTIONS,
+        per_client: PerClient::new(config.limits.http_max_conns_per_client),
         ..Limits::default()
     };
     let mut http = None;
-    if let Some(port) = ports.http {
-        let listener = bind(SocketAddr::new(addresses.http, port), "ports.http").await?;
-        http = listener.local_addr().ok();
-        start(
-            Listener::Tcp(listener),
-            limits.clone(),
-            api.clone(),
-            stop,
-            tasks,
-        );
+    for ip in &addresses.http {
+        let Some(port) = ports.http else { break };
+        let listener = bind(SocketAddr::new(*ip, port), "ports.http").await?;
+        http = http.or(listener.local_addr().ok());
+        let listener = Listener::Tcp(listener);
+        start(listener, limits.clone(), api.clone(), stop, tasks);
     }
     let mut https = None;
     if let (Some(port), Some(files)) = (ports.https, &config.tls) {
-        let tls = tls_config(files, false)?;
-        let listener = bind(SocketAddr::new(addresses.https, port), "ports.https").await?;
-        https = listener.local_addr().ok();
-        start(
-            Listener::Tls(listener, tls),
-            limits.clone(),
-            api.clone(),
-            stop,
-            tasks,
-        );
+        let clients = match &files.client_ca_file {
+            Some(file) => Clients::Must(file),
+            None => Clients::Anonymous,
+        };
+        let tls = tls_config(files, clients)?;
+        for ip in &addresses.https {
+            let listener = bind(SocketAddr::new(*ip, port), "ports.https").await?;
+            https = https.or(listener.local_addr().ok());
+            let listener = Listener::Tls(listener, Arc::clone(&tls));
+            start(listener, limits.clone(), api.clone(), stop, tasks);
+        }
     }
-    let socket = bind_unix(&addresses.socket, SOCKET_MODE).map_err(AgentError::Socket)?;
+    let file = addresses.socket_file;
+    let socket = bind_unix(&addresses.socket, file.mode).map_err(AgentError::Socket)?;
+    if file.user.is_some() || file.group.is_some() {
+        let given = std::os::unix::fs::chown(&addresses.socket, file.user, file.group);
+        given.map_err(|source| AgentError::SocketOwner {
+            path: addresses.socket.clone(),
+            source,
+        })?;
+    }
     let limits = Limits {
         body: SOCKET_BODY,
         ..limits
@@ -97,11 +110,20 @@ fn start(
     tasks.spawn(serve(listener, limits, stop.clone(), handler));
 }
 
+/// Which certificates clients show.
+#[derive(Debug, Clone, Copy)]
+pub enum Clients<'f> {
+    /// None; they are not asked.
+    Anonymous,
+    /// Any, or none; see [`AnyClient`].
+    May,
+    /// One of the authorities in a file.
+    Must(&'f Path),
+}
+
 /// Reads certificate chain and key. TLS 1.2 stays possible for the clients of Consul's own port.
-///
-/// With `ask`, clients may show a certificate; see [`AnyClient`].
-pub fn tls_config(files: &TlsFiles, ask: bool) -> Result<Arc<ServerConfig>, AgentError> {
-    let failed = |path: &std::path::Path| {
+pub fn tls_config(files: &TlsFiles, clients: Clients<'_>) -> Result<Arc<ServerConfig>, AgentError> {
+    let failed = |path: &Path| {
         let path = path.to_owned();
         move |reason: String| AgentError::Tls { path, reason }
     };
@@ -111,12 +133,35 @@ pub fn tls_config(files: &TlsFiles, ask: bool) -> Result<Arc<ServerConfig>, Agen
     let key = PrivateKeyDer::from_pem_file(&files.key_file)
         .map_err(|error| failed(&files.key_file)(error.to_string()))?;
     let provider = Arc::new(ring::default_provider());
+    let versions: &[_] = match files.min_version {
+        TlsVersion::V12 => &[&version::TLS12, &version::TLS13],
+        TlsVersion::V13 => &[&version::TLS13],
+    };
     let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(|error| failed(&files.cert_file)(error.to_string()))?;
-    let config = match ask {
-        true => config.with_client_cert_verifier(Arc::new(AnyClient(provider))),
-        false => config.with_no_client_auth(),
+    let config = match clients {
+        Clients::Anonymous => config.with_no_client_auth(),
+        Clients::May => config.with_client_cert_verifier(Arc::new(AnyClient(provider))),
+        Clients::Must(file) => {
+            let wrong = failed(file);
+            let roots = CertificateDer::pem_file_iter(file)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| error.to_string())
+                .and_then(|authorities| {
+                    let mut roots = RootCertStore::empty();
+                    for authority in authorities {
+                        roots.add(authority).map_err(|error| error.to_string())?;
+                    }
+                    Ok(Arc::new(roots))
+                });
+            let verifier = roots.and_then(|roots| {
+                WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .build()
+                    .map_err(|error| error.to_string())
+            });
+            config.with_client_cert_verifier(verifier.map_err(wrong)?)
+        }
     };
     let config = config
         .with_single_cert(chain, key)

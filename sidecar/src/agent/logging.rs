@@ -1,4 +1,7 @@
-//! Logs: always to stderr, human on a terminal, one JSON object a line otherwise.
+//! Logs: always to stderr, human on a terminal, one JSON object a line otherwise. Whoever follows them over the Consul
+//! interface gets them besides, at a level of his own.
+
+mod follow;
 
 use std::{
     io::{self, IsTerminal},
@@ -6,10 +9,12 @@ use std::{
 };
 
 use tracing_subscriber::{
-    EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
 use crate::config::{LogConfig, LogFormat};
+
+pub use follow::{Follower, follow};
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
@@ -23,17 +28,22 @@ pub fn init(config: &LogConfig) {
         LogFormat::Json => false,
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
-    let done = match human {
+    let lines = match human {
         true => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            registry.with(lines.with_ansi(colour)).try_init()
+            lines.with_ansi(colour).with_filter(filter).boxed()
         }
-        false => registry.with(lines.json().flatten_event(true)).try_init(),
+        false => {
+            let lines = lines.json().flatten_event(true);
+            lines.with_filter(filter).boxed()
+        }
     };
-    if done.is_ok() {
+    let (followers, wanted) = follow::layer();
+    let all = vec![lines, followers];
+    if tracing_subscriber::registry().with(all).try_init().is_ok() {
         // Only the first caller gets here.
         let _ = FILTER.set(handle);
+        follow::ready(wanted);
     }
 }
 

@@ -2,13 +2,18 @@
 
 use std::{path::Path, sync::Arc};
 
-use libmesh::{health::Check, mesh::Mesh, model::Instance};
+use libmesh::{
+    health::Check,
+    mesh::Mesh,
+    model::{Instance, InstanceId, ServiceName},
+};
 use tracing::warn;
 
 use super::{AgentError, read_private};
 use crate::{
     attach::callers::{AttachToken, Callers, Declaration},
     config::{CheckConfig, Config, ServiceConfig},
+    consul::{COMPATIBLE, SERVERS},
 };
 
 /// Who may attach, and whether anybody may.
@@ -47,6 +52,18 @@ fn attach_token(service: &ServiceConfig, path: &Path) -> Result<AttachToken, Age
     AttachToken::new(&text).map_err(|error| failed(error.to_string()))
 }
 
+/// The instances that the configuration defines, in either form.
+pub fn configured(config: &Config) -> Vec<InstanceId> {
+    let own = config.services.iter().map(|it| it.id.clone());
+    let defined = &config.consul.services;
+    own.chain(
+        defined
+            .iter()
+            .filter_map(|it| InstanceId::parse(&it.id).ok()),
+    )
+    .collect()
+}
+
 /// Publishes a service and runs its checks. One without a port and checks only declares who may attach.
 pub fn register(mesh: &Mesh, service: &ServiceConfig) -> Result<(), String> {
     if service.port == 0 && service.mesh_port.is_none() && service.checks.is_empty() {
@@ -72,6 +89,21 @@ pub fn register(mesh: &Mesh, service: &ServiceConfig) -> Result<(), String> {
         mesh.checks().add(check).map_err(|error| text(&error))?;
     }
     Ok(())
+}
+
+/// Publishes a server as Consul's do themselves: as an instance of the service `consul`, where its RPC is.
+pub fn register_server(mesh: &Mesh) -> Result<(), String> {
+    let name = ServiceName::parse(SERVERS).map_err(|error| error.to_string())?;
+    let mut instance =
+        Instance::new(name, mesh.addr().port()).map_err(|error| error.to_string())?;
+    instance.meta = [
+        ("version".into(), COMPATIBLE.into()),
+        ("non_voter".into(), "false".into()),
+        ("read_replica".into(), "false".into()),
+    ]
+    .into_iter()
+    .collect();
+    mesh.register(instance).map_err(|error| error.to_string())
 }
 
 fn make_check(

@@ -1,4 +1,4 @@
-//! DER to PEM and back, for certificates and requests on the agent's socket.
+//! DER to PEM and back, for certificates, requests and keys.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -33,6 +33,11 @@ pub fn read_certificates(pem: &str) -> Result<Vec<Vec<u8>>, PemError> {
 /// A certificate request.
 pub fn request(der: &[u8]) -> String {
     block("CERTIFICATE REQUEST", der)
+}
+
+/// A private key in PKCS#8. The text is as secret as the key.
+pub fn private_key(der: &[u8]) -> String {
+    block("PRIVATE KEY", der)
 }
 
 /// The request in a PEM text.

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{Method, StatusCode, Uri, header};
-use libmesh::catalog::{Distance, InstanceView};
 use libmesh::identity::{SourceError, SpiffeId};
-use libmesh::model::{Host, Instance, InstanceId, NodeRecord, ServiceName};
+use libmesh::model::{Host, Instance, InstanceId, ServiceName};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,14 +18,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::callers::Caller;
+use super::endpoints;
 use super::host::AttachHost;
 use super::leases::{Attachment, Granted, Leases};
 use super::pem;
 use super::wire::{
-    AboutReply, AttachReply, AttachRequest, BundleReply, EndpointWire, EndpointsReply, LEASE,
-    SERVICE_HEADER, SignReply, SignRequest, TOKEN_HEADER, encode_bundle,
+    AboutReply, AttachReply, AttachRequest, BundleReply, LEASE, SERVICE_HEADER, SignReply,
+    SignRequest, TOKEN_HEADER, encode_bundle,
 };
 use crate::http::{Call, Reply, Routes, empty, json};
+use crate::routing::Followed;
 
 /// How long a long poll waits when it does not say.
 const WAIT: Duration = Duration::from_secs(60);
@@ -42,6 +43,7 @@ struct Inner<H> {
     host: Arc<H>,
     lease: Duration,
     leases: Mutex<Leases>,
+    routing: Followed,
     changed: Notify,
 }
 
@@ -68,6 +70,7 @@ impl<H: AttachHost> AttachServer<H> {
     /// With another length of the leases than [`LEASE`].
     pub fn with_lease(host: Arc<H>, lease: Duration) -> Self {
         let inner = Inner {
+            routing: Followed::new(host.bundles().clone()),
             host,
             lease,
             leases: Mutex::new(Leases::new(lease)),
@@ -333,24 +336,21 @@ impl<H: AttachHost> AttachServer<H> {
         self.caller(call)?;
         let service = ServiceName::parse(call.params.get("service")).map_err(bad)?;
         let (index, wait) = poll(call)?;
-        let watch = self.inner.host.catalog().watch_service(&service);
-        if let Some(index) = index {
-            tokio::select! {
-                _ = timeout(wait, watch.changed_after(index)) => {}
-                () = call.conn.shutdown.cancelled() => {}
-            }
-        }
-        // Taken before the view: a view newer than its index only makes the next poll return at once.
-        let index = watch.revision();
-        let catalog = self.inner.host.catalog();
-        let own = catalog.node_by_id(&catalog.own());
-        let own = own.as_ref().map(|node| &*node.record);
-        let view = watch.view();
-        let instances = view.iter().flat_map(|view| &view.instances);
-        let endpoints = instances
-            .filter_map(|instance| endpoint(instance, own))
-            .collect();
-        Ok(json(StatusCode::OK, &EndpointsReply { index, endpoints }))
+        let answer = endpoints::answer(
+            self.inner.host.catalog(),
+            &self.inner.routing,
+            &service,
+            index,
+            wait,
+        );
+        let reply = tokio::select! {
+            reply = answer => reply,
+            () = call.conn.shutdown.cancelled() => return Err(Problem {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                detail: "the agent is shutting down".to_owned(),
+            }),
+        };
+        Ok(json(StatusCode::OK, &reply))
     }
 
     async fn bundle(&self, call: &Call) -> Result<Reply, Problem> {
@@ -490,16 +490,4 @@ fn instance(
     instance.version = request.version.clone();
     instance.validate().map_err(bad)?;
     Ok(instance)
-}
-
-fn endpoint(instance: &InstanceView, own: Option<&NodeRecord>) -> Option<EndpointWire> {
-    let distance = own.map_or(Distance::Far, |own| instance.distance(own));
-    Some(EndpointWire {
-        id: format!("{}/{}", instance.node.record.name, instance.instance.id).into(),
-        address: instance.mesh_addr()?,
-        weight: instance.weight()?,
-        version: instance.instance.version.clone(),
-        distance: distance as u8,
-        suspect: instance.is_doubtful(),
-    })
 }

@@ -135,6 +135,8 @@ async fn an_attached_sidecar_is_published_and_found() {
         version: Some("1".into()),
         distance: 0,
         suspect: false,
+        service: None,
+        part: 0,
     };
     assert_eq!(found.endpoints, [expected]);
 

@@ -137,6 +137,12 @@ pub struct EndpointsReply {
     pub index: u64,
     /// Instances with a sidecar whose checks pass (or warn).
     pub endpoints: Vec<EndpointWire>,
+    /// Where calls are split: the weight of each part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<u32>,
+    /// How long one attempt to connect may take, if somebody says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<Duration>,
 }
 
 /// One way to reach a service.
@@ -155,6 +161,12 @@ pub struct EndpointWire {
     pub distance: u8,
     /// Its node did not answer lately: to be used only when nothing better is there.
     pub suspect: bool,
+    /// Its service, if it is another than the one asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Arc<str>>,
+    /// The part of the calls that it takes.
+    #[serde(default)]
+    pub part: u16,
 }
 
 /// `GET /v1/mesh/bundle`: the signed configuration of the mesh.

@@ -7,7 +7,7 @@ use http::Method;
 
 use super::{Exit, Failure, Global, output};
 use crate::{
-    agent::{Agent, AgentError, Ended, Extras, logging},
+    agent::{Agent, AgentError, Ended, Extras, Reread, logging},
     config::{Config, ConfigErrors, Sources},
 };
 
@@ -87,12 +87,27 @@ pub fn start_again(program: std::io::Result<PathBuf>) -> Failure {
 
 /// The runtime of a node: the control plane needs little, and few threads keep it small.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    allow_open_files();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("mesh")
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start: {error}")))
+}
+
+/// Shells and units hand down a limit of 1,024 open files, which is less than the clients of a port that is within all its
+/// own limits. Programs of checks inherit what is set here, so it is not all that the system would give.
+fn allow_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const WANTED: u64 = 1 << 16;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(now, most)| match now < WANTED {
+        true => setrlimit(Resource::RLIMIT_NOFILE, most.min(WANTED), most),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the number of open files stays as it is");
+    }
 }
 
 /// An agent that did not start, as exit code and message with its causes.
@@ -110,6 +125,9 @@ pub struct ConfigFlags {
     /// File or directory; repeatable, later ones win. Default: /etc/mesh.d
     #[arg(long, value_name = "FILE|DIR")]
     config: Vec<PathBuf>,
+    /// Configuration of Consul's own (JSON or HCL), file or directory; repeatable. --config wins over it.
+    #[arg(long, value_name = "FILE|DIR")]
+    consul_config: Vec<PathBuf>,
     /// This node's name (node.name).
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -143,21 +161,23 @@ impl ConfigFlags {
     }
 
     /// The same for a running process: what is wrong is logged, and nothing changes.
-    pub fn reload(&self) -> Option<Config> {
+    pub fn reload(&self) -> Reread {
         match self.read() {
-            Ok(config) => Some(config),
+            Ok(config) => Ok(Some(config)),
             Err(errors) => {
-                for problem in errors.0 {
+                for problem in &errors.0 {
                     tracing::error!(place = %problem.place, "{}", problem.message);
                 }
                 tracing::error!("the configuration is not valid and was not reloaded");
-                None
+                Err(errors.to_string())
             }
         }
     }
 
     fn read(&self) -> Result<Config, ConfigErrors> {
-        let mut sources = Sources::new(&self.config).with_env(std::env::vars());
+        let mut sources = Sources::new(&self.config)
+            .over_consul(&self.consul_config)
+            .with_env(std::env::vars());
         let seeds = (!self.seeds.is_empty()).then(|| self.seeds.join(","));
         for (flag, section, key, value) in [
             ("--node-name", "node", "name", &self.node_name),

@@ -77,7 +77,7 @@ impl Command {
         let openness = Openness {
             consul: true,
             attach: Some(nix::unistd::getuid().as_raw()),
-            dns_like_consul: self.compat == Some(Compat::Consul),
+            like_consul: self.compat == Some(Compat::Consul),
         };
         let ended = runtime()?.block_on(async {
             let server = Server::open(config, openness)
@@ -89,7 +89,7 @@ impl Command {
                 signal = stopped() => return signal,
             };
             self.tell(&running, &dir, &token)?;
-            running.run(|| None).await.map_err(server_failure)?;
+            running.run(|| Ok(None)).await.map_err(server_failure)?;
             Ok(())
         });
         if let Some(dir) = temporary {
@@ -111,6 +111,9 @@ impl Command {
             let ports: [SocketAddr; 4] = ports::free()?;
             let [gossip, http, dns, vault] = ports.map(|addr| addr.port());
             format!("[ports]\ngossip = {gossip}\nhttp = {http}\ndns = {dns}\nvault = {vault}\n")
+        } else if self.compat == Some(Compat::Consul) {
+            // Where Consul's servers take calls, and say that they do.
+            "[ports]\ngossip = 8300\n".to_owned()
         } else {
             String::new()
         };

@@ -117,20 +117,24 @@ impl DnsConfig {
         config
     }
 
-    /// What the server on `listen` is told; a node that others reach at `advertise` is found there as `ns.<domain>`.
-    pub fn server(&self, listen: SocketAddr, advertise: IpAddr, like_consul: bool) -> Server {
+    /// What the server that listens on `listen` is told; a node that others reach at `advertise` is found there as `ns.<domain>`.
+    pub fn server(&self, listen: Vec<SocketAddr>, advertise: IpAddr, like_consul: bool) -> Server {
         let mut domains = self.domains.clone();
-        let nameservers = match listen.ip() {
-            _ if !self.nameservers.is_empty() => self.nameservers.clone(),
-            ip if ip.is_loopback() => Vec::new(),
-            ip if ip.is_unspecified() => vec![advertise],
-            ip => vec![ip],
-        };
+        let mut nameservers = self.nameservers.clone();
+        if nameservers.is_empty() {
+            let reached = listen
+                .iter()
+                .map(SocketAddr::ip)
+                .filter(|ip| !ip.is_loopback());
+            nameservers = reached
+                .map(|ip| if ip.is_unspecified() { advertise } else { ip })
+                .collect();
+        }
         if like_consul {
             // Its own domain is the first there.
             domains.sort_by_key(|domain| domain.to_string() != "consul.");
             return Server {
-                listen: vec![listen],
+                listen,
                 domains,
                 upstreams: self.recursors.clone(),
                 upstream_timeout: self.recursor_timeout,
@@ -139,7 +143,7 @@ impl DnsConfig {
             };
         }
         Server {
-            listen: vec![listen],
+            listen,
             domains,
             ttl: self.ttl.clone(),
             nameservers,

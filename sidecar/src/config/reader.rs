@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use nix::unistd::{Group, User};
+
 use super::tree::{Kind, Place, Problem, Table, Value};
 
 /// Reads one table. Every `take` method leaves the default when the key is absent, and reports and leaves
@@ -118,6 +120,63 @@ impl<'p> Reader<'p> {
     /// An IP address.
     pub fn ip(&mut self, key: &'static str) -> Option<IpAddr> {
         self.parsed(key, "an IP address", IpAddr::from_str)
+    }
+
+    /// One IP address, or a list of them.
+    pub fn ips(&mut self, key: &'static str) -> Option<Vec<IpAddr>> {
+        if let Some((_, value)) = self.table.0.get_mut(key)
+            && let Kind::Text(text) = &mut value.kind
+        {
+            // The same as from the environment.
+            value.kind = Kind::Loose(std::mem::take(text));
+        }
+        let place = self.table.0.get(key).map(|(place, _)| place.clone())?;
+        let listed = self.list(key, "an IP address", IpAddr::from_str)?;
+        if listed.is_empty() {
+            let name = self.name(key);
+            self.report(&place, format!("`{name}` must name at least one address"));
+        }
+        (!listed.is_empty()).then_some(listed)
+    }
+
+    /// A user of this host, by id or name.
+    pub fn user(&mut self, key: &'static str) -> Option<u32> {
+        self.owner(key, "user", |name| {
+            Some(User::from_name(name).ok()??.uid.as_raw())
+        })
+    }
+
+    /// A group of this host, by id or name.
+    pub fn group(&mut self, key: &'static str) -> Option<u32> {
+        self.owner(key, "group", |name| {
+            Some(Group::from_name(name).ok()??.gid.as_raw())
+        })
+    }
+
+    fn owner(
+        &mut self,
+        key: &'static str,
+        what: &str,
+        named: impl Fn(&str) -> Option<u32>,
+    ) -> Option<u32> {
+        let value = self.take(key)?;
+        match &value.kind {
+            Kind::Integer(id) => u32::try_from(*id).ok().or_else(|| {
+                self.report(&value.place, format!("{id} is no {what} id"));
+                None
+            }),
+            Kind::Text(name) | Kind::Loose(name) => {
+                let id = name.parse().ok().or_else(|| named(name));
+                if id.is_none() {
+                    self.report(&value.place, format!("there is no {what} {name:?} here"));
+                }
+                id
+            }
+            _ => {
+                self.wrong(key, &value, &format!("a {what}'s id or name"));
+                None
+            }
+        }
     }
 
     /// A duration such as `"10s"` or `"1h 30m"`; never a bare number, and not zero.

@@ -4,12 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use libmesh::model::{Host, InstanceId, ServiceName, Weights};
 
-use super::{
-    ExecChecks,
-    check::CheckConfig,
-    reader::Reader,
-    tree::{Kind, Place},
-};
+use super::{ExecChecks, check::CheckConfig, reader::Reader, tree::Place};
 
 /// One `[[service]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,24 +104,7 @@ fn read_weights(mut reader: Reader<'_>) -> Weights {
 impl Attach {
     fn read(mut reader: Reader<'_>) -> Attach {
         let token_file = reader.path("token_file");
-        let uid = reader.take("uid").and_then(|value| match &value.kind {
-            Kind::Integer(uid) => u32::try_from(*uid).ok().or_else(|| {
-                reader.report(&value.place, format!("{uid} is no user id"));
-                None
-            }),
-            Kind::Text(name) => {
-                let user = nix::unistd::User::from_name(name).ok().flatten();
-                if user.is_none() {
-                    reader.report(&value.place, format!("there is no user {name:?} here"));
-                }
-                user.map(|user| user.uid.as_raw())
-            }
-            other => {
-                let message = format!("`uid` must be a user id or name, this is {}", other.name());
-                reader.report(&value.place, message);
-                None
-            }
-        });
+        let uid = reader.user("uid");
         reader.finish();
         Attach { uid, token_file }
     }

@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, path::Path};
 
 use libmesh::{health::Thresholds, model::Health};
 
@@ -262,7 +262,7 @@ fn wrong_checks_are_named_with_field_and_nearest_key() {
         ("tcp = \"a\"", "`check.tcp`: \"a\" is not host:port"),
         (
             "http = \"ftp://a/\"",
-            "`check.http`: \"ftp://a/\" is not an http:// or https:// URL",
+            "`check.http`: not an http:// or https:// URL",
         ),
         (
             "http = \"http://a/\"\nmethod = \"A B\"",
@@ -352,7 +352,7 @@ fn what_dns_is_told() {
     // What the server is told: its own name server where it can be reached.
     let server = |listen: &str, like_consul| {
         let listen = listen.parse().unwrap();
-        dns.server(listen, [10, 0, 0, 9].into(), like_consul)
+        dns.server(vec![listen], [10, 0, 0, 9].into(), like_consul)
     };
     assert!(server("127.0.0.1:53", false).nameservers.is_empty());
     assert_eq!(

@@ -15,15 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use vault_kv::{Capability, Grants};
 use zeroize::Zeroizing;
 
 use super::{
     Inner, Refused,
-    decode::Fields,
-    done,
     forwarded::forward,
     handler, server_error,
     stored::{
@@ -40,14 +38,15 @@ use crate::{
 /// Tokens whose rights are remembered; beyond that the memory starts anew.
 const REMEMBERED: usize = 4096;
 
+/// Where a token is got, without one.
+pub(super) const LOGIN: &str = "/v1/acl/login";
+
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
 /// Which requests need a right.
 pub struct Acl {
     default_allow: bool,
     token_ttl: Duration,
-    /// The token of requests that bring none.
-    default_token: RwLock<Option<Zeroizing<String>>>,
     /// By hash of the token.
     known: Mutex<HashMap<Key, (Instant, Arc<Rights>)>>,
 }
@@ -63,16 +62,11 @@ pub struct Rights {
 }
 
 impl Acl {
-    /// `default_allow`: what holds for what no rule speaks of. `default_token`: whose rights requests without a token have.
-    pub fn new(
-        default_allow: bool,
-        token_ttl: Duration,
-        default_token: Option<Zeroizing<String>>,
-    ) -> Self {
+    /// `default_allow`: what holds for what no rule speaks of.
+    pub fn new(default_allow: bool, token_ttl: Duration) -> Self {
         Self {
             default_allow,
             token_ttl,
-            default_token: RwLock::new(default_token),
             known: Mutex::default(),
         }
     }
@@ -82,7 +76,7 @@ impl Acl {
         if self.default_allow { "allow" } else { "deny" }
     }
 
-    /// Whether a request may be answered, and with what rights. A request without a token gets the agent's.
+    /// Whether a request may be answered, and with what rights. A request without a token gets the agent's, but for one that is to get a token.
     pub(super) async fn admit(
         &self,
         inner: &Inner,
@@ -91,17 +85,13 @@ impl Acl {
     ) -> Result<Admitted, Refused> {
         let sent = stored::token(query, request.headers());
         let shown = sent.is_some();
-        let is_login = request.uri().path() == "/v1/acl/login";
         let token = match sent {
-            None if !is_login => self.default_token.read().clone(),
+            None if request.uri().path() != LOGIN => {
+                inner.tokens.lend(request);
+                stored::token(query, request.headers())
+            }
             sent => sent,
         };
-        if let (false, Some(token)) = (shown, &token)
-            && let Ok(mut value) = HeaderValue::from_str(token)
-        {
-            value.set_sensitive(true);
-            request.headers_mut().insert(TOKEN, value);
-        }
         let asked = needs::of(inner, request, query)?;
         let rights = match asked.is_none() {
             // The server decides, or nobody needs to.
@@ -231,23 +221,16 @@ impl Admitted {
 }
 
 /// What is there only with tokens.
-pub(super) fn routes(inner: &Arc<Inner>, acl: &Arc<Acl>) -> Routes {
+pub(super) fn routes(inner: &Arc<Inner>) -> Routes {
     let mut routes = Routes::new().put("/v1/acl/bootstrap", handler(inner, bootstrap));
     for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
         routes = routes.on(method, "/v1/acl/*path", handler(inner, forward));
     }
-    let acl = Arc::clone(acl);
-    let set = handler(inner, move |_, call| {
-        let acl = Arc::clone(&acl);
-        async move { set_token(&acl, &call) }
-    });
-    routes
-        .on(
-            Method::POST,
-            "/v1/internal/acl/authorize",
-            handler(inner, forward),
-        )
-        .put("/v1/agent/token/:kind", set)
+    routes.on(
+        Method::POST,
+        "/v1/internal/acl/authorize",
+        handler(inner, forward),
+    )
 }
 
 /// Who is first gets every right: so only from this machine.
@@ -263,36 +246,6 @@ async fn bootstrap(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             "Permission denied: ACL bootstrap is answered on loopback and the Unix socket of a server only",
         )),
     }
-}
-
-/// `default` is the one that has an effect here; it is gone with the process.
-fn set_token(acl: &Acl, call: &Call) -> Result<Reply, Refused> {
-    let mut fields = Fields::parse(call.body())?;
-    let token = Zeroizing::new(fields.text("Token")?);
-    fields.finish()?;
-    match call.params.get("kind") {
-        "default" | "acl_token" => {
-            *acl.default_token.write() = (!token.is_empty()).then_some(token);
-        }
-        kind @ ("agent"
-        | "acl_agent_token"
-        | "agent_recovery"
-        | "agent_master"
-        | "acl_agent_master_token"
-        | "replication"
-        | "acl_replication_token"
-        | "config_file_service_registration"
-        | "dns") => {
-            tracing::info!(kind, "a token was set that nothing here needs");
-        }
-        kind => {
-            return Err(Refused::new(
-                StatusCode::NOT_FOUND,
-                format!("Token {kind:?} is unknown"),
-            ));
-        }
-    }
-    Ok(done())
 }
 
 #[cfg(test)]

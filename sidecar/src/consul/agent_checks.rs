@@ -7,7 +7,7 @@ use libmesh::{
     health::{Check, CheckError, Thresholds},
     model::{Health, Instance, InstanceId, NodeName},
 };
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     Inner, Refused, bad_request,
@@ -35,9 +35,30 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         .get("/v1/agent/checks", handler(inner, list))
 }
 
+/// Whether checks may run programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scripts {
+    /// They may.
+    Run,
+    /// Not those of requests.
+    NotByRequest,
+    /// None.
+    Off,
+}
+
+impl Inner {
+    /// What holds for requests.
+    pub fn scripts(&self) -> Scripts {
+        match self.about.exec_checks {
+            true => Scripts::Run,
+            false => Scripts::NotByRequest,
+        }
+    }
+}
+
 /// A check inside a service's registration; `number` when there are several.
 pub fn of_service(
-    inner: &Inner,
+    scripts: Scripts,
     fields: Fields,
     instance: &Instance,
     number: Option<usize>,
@@ -48,7 +69,7 @@ pub fn of_service(
         None => format!("service:{id}"),
     };
     let name = format!("Service '{}' check", instance.service);
-    let parsed = parse(inner, fields, &id, &name)?;
+    let parsed = parse(scripts, fields, &id, &name)?;
     Ok(parsed.check.of(instance.id.clone()))
 }
 
@@ -58,7 +79,7 @@ struct Parsed {
 }
 
 fn parse(
-    inner: &Inner,
+    scripts: Scripts,
     mut fields: Fields,
     default_id: &str,
     default_name: &str,
@@ -91,11 +112,20 @@ fn parse(
     let script = kinds
         .iter()
         .any(|kind| matches!(kind, CheckKind::Exec { .. }));
-    if script && !inner.about.exec_checks {
-        return Err(server_error(
-            "Scripts are disabled on this agent from remote calls; to enable, configure \
-             'enable_script_checks' to true",
-        ));
+    match scripts {
+        Scripts::Run => {}
+        Scripts::NotByRequest if script => {
+            return Err(server_error(
+                "Scripts are disabled on this agent from remote calls; to enable, configure \
+                 'enable_script_checks' to true",
+            ));
+        }
+        Scripts::Off if script => {
+            return Err(invalid(
+                "Scripts are disabled on this agent; to enable, configure 'enable_local_script_checks' to true",
+            ));
+        }
+        Scripts::NotByRequest | Scripts::Off => {}
     }
     let is_alias = |kind: &CheckKind| matches!(kind, CheckKind::Alias { .. });
     let is_ttl = |kind: &CheckKind| matches!(kind, CheckKind::Ttl(_));
@@ -238,8 +268,8 @@ async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 }
 
 /// Registers again what was registered in the agent's last life.
-pub fn resume(inner: &Inner, body: Value) -> Result<(), Refused> {
-    let mut check = check_of(inner, Fields::of(body)?)?;
+pub fn resume(inner: &Inner, body: &RawValue) -> Result<(), Refused> {
+    let mut check = check_of(inner, Fields::parse(body.get().as_bytes())?)?;
     go_on(inner, &mut check);
     publish(inner, check)
 }
@@ -257,22 +287,32 @@ fn publish(inner: &Inner, check: Check) -> Result<(), Refused> {
 }
 
 fn check_of(inner: &Inner, fields: Fields) -> Result<Check, Refused> {
-    let parsed = parse(inner, fields, "", "")?;
+    let (check, service) = alone(inner.scripts(), fields)?;
+    let Some(id) = service else {
+        return Ok(check);
+    };
+    match inner.catalog.local().service(&id) {
+        Some(_) => Ok(check.of(id)),
+        None => Err(no_service(id.as_str())),
+    }
+}
+
+/// A check that is not written in a service, and the instance that it is of.
+pub fn alone(scripts: Scripts, fields: Fields) -> Result<(Check, Option<InstanceId>), Refused> {
+    let parsed = parse(scripts, fields, "", "")?;
     if parsed.check.name.is_empty() {
         return Err(bad_request("Missing check name"));
     }
-    match parsed.service.as_str() {
-        "" => Ok(parsed.check),
-        id => {
-            let unknown = || {
-                let message = format!("ServiceID {id:?} does not exist");
-                Refused::new(StatusCode::NOT_FOUND, message)
-            };
-            let id = InstanceId::parse(id).map_err(|_| unknown())?;
-            inner.catalog.local().service(&id).ok_or_else(unknown)?;
-            Ok(parsed.check.of(id))
-        }
-    }
+    let id = match parsed.service.as_str() {
+        "" => None,
+        id => Some(InstanceId::parse(id).map_err(|_| no_service(id))?),
+    };
+    Ok((parsed.check, id))
+}
+
+fn no_service(id: &str) -> Refused {
+    let message = format!("ServiceID {id:?} does not exist");
+    Refused::new(StatusCode::NOT_FOUND, message)
 }
 
 async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {

@@ -6,11 +6,12 @@ use http::StatusCode;
 use libmesh::{catalog::NodeView, model::Liveness};
 use serde_json::{Value, json};
 
-use super::{Inner, Refused, handler, render};
+use super::{
+    COMPATIBLE, Inner, Refused, coordinates,
+    filter::{self, Filter},
+    handler, render, server_error,
+};
 use crate::http::{Call, Reply, Routes, json as json_reply};
-
-/// The Consul version whose behaviour this interface has, for clients that look.
-const COMPATIBLE: &str = "1.21.4";
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
@@ -47,11 +48,11 @@ async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
             "ServerMode": about.server,
             "Version": COMPATIBLE,
         },
-        "Coord": null,
+        "Coord": coordinates::own(&inner),
         "Member": member,
         "Stats": {
             "agent": {
-                "services": inner.catalog.local().services().len().to_string(),
+                "services": inner.own_services().len().to_string(),
                 "checks": inner.catalog.local().checks().len().to_string(),
             },
             "build": { "version": COMPATIBLE, "prerelease": "", "revision": "" },
@@ -64,11 +65,32 @@ async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     Ok(json_reply(StatusCode::OK, &value))
 }
 
-async fn members(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
+async fn members(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    let filter = Filter::of(&call, filter::MEMBER)?;
+    let segment = call.query.filled("segment").unwrap_or("_all");
+    if segment != "_all" {
+        return Err(server_error(format!(
+            "segment {segment:?} does not exist: there are no network segments"
+        )));
+    }
+    // Consul's servers are in a second pool, under these names.
+    let wan = call.query.has("wan");
     let nodes = inner.catalog.nodes();
-    let members = nodes.iter().filter(|node| node.record.is_member());
-    let list: Vec<_> = members.map(|node| member(node)).collect();
-    Ok(json_reply(StatusCode::OK, &list))
+    let members = nodes.iter().filter(|node| {
+        let record = &node.record;
+        record.is_member() && (!wan || record.roles.server)
+    });
+    let list: Vec<_> = members
+        .map(|node| {
+            let mut value = member(node);
+            if wan {
+                let name = format!("{}.{}", node.record.name, node.record.datacenter);
+                value["Name"] = name.into();
+            }
+            value
+        })
+        .collect();
+    Ok(json_reply(StatusCode::OK, &filter.keep(list)))
 }
 
 async fn version(_: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
@@ -81,26 +103,40 @@ async fn version(_: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
     Ok(json_reply(StatusCode::OK, &value))
 }
 
-/// A member as Serf describes one; the protocol numbers are Serf's and mean nothing here.
+/// A member as Serf describes one; the protocol numbers are Serf's and mean nothing here. Of what a server's tags
+/// say of ports and features, there is what is here, and `0` or `-1` for what is not.
 fn member(node: &NodeView) -> Value {
     let record = &node.record;
+    let mut tags = json!({
+        "acls": "0",
+        "build": &record.version,
+        "dc": record.datacenter.as_str(),
+        "id": render::uuid(&record.id),
+        "port": record.port.to_string(),
+        // Clients tell servers from agents by this word.
+        "role": if record.roles.server { "consul" } else { "node" },
+        "segment": "",
+        "vsn": "2",
+        "vsn_max": "3",
+        "vsn_min": "2",
+    });
+    if record.roles.server {
+        for (tag, value) in [
+            ("ft_fs", "0"),
+            ("ft_si", "1"),
+            ("grpc_port", "-1"),
+            ("grpc_tls_port", "-1"),
+            ("raft_vsn", "0"),
+            ("wan_join_port", "-1"),
+        ] {
+            tags[tag] = value.into();
+        }
+    }
     json!({
         "Name": record.name.as_str(),
         "Addr": record.address,
         "Port": record.port,
-        "Tags": {
-            "acls": "0",
-            "build": &record.version,
-            "dc": record.datacenter.as_str(),
-            "id": render::uuid(&record.id),
-            "port": record.port.to_string(),
-            // Clients tell servers from agents by this word.
-            "role": if record.roles.server { "consul" } else { "node" },
-            "segment": "",
-            "vsn": "2",
-            "vsn_max": "3",
-            "vsn_min": "2",
-        },
+        "Tags": tags,
         "Status": match node.liveness {
             Liveness::Alive | Liveness::Suspect => 1,
             Liveness::Left => 3,

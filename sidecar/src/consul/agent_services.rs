@@ -10,15 +10,23 @@ use libmesh::{
     catalog::LocalError,
     health::Check,
     model::{
-        CheckRecord, Health, Host, Instance, InstanceId, Locality, Meta, NamedPort, Proxy,
-        ServiceName, TaggedAddress, Weights,
+        Health, Host, Instance, InstanceId, Locality, Meta, NamedPort, Proxy, ServiceName,
+        TaggedAddress, Weights,
     },
 };
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, agent_checks, bad_request, blocking::Blocking, decode::Fields, done,
-    filter::Filter, handler, registered::ServiceRequest, render,
+    Inner, Refused,
+    agent_checks::{self, Scripts},
+    bad_request,
+    blocking::Blocking,
+    decode::Fields,
+    done,
+    filter::Filter,
+    handler,
+    registered::ServiceRequest,
+    render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply, text};
 
@@ -47,18 +55,18 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
 }
 
 async fn register(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    let parsed = parse(&inner, Fields::parse(call.body())?)?;
+    let parsed = parse(inner.scripts(), Fields::parse(call.body())?)?;
     let local = inner.catalog.local();
     let id = parsed.0.id.clone();
     let replaced: Vec<_> = match call.query.has("replace-existing-checks") {
-        true => of_instance(&local.checks(), &id),
+        true => local.checks_of(Some(&id)),
         false => Vec::new(),
     };
     let kept: BTreeSet<_> = parsed.1.iter().map(|check| check.id.to_string()).collect();
     publish(&inner, parsed)?;
     for old in replaced {
-        if !kept.contains(&*old) {
-            inner.checks.remove(&old);
+        if !kept.contains(&*old.id) {
+            inner.checks.remove(&old.id);
         }
     }
     let registered = &inner.registered;
@@ -82,18 +90,16 @@ fn publish(inner: &Inner, (instance, checks): Parsed) -> Result<(), Refused> {
 }
 
 /// Registers again what was registered in the agent's last life; its checks go on from where they were.
-pub fn resume(inner: &Inner, request: ServiceRequest) -> Result<(), Refused> {
-    let (instance, mut checks) = parse(inner, Fields::of(request.body)?)?;
+pub fn resume(inner: &Inner, request: &ServiceRequest) -> Result<(), Refused> {
+    let (instance, mut checks) = parse(
+        inner.scripts(),
+        Fields::parse(request.body.get().as_bytes())?,
+    )?;
     checks.retain(|check| request.checks.contains(&*check.id));
     for check in &mut checks {
         agent_checks::go_on(inner, check);
     }
     publish(inner, (instance, checks))
-}
-
-fn of_instance(checks: &[Arc<CheckRecord>], id: &InstanceId) -> Vec<Arc<str>> {
-    let own = checks.iter().filter(|c| c.service.as_ref() == Some(id));
-    own.map(|check| Arc::clone(&check.id)).collect()
 }
 
 /// What the log refuses, in the status that tells whose fault it is.
@@ -113,17 +119,18 @@ pub fn refused(error: LocalError) -> Refused {
 
 type Parsed = (Instance, Vec<Check>);
 
-fn parse(inner: &Inner, mut fields: Fields) -> Result<Parsed, Refused> {
+pub fn parse(scripts: Scripts, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
     let one = fields.take("Check");
     let many = fields.items("Checks")?;
-    let instance = instance(&name, fields)?;
+    let weights = fields.take("Weights");
+    let instance = instance(&name, fields, weights)?;
 
     let given: Vec<Value> = one.into_iter().chain(many).collect();
     let several = given.len() > 1;
     let checks = given.into_iter().enumerate().map(|(at, check)| {
         let number = several.then_some(at + 1);
-        agent_checks::of_service(inner, Fields::of(check)?, &instance, number)
+        agent_checks::of_service(scripts, Fields::of(check)?, &instance, number)
     });
     let checks = checks.collect::<Result<_, _>>()?;
     Ok((instance, checks))
@@ -135,10 +142,13 @@ pub fn external(mut fields: Fields) -> Result<Instance, Refused> {
     fields.ignore(&["CreateIndex", "ModifyIndex", "PeerName"]);
     // An empty one asks for nothing, as everywhere.
     fields.unsupported(&["Check", "Checks"])?;
-    instance(&name, fields)
+    // Go's client sends zeros when it is given no weights.
+    let none = json!({"Passing": 0, "Warning": 0});
+    let given = fields.take("Weights").filter(|given| *given != none);
+    instance(&name, fields, given)
 }
 
-fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
+fn instance(name: &str, mut fields: Fields, given: Option<Value>) -> Result<Instance, Refused> {
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
     let meta = fields.pairs("Meta")?;
@@ -150,7 +160,7 @@ fn instance(name: &str, mut fields: Fields) -> Result<Instance, Refused> {
     let ports = ports(fields.items("Ports")?)?;
     let locality = fields.take("Locality").map(locality).transpose()?;
     let proxy = fields.take("Proxy").map(proxy).transpose()?.flatten();
-    let weights = fields.take("Weights").map(weights).transpose()?;
+    let weights = given.map(weights).transpose()?;
     fields.unsupported(&["Connect", "SocketPath"])?;
     fields.ignore(&["Token", "Namespace", "Partition"]);
     fields.finish()?;
@@ -320,7 +330,7 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let instance = id.and_then(|id| inner.catalog.local().service(&id));
+    let instance = id.and_then(|id| inner.own_service(&id));
     instance.ok_or_else(|| {
         let message = format!(
             "Unknown service ID {given:?}. Ensure that the service ID is passed, not the service name."
@@ -386,7 +396,7 @@ const FIELDS: &[&str] = &[
 
 async fn list(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, FIELDS)?;
-    let services = inner.catalog.local().services();
+    let services = inner.own_services();
     let list: BTreeMap<&str, Value> = services
         .iter()
         .map(|instance| {
@@ -409,7 +419,7 @@ fn content_hash(instance: &Instance) -> String {
 async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    let find = || inner.catalog.local().service(id.as_ref()?);
+    let find = || inner.own_service(id.as_ref()?);
     if let Some(hash) = call.query.filled("hash") {
         let blocking = Blocking::of(&call)?;
         let same = || find().is_some_and(|instance| content_hash(&instance) == hash);
@@ -434,7 +444,7 @@ async fn one(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let given = call.params.get("id");
     let id = InstanceId::parse(given).ok();
-    match id.and_then(|id| inner.catalog.local().service(&id)) {
+    match id.and_then(|id| inner.own_service(&id)) {
         Some(instance) => {
             let (health, value) = health_of(&inner, &instance);
             Ok(health_reply(&call, Some(health), health.as_str(), &value))
@@ -448,7 +458,7 @@ async fn health_by_id(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 
 async fn health_by_name(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = call.params.get("name");
-    let services = inner.catalog.local().services();
+    let services = inner.own_services();
     let own = services
         .iter()
         .filter(|i| i.service.as_str().eq_ignore_ascii_case(name));

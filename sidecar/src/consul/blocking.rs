@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use libmesh::model::ServiceName;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Inner, Refused, bad_request, decode::go_duration};
+use super::{Inner, JSON, Refused, bad_request, decode::go_duration};
 use crate::http::{Call, Reply, json};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
@@ -23,6 +24,8 @@ pub struct Blocking {
     pub index: u64,
     wait: Duration,
     consistency: &'static str,
+    /// It may be answered from a cache, as far as the client is concerned.
+    cached: bool,
 }
 
 impl Blocking {
@@ -54,6 +57,7 @@ impl Blocking {
                 (_, true) => "consistent",
                 _ => "leader",
             },
+            cached: query.has("cached"),
         })
     }
 
@@ -64,7 +68,7 @@ impl Blocking {
     }
 
     /// Waits until `changed` ends, the time is over, or the listener drains.
-    async fn until(&self, call: &Call, wait: Duration, changed: impl Future<Output = u64>) {
+    pub async fn until(&self, call: &Call, wait: Duration, changed: impl Future<Output = u64>) {
         tokio::select! {
             _ = timeout(wait, changed) => {}
             () = call.conn.shutdown.cancelled() => {}
@@ -109,6 +113,14 @@ impl Blocking {
         self.until(call, self.wait, over).await;
     }
 
+    /// An answer that was made before, with the headers of a read.
+    pub fn kept(&self, index: u64, body: Bytes) -> Reply {
+        let mut reply = Reply::new(body.into());
+        reply.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        self.decorate(index, &mut reply);
+        reply
+    }
+
     /// A JSON answer with the headers of a read.
     pub fn reply<T: Serialize + ?Sized>(&self, index: u64, value: &T) -> Reply {
         let mut reply = json(StatusCode::OK, value);
@@ -118,15 +130,50 @@ impl Blocking {
 
     /// Adds the headers of a read.
     pub fn decorate(&self, index: u64, reply: &mut Reply) {
-        let headers = reply.headers_mut();
-        headers.insert("x-consul-index", HeaderValue::from(index.max(1)));
-        headers.insert("x-consul-knownleader", HeaderValue::from_static("true"));
-        headers.insert("x-consul-lastcontact", HeaderValue::from_static("0"));
-        headers.insert(
+        decorate(reply.headers_mut(), index, "true", "blocking-query");
+        reply.headers_mut().insert(
             "x-consul-effective-consistency",
             HeaderValue::from_static(self.consistency),
         );
+        if self.cached && self.index == 0 {
+            // Always: the replica here is no cache of answers.
+            let miss = HeaderValue::from_static("MISS");
+            reply.headers_mut().insert("x-cache", miss);
+        }
     }
+
+    /// The same for instances of a service with their health. Consul answers those that wait, or that are said to be for
+    /// its cache, from what it was sent before, without asking a leader, and so says that it knows of none. That is how
+    /// everything is answered here.
+    pub fn health_reply<T: Serialize + ?Sized>(&self, index: u64, value: &T) -> Reply {
+        self.of_health(index, self.reply(index, value))
+    }
+
+    /// The same of an answer that was made before.
+    pub fn health_kept(&self, index: u64, body: Bytes) -> Reply {
+        self.of_health(index, self.kept(index, body))
+    }
+
+    fn of_health(&self, index: u64, mut reply: Reply) -> Reply {
+        if self.index > 0 || self.cached {
+            decorate(reply.headers_mut(), index, "false", "streaming");
+        }
+        reply
+    }
+}
+
+fn decorate(headers: &mut HeaderMap, index: u64, leader: &'static str, backend: &'static str) {
+    headers.insert("x-consul-index", HeaderValue::from(index.max(1)));
+    headers.insert("x-consul-knownleader", HeaderValue::from_static(leader));
+    headers.insert("x-consul-lastcontact", HeaderValue::from_static("0"));
+    headers.insert("x-consul-query-backend", HeaderValue::from_static(backend));
+}
+
+/// A read that came to nothing, as Consul answers it.
+pub fn unanswered(refused: Refused) -> Reply {
+    let mut reply = Reply::from(refused);
+    decorate(reply.headers_mut(), 1, "false", "blocking-query");
+    reply
 }
 
 impl Inner {

@@ -10,24 +10,31 @@ use libmesh::catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView};
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, bad_request,
+    Inner, Refused,
+    answers::{Question, State},
+    bad_request,
     blocking::Blocking,
+    coordinates::sort_near,
     filter::{self, Filter},
-    handler, render, server_error,
+    handler, reading, render, server_error,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .get("/v1/catalog/datacenters", handler(inner, datacenters))
-        .get("/v1/catalog/nodes", handler(inner, nodes))
-        .get("/v1/catalog/services", handler(inner, services))
-        .get("/v1/catalog/service/*name", handler(inner, service))
-        .get("/v1/catalog/connect/*name", handler(inner, nothing))
-        .get("/v1/catalog/node/:name", handler(inner, node))
+        .get("/v1/catalog/nodes", reading(inner, nodes))
+        .get("/v1/catalog/services", reading(inner, services))
+        .get("/v1/catalog/service/*name", reading(inner, service))
+        .get("/v1/catalog/connect/*name", reading(inner, nothing))
+        .get(
+            "/v1/catalog/gateway-services/*name",
+            reading(inner, gateway_services),
+        )
+        .get("/v1/catalog/node/:name", reading(inner, node))
         .get(
             "/v1/catalog/node-services/:name",
-            handler(inner, node_services),
+            reading(inner, node_services),
         )
 }
 
@@ -40,13 +47,19 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::NODE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let nodes = inner.catalog.nodes();
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
+    let mut nodes = inner.catalog.nodes();
+    sort_near(&inner, &call, &mut nodes, |node| node.record.id);
     let list: Vec<_> = nodes
         .iter()
         .filter(|node| has_meta(&call, node))
         .map(|node| render::node(node))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -58,12 +71,17 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     }
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
     let names: BTreeMap<&str, BTreeSet<&str>> = tags
         .iter()
         .map(|(name, tags)| (name.as_str(), tags.iter().map(|tag| &**tag).collect()))
         .collect();
-    Ok(blocking.reply(index, &names))
+    let reply = blocking.reply(index, &names);
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -71,18 +89,30 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CATALOG_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
-    let list: Vec<_> = wanted(&call, view.as_deref(), Select::any())
+    let mut chosen: Vec<_> = wanted(&call, view.as_deref(), Select::any()).collect();
+    sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
+    let list: Vec<_> = chosen
+        .into_iter()
         .map(|instance| render::catalog_entry(instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
+    let Some(node) = one(&inner, &call) else {
         return Ok(blocking.reply(index, &Value::Null));
     };
     let instances = inner.catalog.instances_on(&node.record.id);
@@ -92,14 +122,19 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .filter(|(_, service)| filter.passes(service))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": services});
-    Ok(blocking.reply(index, &value))
+    let reply = blocking.reply(index, &value);
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::SERVICE)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+    let question = Question::of(&call, State::of_all(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
+    let Some(node) = one(&inner, &call) else {
         return Ok(blocking.reply(index, &json!({"Node": null, "Services": null})));
     };
     let instances = inner.catalog.instances_on(&node.record.id);
@@ -108,7 +143,8 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
         .map(|view| render::service(&view.instance))
         .collect();
     let value = json!({"Node": render::node(&node), "Services": filter.keep(services)});
-    Ok(blocking.reply(index, &value))
+    let reply = blocking.reply(index, &value);
+    Ok(inner.answers.keep(question, reply))
 }
 
 /// Proxies in Consul's own sense: there are none, sidecars of ours are not registered as services.
@@ -117,6 +153,20 @@ pub async fn nothing(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
     Ok(blocking.reply(index, &[(); 0]))
+}
+
+/// What gateways lead to: there are none.
+async fn gateway_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    if call.params.get("name").is_empty() {
+        return Err(bad_request("Missing gateway name"));
+    }
+    nothing(inner, call).await
+}
+
+/// The node of the path, unless another mesh's is asked for.
+pub fn one(inner: &Inner, call: &Call) -> Option<Arc<NodeView>> {
+    let node = inner.catalog.node(call.params.get("name"))?;
+    call.query.filled("peer").is_none().then_some(node)
 }
 
 /// The `:name` of a service route.
@@ -145,8 +195,12 @@ pub fn wanted<'v>(
         .filter(move |instance| has_meta(call, &instance.node))
 }
 
-/// Whether a node has every `node-meta=key:value` asked for.
+/// Whether a node has every `node-meta=key:value` asked for, and is not asked for as one of another mesh: of those none
+/// is known here.
 pub fn has_meta(call: &Call, node: &NodeView) -> bool {
+    if call.query.filled("peer").is_some() {
+        return false;
+    }
     let mut asked = call.query.all("node-meta").filter(|pair| !pair.is_empty());
     let first = asked.next();
     let Some(first) = first else {

@@ -62,6 +62,16 @@ impl Fields {
         }
     }
 
+    /// A number; 0 when absent.
+    pub fn float(&mut self, name: &str) -> Result<f64, Refused> {
+        match self.take(name) {
+            None => Ok(0.0),
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| mismatch(name, &value, "float32")),
+        }
+    }
+
     /// A boolean; false when absent.
     pub fn flag(&mut self, name: &str) -> Result<bool, Refused> {
         self.flag_or(name, false)
@@ -154,6 +164,11 @@ impl Fields {
         }
     }
 
+    /// The names of the fields that were not taken.
+    pub fn left(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+
     /// Refuses every field that was not taken.
     pub fn finish(self) -> Result<(), Refused> {
         match self.0.keys().next() {
@@ -179,6 +194,15 @@ fn mismatch(name: &str, value: &Value, wanted: &str) -> Refused {
     failed(&format!(
         "json: cannot unmarshal {got} into Go struct field .{name} of type {wanted}"
     ))
+}
+
+/// What Go's clients and servers take for a truth value.
+pub fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// Parses a duration as Go writes it: `300ms`, `1.5h`, `2h45m`, `0`.

@@ -87,6 +87,21 @@ pub const CHECK: &[&str] = &[
     "Definition",
 ];
 
+/// Fields of a member.
+pub const MEMBER: &[&str] = &[
+    "Name",
+    "Addr",
+    "Port",
+    "Tags",
+    "Status",
+    "ProtocolMin",
+    "ProtocolMax",
+    "ProtocolCur",
+    "DelegateMin",
+    "DelegateMax",
+    "DelegateCur",
+];
+
 /// A parsed expression; `None` lets everything pass.
 pub struct Filter(Option<Expression>);
 
@@ -95,10 +110,16 @@ enum Expression {
     Or(Box<Expression>, Box<Expression>),
     And(Box<Expression>, Box<Expression>),
     Not(Box<Expression>),
-    Equal(Vec<String>, String),
-    Contains(Vec<String>, String),
-    Empty(Vec<String>),
-    Matches(Vec<String>, Pattern),
+    /// What is there passes the test, or, negated, does not.
+    Compare(Vec<String>, bool, Test),
+}
+
+#[derive(Debug, PartialEq)]
+enum Test {
+    Equal(String),
+    Contains(String),
+    Empty,
+    Matches(Pattern),
 }
 
 #[derive(Debug)]
@@ -124,6 +145,9 @@ impl Filter {
     }
 
     /// An expression whose selectors must begin with one of `fields`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub fn parse(text: &str, fields: &[&str]) -> Result<Filter, String> {
         if text.len() > LENGTH_MAX {
             return Err(format!("longer than {LENGTH_MAX} bytes"));
@@ -166,33 +190,46 @@ impl Expression {
             Expression::Or(a, b) => a.holds(entry) || b.holds(entry),
             Expression::And(a, b) => a.holds(entry) && b.holds(entry),
             Expression::Not(inner) => !inner.holds(entry),
-            Expression::Equal(path, wanted) => match select(entry, path) {
-                Some(value) => is(value, wanted),
-                None => false,
-            },
-            Expression::Contains(path, wanted) => match select(entry, path) {
-                Some(Value::Array(items)) => items.iter().any(|item| is(item, wanted)),
-                Some(Value::Object(fields)) => fields.contains_key(wanted),
-                Some(Value::String(text)) => text.contains(wanted.as_str()),
-                Some(Value::Null | Value::Bool(_) | Value::Number(_)) | None => false,
-            },
-            Expression::Empty(path) => match select(entry, path) {
-                Some(Value::Array(items)) => items.is_empty(),
-                Some(Value::Object(fields)) => fields.is_empty(),
-                Some(Value::String(text)) => text.is_empty(),
-                Some(Value::Bool(_) | Value::Number(_)) => false,
-                Some(Value::Null) | None => true,
-            },
-            Expression::Matches(path, pattern) => match select(entry, path) {
-                Some(Value::String(text)) => pattern.0.is_match(text),
-                _ => false,
-            },
+            Expression::Compare(path, negated, test) => {
+                somewhere(Some(entry), path, &|value| test.holds(value) != *negated)
+            }
         }
     }
 }
 
-fn select<'v>(entry: &'v Value, path: &[String]) -> Option<&'v Value> {
-    path.iter().try_fold(entry, |value, field| value.get(field))
+impl Test {
+    fn holds(&self, value: Option<&Value>) -> bool {
+        match (self, value) {
+            (Test::Equal(wanted), Some(value)) => is(value, wanted),
+            (Test::Contains(wanted), Some(Value::Array(items))) => {
+                items.iter().any(|item| is(item, wanted))
+            }
+            (Test::Contains(wanted), Some(Value::Object(fields))) => fields.contains_key(wanted),
+            (Test::Contains(wanted), Some(Value::String(text))) => text.contains(wanted.as_str()),
+            (Test::Empty, Some(Value::Array(items))) => items.is_empty(),
+            (Test::Empty, Some(Value::Object(fields))) => fields.is_empty(),
+            (Test::Empty, Some(Value::String(text))) => text.is_empty(),
+            (Test::Empty, Some(Value::Null) | None) => true,
+            (Test::Matches(pattern), Some(Value::String(text))) => pattern.0.is_match(text),
+            _ => false,
+        }
+    }
+}
+
+/// Whether what the path leads to holds. Through a list it leads to each of its items, one of which must: `Checks.Status
+/// != passing` finds who has a check that does not pass.
+fn somewhere(
+    value: Option<&Value>,
+    path: &[String],
+    holds: &impl Fn(Option<&Value>) -> bool,
+) -> bool {
+    match (path, value) {
+        ([], _) => holds(value),
+        (_, Some(Value::Array(items))) => {
+            items.iter().any(|item| somewhere(Some(item), path, holds))
+        }
+        ([field, rest @ ..], _) => somewhere(value.and_then(|value| value.get(field)), rest, holds),
+    }
 }
 
 fn is(value: &Value, wanted: &str) -> bool {
@@ -330,37 +367,37 @@ impl Parser<'_> {
         if let Some(Token::Quoted(value) | Token::Word(value)) = first {
             let negated = self.takes("not");
             if self.takes("in") {
-                return Ok(negate(
-                    negated,
-                    Expression::Contains(self.selector()?, value),
-                ));
+                let test = Test::Contains(value);
+                return Ok(Expression::Compare(self.selector()?, negated, test));
             }
         }
         self.at = begin;
         let path = self.selector()?;
-        if self.takes("==") {
-            return Ok(Expression::Equal(path, self.value()?));
-        }
-        if self.takes("!=") {
-            return Ok(negate(true, Expression::Equal(path, self.value()?)));
+        for (mark, negated) in [("==", false), ("!=", true)] {
+            if self.takes(mark) {
+                let test = Test::Equal(self.value()?);
+                return Ok(Expression::Compare(path, negated, test));
+            }
         }
         if self.takes("is") {
             let negated = self.takes("not");
             return match self.takes("empty") {
-                true => Ok(negate(negated, Expression::Empty(path))),
+                true => Ok(Expression::Compare(path, negated, Test::Empty)),
                 false => Err("\"empty\" is missing after \"is\"".to_owned()),
             };
         }
         let negated = self.takes("not");
         if self.takes("contains") {
-            return Ok(negate(negated, Expression::Contains(path, self.value()?)));
+            let test = Test::Contains(self.value()?);
+            return Ok(Expression::Compare(path, negated, test));
         }
         if self.takes("matches") {
             let pattern = RegexBuilder::new(&self.value()?)
                 .size_limit(PATTERN_MAX)
                 .build()
                 .map_err(|error| format!("a pattern is not one: {error}"))?;
-            return Ok(negate(negated, Expression::Matches(path, Pattern(pattern))));
+            let test = Test::Matches(Pattern(pattern));
+            return Ok(Expression::Compare(path, negated, test));
         }
         Err(match self.next() {
             Some(token) => format!("{token} is no operator"),
@@ -397,25 +434,22 @@ impl Parser<'_> {
     }
 }
 
-fn negate(negated: bool, expression: Expression) -> Expression {
-    match negated {
-        true => Expression::Not(Box::new(expression)),
-        false => expression,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
-    const FIELDS: &[&str] = &["Service", "Tags", "Meta", "Port", "Flag"];
+    const FIELDS: &[&str] = &["Service", "Tags", "Meta", "Port", "Flag", "Checks", "None"];
 
     fn keeps(text: &str) -> bool {
         let entry = json!({
             "Service": "web", "Tags": ["v1", "primary"], "Meta": {"team": "a b", "x.y": "z"},
-            "Port": 8001, "Flag": true,
+            "Port": 8001, "Flag": true, "None": [],
+            "Checks": [
+                { "Status": "passing", "ServiceTags": ["v1"] },
+                { "Status": "critical", "Output": "full", "ServiceTags": [] },
+            ],
         });
         let filter = Filter::parse(text, FIELDS).unwrap_or_else(|e| panic!("{text}: {e}"));
         filter.keeps(&entry)
@@ -442,6 +476,10 @@ mod tests {
             "not not Service==web",
             "Service matches \"^w.b$\"",
             "Service not matches \"^x\" and Meta.team matches `a.b`",
+            "Checks.Status == critical and Checks.Status != critical",
+            "Checks.Output matches `^fu` and Checks.Output not matches `^fu`",
+            "v1 in Checks.ServiceTags and v1 not in Checks.ServiceTags",
+            "Checks.Status != unknown and not None.Status == passing",
         ] {
             assert!(keeps(yes), "{yes}");
         }
@@ -454,6 +492,9 @@ mod tests {
             "not Service == web",
             "Service matches \"^e\"",
             "Tags matches v1",
+            "Checks.Status == warning",
+            "not Checks.Status == passing",
+            "None.Status != passing",
         ] {
             assert!(!keeps(no), "{no}");
         }

@@ -1,17 +1,20 @@
 //! What only a server can answer, and what is said without asking anybody.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Method, StatusCode};
-use libmesh::{bundle::Action, model::ServiceName};
+use http::{HeaderValue, Method, StatusCode};
+use libmesh::model::ServiceName;
 use serde_json::json;
+use tokio::time::{Instant, timeout};
 
-use super::{Inner, MAX_VALUE, Refused, handler, server_error};
+use super::{Inner, MAX_VALUE, Refused, acl, connect::decide, handler, prepared, server_error};
 use crate::{
-    forward::Api,
+    forward::CONFIG_INDEX,
     http::{Call, Reply, Routes, json as json_reply, text},
 };
+
+/// How long an answer waits for the configuration that it changed.
+const HEAR: Duration = Duration::from_secs(2);
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     let mut routes = Routes::new()
@@ -34,6 +37,9 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
         ("GET PUT DELETE", "/v1/connect/intentions/exact"),
         ("GET", "/v1/connect/intentions/match"),
         ("GET", "/v1/connect/intentions"),
+        ("PUT", "/v1/config"),
+        ("GET", "/v1/config/:kind"),
+        ("GET DELETE", "/v1/config/:kind/*name"),
         ("GET POST", "/v1/mesh/join-tokens"),
         ("DELETE", "/v1/mesh/join-tokens/:id"),
         ("GET PUT", "/v1/mesh/keyring"),
@@ -49,11 +55,10 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
     for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
         routes = routes.on(method, "/v1/acl/*path", disabled);
     }
-    routes = routes.put("/v1/agent/token/:kind", disabled);
     routes
 }
 
-pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+pub async fn forward(inner: Arc<Inner>, mut call: Call) -> Result<Reply, Refused> {
     let size = call.body().len();
     if call.request.uri().path().starts_with("/v1/kv/") && size > MAX_VALUE {
         let message = format!(
@@ -62,15 +67,44 @@ pub async fn forward(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         );
         return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
+    let waits = call.query.filled("index").is_some();
+    if call.request.uri().path() != acl::LOGIN {
+        inner.tokens.lend(&mut call.request);
+    }
+    let began = Instant::now();
     // Callers over TCP have no identity, and this interface asks for none over the socket either.
-    let answer = inner.forward.forward(Api::Consul, call.request, None);
-    let answer: http::Response<Bytes> = tokio::select! {
-        answer = answer => answer,
-        () = call.conn.shutdown.cancelled() => {
+    let shutdown = call.conn.shutdown.clone();
+    let mut answer = tokio::select! {
+        answer = inner.forward.forward_call(call) => answer,
+        () = shutdown.cancelled() => {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"));
         }
     };
-    Ok(answer.map(Into::into))
+    if !waits {
+        let took = Instant::now().duration_since(began);
+        inner.figures.forwarded(answer.status(), took);
+    }
+    if let Some(index) = answer.headers_mut().remove(CONFIG_INDEX) {
+        hear(&inner, &index).await;
+    }
+    Ok(answer)
+}
+
+/// Waits until this agent has the configuration of that index, so that who changed it sees the change here. It is answered
+/// after [`HEAR`] in any case.
+async fn hear(inner: &Inner, index: &HeaderValue) {
+    let index = index.to_str().ok().and_then(|index| index.parse().ok());
+    let (Some(index), Some(bundles)) = (index, &inner.bundles) else {
+        return;
+    };
+    let index: u64 = index;
+    let mut changes = bundles.watch();
+    let heard = changes.wait_for(|_| bundles.index() >= index);
+    let _ = timeout(HEAR, heard).await;
+    if let Some(bundle) = bundles.current() {
+        let all = || prepared::of_bundle(&bundle);
+        inner.queries.advance(bundle.index, all);
+    }
 }
 
 async fn leader(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
@@ -102,13 +136,6 @@ async fn intention_check(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused
         ServiceName::parse(given).map_err(|error| server_error(error.to_string()))
     };
     let (source, destination) = (name("source")?, name("destination")?);
-    let bundle = inner.bundles.as_ref().and_then(|bundles| bundles.current());
-    let allowed = match bundle {
-        Some(bundle) => {
-            let rules = libmesh::bundle::Intentions::new(&bundle.intentions, bundle.default_action);
-            rules.evaluate(&source, &destination).action == Action::Allow
-        }
-        None => inner.about.default_allow,
-    };
+    let allowed = decide(&inner, &source, &destination).is_allowed();
     Ok(json_reply(StatusCode::OK, &json!({"Allowed": allowed})))
 }

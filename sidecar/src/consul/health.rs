@@ -8,44 +8,56 @@ use libmesh::{
 };
 
 use super::{
-    Inner, Refused, bad_request,
+    Inner, Refused,
+    answers::{Question, State},
+    bad_request,
     blocking::Blocking,
     catalog::{self, has_meta, service_name, wanted},
+    coordinates::sort_near,
+    decode::go_bool,
     filter::{self, Filter},
-    handler, render,
+    reading, render,
 };
 use crate::http::{Call, Reply, Routes};
 
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
-        .get("/v1/health/service/*name", handler(inner, service))
-        .get("/v1/health/connect/*name", handler(inner, catalog::nothing))
-        .get("/v1/health/ingress/*name", handler(inner, catalog::nothing))
-        .get("/v1/health/checks/*name", handler(inner, checks))
-        .get("/v1/health/state/*state", handler(inner, state))
-        .get("/v1/health/node/:name", handler(inner, node))
+        .get("/v1/health/service/*name", reading(inner, service))
+        .get("/v1/health/connect/*name", reading(inner, catalog::nothing))
+        .get("/v1/health/ingress/*name", reading(inner, catalog::nothing))
+        .get("/v1/health/checks/*name", reading(inner, checks))
+        .get("/v1/health/state/*state", reading(inner, state))
+        .get("/v1/health/node/:name", reading(inner, node))
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     let passing = match call.query.get("passing") {
         None => false,
-        Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => true,
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
-        Some(_) => return Err(bad_request("Invalid value for ?passing")),
+        Some("") => true,
+        Some(given) => go_bool(given).ok_or_else(|| bad_request("Invalid value for ?passing"))?,
     };
     let filter = Filter::of(&call, filter::HEALTH_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.health_kept(index, body));
+    }
     let view = inner.catalog.service(name);
+    let question = question.about(&inner, view.as_deref());
     let select = match passing {
         true => Select::passing(),
         false => Select::any(),
     };
-    let list: Vec<_> = wanted(&call, view.as_deref(), select)
+    let mut chosen: Vec<_> = wanted(&call, view.as_deref(), select).collect();
+    sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
+    let list: Vec<_> = chosen
+        .into_iter()
         .map(|instance| render::health_entry(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.health_reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
@@ -53,14 +65,24 @@ async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.service(&inner, &call, name).await;
+    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let view = inner.catalog.service(name);
-    let list: Vec<_> = view
+    let question = question.about(&inner, view.as_deref());
+    let mut chosen: Vec<_> = view
         .iter()
         .flat_map(|view| &view.instances)
         .filter(|instance| has_meta(&call, &instance.node))
+        .collect();
+    sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
+    let list: Vec<_> = chosen
+        .into_iter()
         .flat_map(|instance| own_checks(&inner, instance))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 fn own_checks<'a>(
@@ -79,8 +101,13 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
+    let question = Question::of(&call, State::of_all(&inner).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
     let fits = |health: Health| wanted == "any" || wanted == render::status(health);
-    let nodes = inner.catalog.nodes();
+    let mut nodes = inner.catalog.nodes();
+    sort_near(&inner, &call, &mut nodes, |node| node.record.id);
     let nodes: Vec<_> = nodes.iter().filter(|node| has_meta(&call, node)).collect();
     let instances: Vec<_> = nodes
         .iter()
@@ -98,7 +125,8 @@ async fn state(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             .map(|check| render::check(&inner, &view.node, check, Some(&view.instance)))
     });
     let list: Vec<_> = of_nodes.chain(of_instances).collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }
 
 fn membership(node: &NodeView) -> Health {
@@ -112,7 +140,11 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
-    let Some(node) = inner.catalog.node(call.params.get("name")) else {
+    let question = Question::of(&call, State::of_all(&inner).with_outputs(&inner));
+    if let Some(body) = inner.answers.find(&question) {
+        return Ok(blocking.kept(index, body));
+    }
+    let Some(node) = catalog::one(&inner, &call) else {
         return Ok(blocking.reply(index, &[(); 0]));
     };
     let instances = inner.catalog.instances_on(&node.record.id);
@@ -125,5 +157,6 @@ async fn node(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
         .chain(own)
         .chain(instances.iter().flat_map(|view| own_checks(&inner, view)))
         .collect();
-    Ok(blocking.reply(index, &filter.keep(list)))
+    let reply = blocking.reply(index, &filter.keep(list));
+    Ok(inner.answers.keep(question, reply))
 }

@@ -419,7 +419,7 @@ pub fn check<'a>(
     record: &'a CheckRecord,
     instance: Option<&'a Instance>,
 ) -> Check<'a> {
-    let mut check = any_check(node.record.name.as_str(), record, instance);
+    let mut check = foreign_check(node.record.name.as_str(), record, instance);
     if node.record.id == inner.about.id {
         check.output = inner.checks.output(&record.id).unwrap_or_default();
     }
@@ -446,7 +446,7 @@ pub fn agent_check<'a>(
         timeout,
         create_index: 0,
         modify_index: 0,
-        ..any_check(node, record, instance)
+        ..foreign_check(node, record, instance)
     }
 }
 
@@ -476,7 +476,8 @@ pub fn health_check(check: &Check<'_>) -> Value {
     })
 }
 
-fn any_check<'a>(
+/// A check that somebody else runs: its output is not known here.
+pub fn foreign_check<'a>(
     node: &'a str,
     record: &'a CheckRecord,
     instance: Option<&'a Instance>,

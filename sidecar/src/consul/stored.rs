@@ -6,6 +6,7 @@
 
 pub mod acl;
 mod asker;
+pub mod config;
 pub mod external;
 mod intentions;
 mod kv;
@@ -86,13 +87,20 @@ pub enum StoreError {
 pub type Opener = Arc<dyn Fn(&Call) -> Pairs + Send + Sync>;
 
 /// The routes. `kv` opens the pairs of `/v1/kv`, which sessions hold, `mesh` those in which intentions are kept (under
-/// `intention/<destination>/<source>`).
-pub fn routes(kv: &Opener, mesh: &Opener) -> Routes {
+/// `intention/<destination>/<source>`), `nodes` those of nodes without an agent, which `publisher` makes known.
+pub fn routes(
+    kv: &Opener,
+    mesh: &Opener,
+    nodes: &Opener,
+    publisher: &Arc<dyn external::Publisher>,
+) -> Routes {
     kv::routes(kv)
         .merge(sessions::routes(kv))
-        .merge(txn::routes(kv))
+        .merge(txn::routes(kv, nodes, publisher))
         .merge(intentions::routes(mesh))
         .merge(query::routes(mesh))
+        .merge(config::routes(mesh))
+        .merge(external::routes(nodes, publisher))
 }
 
 pub use intentions::{PREFIX as INTENTIONS, from_pair as intention_from_pair};
@@ -184,7 +192,7 @@ fn number(call: &Call, name: &str) -> Result<Option<u64>, Refused> {
 }
 
 /// The headers of a read from the store: as those of the catalog, without the consistency.
-fn decorate(reply: &mut Reply, index: u64) {
+pub(super) fn decorate(reply: &mut Reply, index: u64) {
     let headers = reply.headers_mut();
     headers.insert("x-consul-index", HeaderValue::from(index.max(1)));
     headers.insert("x-consul-knownleader", HeaderValue::from_static("true"));

@@ -37,6 +37,12 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
+    /// All parameters, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.0.iter();
+        pairs.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// Whether `name` occurs, whatever its value.
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
@@ -44,7 +50,10 @@ impl Query {
 }
 
 fn decode_form(text: &str) -> String {
-    decode(&text.replace('+', " "))
+    match text.contains('+') {
+        true => decode(&text.replace('+', " ")),
+        false => decode(text),
+    }
 }
 
 /// Resolves `%xx`. A `%` without two hex digits stays as it is; bytes that are no UTF-8 become U+FFFD.

@@ -30,6 +30,14 @@ impl Body {
         Self(Content::Stream(pieces))
     }
 
+    /// How long it is, in bytes; `None` of one that comes piece by piece.
+    pub fn length(&self) -> Option<usize> {
+        match &self.0 {
+            Content::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len)),
+            Content::Stream(_) => None,
+        }
+    }
+
     /// The whole body; `None` of one that comes piece by piece.
     pub fn into_bytes(self) -> Option<Bytes> {
         match self.0 {

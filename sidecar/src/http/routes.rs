@@ -128,8 +128,27 @@ impl Routes {
         self
     }
 
+    /// Every pattern with its methods, in order.
+    pub fn table(&self) -> Vec<(String, Vec<Method>)> {
+        let mut table = Vec::new();
+        self.root.list("", &mut table);
+        table.sort_by(|(a, _), (b, _)| a.cmp(b));
+        table
+    }
+
     /// Answers a request: the handler's reply, 404, 405 with `Allow`, or 200 with `Allow` for `OPTIONS`.
     pub async fn dispatch(&self, request: http::Request<Bytes>, conn: Arc<ConnInfo>) -> Reply {
+        let query = Query::parse(request.uri().query());
+        self.dispatch_with(request, query, conn).await
+    }
+
+    /// The same for a request whose query was parsed already.
+    pub async fn dispatch_with(
+        &self,
+        request: http::Request<Bytes>,
+        query: Query,
+        conn: Arc<ConnInfo>,
+    ) -> Reply {
         let mut found = Vec::new();
         let segments: Vec<&str> = request
             .uri()
@@ -153,7 +172,6 @@ impl Routes {
         let Some(handler) = handler else {
             return text(StatusCode::NOT_FOUND, "no such path\n");
         };
-        let query = Query::parse(request.uri().query());
         handler(Call {
             params: Params(found),
             query,
@@ -200,6 +218,27 @@ impl Node {
             };
         }
         &mut node.methods
+    }
+
+    fn list(&self, path: &str, table: &mut Vec<(String, Vec<Method>)>) {
+        let mut add = |path: String, methods: &Methods| {
+            let mut methods: Vec<_> = methods.iter().map(|(method, _)| method.clone()).collect();
+            methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+            methods.dedup();
+            if !methods.is_empty() {
+                table.push((path, methods));
+            }
+        };
+        add(path.to_owned(), &self.methods);
+        if let Some((name, methods)) = &self.rest {
+            add(format!("{path}/*{name}"), methods);
+        }
+        for (segment, node) in &self.literal {
+            node.list(&format!("{path}/{segment}"), table);
+        }
+        if let Some((name, node)) = &self.param {
+            node.list(&format!("{path}/:{name}"), table);
+        }
     }
 
     fn find(&self, path: &[&str], found: &mut Vec<(Arc<str>, String)>) -> Option<&Methods> {

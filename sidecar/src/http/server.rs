@@ -40,8 +40,14 @@ use tracing::{debug, warn};
 use super::{Reply, json, text};
 
 mod clients;
+mod per_client;
+mod stall;
 
 pub use clients::AnyClient;
+pub use per_client::PerClient;
+
+use per_client::Counted;
+use stall::Stalling;
 
 /// Certificates of one client that are kept.
 const CHAIN: usize = 10;
@@ -118,8 +124,12 @@ pub struct Limits {
     pub body: usize,
     /// That 413 is `{"errors": [..]}`, as Vault's. Default: a plain text.
     pub json_errors: bool,
+    /// How long nothing of an answer may go out before the client is taken for gone. Default 60 s.
+    pub write_timeout: Duration,
     /// Open connections; further ones get 429 and are closed. Default 4096.
     pub connections: usize,
+    /// The same for each client. Clones share the count. Default no limit.
+    pub per_client: Arc<PerClient>,
     /// How long running requests may go on after shutdown began. Default 5 s.
     pub drain: Duration,
 }
@@ -131,7 +141,9 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(60),
             body: 1 << 20,
             json_errors: false,
+            write_timeout: Duration::from_secs(60),
             connections: 4096,
+            per_client: Arc::default(),
             drain: Duration::from_secs(5),
         }
     }
@@ -179,6 +191,7 @@ pub async fn serve<H, F>(
 {
     let tasks = TaskTracker::new();
     let room = Arc::new(Semaphore::new(limits.connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     let worker = Worker {
         limits,
         handler,
@@ -199,8 +212,24 @@ pub async fn serve<H, F>(
                 continue;
             }
         };
+        let Some(remote) = stream.remote() else {
+            warn!("a Unix socket peer without credentials was refused");
+            continue;
+        };
+        let counted = worker.limits.per_client.count(&remote);
         let permit = Arc::clone(&room).try_acquire_owned().ok();
-        tasks.spawn(worker.clone().connection(stream, permit));
+        match (counted, permit) {
+            (Some(counted), Some(permit)) => {
+                let admitted = (permit, counted);
+                tasks.spawn(worker.clone().connection(stream, remote, admitted));
+            }
+            // Those who come when even telling is too much are closed without a word.
+            _ => {
+                if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                    tasks.spawn(refuse(stream, permit));
+                }
+            }
+        }
     }
     let path = match &listener {
         Listener::Unix(_, path) => Some(path.clone()),
@@ -220,6 +249,22 @@ enum Stream {
     Tls(TcpStream, SocketAddr, TlsAcceptor),
     Unix(UnixStream),
 }
+
+impl Stream {
+    fn remote(&self) -> Option<Remote> {
+        match self {
+            Stream::Tcp(_, addr) | Stream::Tls(_, addr, _) => Some(Remote::Tcp(*addr)),
+            Stream::Unix(stream) => stream.peer_cred().ok().map(|peer| Remote::Unix {
+                uid: peer.uid(),
+                gid: peer.gid(),
+                pid: peer.pid(),
+            }),
+        }
+    }
+}
+
+/// A connection within all limits, as long as it lives.
+type Admitted = (OwnedSemaphorePermit, Counted);
 
 async fn accept(listener: &Listener) -> io::Result<Stream> {
     match listener {
@@ -249,54 +294,34 @@ where
     H: Fn(Request<Bytes>, Arc<ConnInfo>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    async fn connection(self, stream: Stream, permit: Option<OwnedSemaphorePermit>) {
+    async fn connection(self, stream: Stream, remote: Remote, admitted: Admitted) {
         match stream {
-            Stream::Tcp(stream, addr) => {
-                self.run(stream, Remote::Tcp(addr), Vec::new(), permit)
-                    .await
-            }
-            Stream::Tls(stream, addr, acceptor) => {
+            Stream::Tcp(stream, _) => self.run(stream, remote, Vec::new()).await,
+            Stream::Unix(stream) => self.run(stream, remote, Vec::new()).await,
+            Stream::Tls(stream, _, acceptor) => {
                 let handshake = timeout(self.limits.header_timeout, acceptor.accept(stream));
                 let stream = tokio::select! {
                     () = self.shutdown.cancelled() => return,
                     done = handshake => match done {
                         Ok(Ok(stream)) => stream,
-                        Ok(Err(error)) => return debug!(%addr, %error, "TLS handshake failed"),
-                        Err(_) => return debug!(%addr, "TLS handshake timed out"),
+                        Ok(Err(error)) => return debug!(?remote, %error, "TLS handshake failed"),
+                        Err(_) => return debug!(?remote, "TLS handshake timed out"),
                     },
                 };
                 let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
                 let shown = shown.iter().take(CHAIN).map(|der| der.to_vec()).collect();
-                self.run(stream, Remote::Tcp(addr), shown, permit).await;
+                // It is much larger than the others, whose tasks would be as large.
+                Box::pin(self.run(stream, remote, shown)).await;
             }
-            Stream::Unix(stream) => match stream.peer_cred() {
-                Ok(peer) => {
-                    let remote = Remote::Unix {
-                        uid: peer.uid(),
-                        gid: peer.gid(),
-                        pid: peer.pid(),
-                    };
-                    self.run(stream, remote, Vec::new(), permit).await;
-                }
-                Err(error) => warn!(%error, "a Unix socket peer without credentials was refused"),
-            },
         }
+        drop(admitted);
     }
 
-    async fn run<S>(
-        self,
-        mut stream: S,
-        remote: Remote,
-        certificates: Vec<Vec<u8>>,
-        permit: Option<OwnedSemaphorePermit>,
-    ) where
+    async fn run<S>(self, stream: S, remote: Remote, certificates: Vec<Vec<u8>>)
+    where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        if permit.is_none() {
-            // The client may be gone already; there is nobody else to tell.
-            let _ = stream.write_all(TOO_MANY).await;
-            return;
-        }
+        let stream = Stalling::new(stream, self.limits.write_timeout);
         let conn = Arc::new(ConnInfo {
             remote,
             certificates,
@@ -342,6 +367,9 @@ where
             }
             return too_large(&self.limits);
         }
+        if head.headers.get_all(header::HOST).iter().nth(1).is_some() {
+            return closing(text(StatusCode::BAD_REQUEST, "too many Host headers"));
+        }
         if body.is_end_stream() {
             return (self.handler)(Request::from_parts(head, Bytes::new()), conn).await;
         }
@@ -374,6 +402,29 @@ where
 
 const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: text/plain\r\n\
     content-length: 51\r\nconnection: close\r\n\r\ntoo many open connections; close some or try later\n";
+
+/// Connections over the limits that are told so at a time, and how long telling one may take.
+const REFUSALS: usize = 64;
+const REFUSING: Duration = Duration::from_secs(2);
+
+/// Tells a client that there is no room, and takes in what it sends meanwhile: see [`discard`].
+async fn refuse(stream: Stream, _permit: OwnedSemaphorePermit) {
+    async fn tell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
+        stream.write_all(TOO_MANY).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        Ok(())
+    }
+    let telling = async {
+        match stream {
+            Stream::Tcp(stream, _) => tell(stream).await,
+            Stream::Unix(stream) => tell(stream).await,
+            Stream::Tls(stream, _, acceptor) => tell(acceptor.accept(stream).await?).await,
+        }
+    };
+    // The client may be gone already; there is nobody else to tell.
+    let _ = timeout(REFUSING, telling).await;
+}
 
 /// The longest that is read on after a request was refused for its size, and the longest pause in between.
 const LINGER: Duration = Duration::from_secs(10);

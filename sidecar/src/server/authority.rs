@@ -49,6 +49,11 @@ impl Authority {
         }
     }
 
+    /// How long a service's certificate lives at most.
+    pub fn service_ttl(&self) -> Duration {
+        self.service_ttl
+    }
+
     /// The roots to trust.
     pub fn bundle(&self) -> Result<TrustBundle, SourceError> {
         let roots = self.ca.roots().map_err(refusal)?;

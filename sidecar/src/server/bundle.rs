@@ -9,15 +9,18 @@ use libmesh::{
     mesh::Mesh,
 };
 use tokio_util::sync::CancellationToken;
-use vault_kv::{SeenHead, Vault};
+use vault_kv::{Kv, SeenHead, Vault};
 
 use super::{
     ServerError, Shared, records, unsealed,
     virtual_ips::{self, VIRTUAL},
 };
-use crate::consul::{
-    self,
-    stored::{INTENTIONS, Pair, intention_from_pair, query},
+use crate::{
+    consul::{
+        self,
+        stored::{INTENTIONS, Pair, config, intention_from_pair, query},
+    },
+    routing::{self, Entry},
 };
 
 /// The key that signs bundles, and its certificate: made anew each time the store is unsealed.
@@ -26,8 +29,8 @@ struct Signer {
     chain: Vec<Vec<u8>>,
 }
 
-/// Follows the store until `stop`: at each unseal and at each change of an intention, a virtual IP or a
-/// prepared query.
+/// Follows the store until `stop`: at each unseal and at each change of an intention, a virtual IP, a
+/// prepared query or a config entry.
 pub async fn publish(shared: Arc<Shared>, mesh: Mesh, stop: CancellationToken) {
     let work = || while_unsealed(&shared, &mesh);
     unsealed::follow(&shared.vault, "publishing the configuration", &stop, work).await;
@@ -37,16 +40,28 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     let signer = signer(shared)?;
     let kv = shared.records.kv();
     loop {
-        let intentions = kv.changed_under(INTENTIONS)?;
-        let virtual_ips = kv.changed_under(VIRTUAL)?;
-        let queries = kv.changed_under(query::PREFIX)?;
+        let changes @ [intentions, virtual_ips, queries, entries] = changed(kv)?;
         publish_once(shared, mesh, &signer).await?;
+        shared
+            .published
+            .send_replace(changes.into_iter().fold(0, u64::max));
         tokio::select! {
             changed = kv.wait_under(INTENTIONS, intentions) => changed?,
             changed = kv.wait_under(VIRTUAL, virtual_ips) => changed?,
             changed = kv.wait_under(query::PREFIX, queries) => changed?,
+            changed = kv.wait_under(config::PREFIX, entries) => changed?,
         };
     }
+}
+
+/// When what bundles say last changed, by ledger index: intentions, virtual IPs, prepared queries, config entries.
+pub fn changed(kv: &Kv) -> Result<[u64; 4], vault_kv::Error> {
+    Ok([
+        kv.changed_under(INTENTIONS)?,
+        kv.changed_under(VIRTUAL)?,
+        kv.changed_under(query::PREFIX)?,
+        kv.changed_under(config::PREFIX)?,
+    ])
 }
 
 /// A fresh key, certified.
@@ -117,6 +132,7 @@ fn build(shared: &Shared, mesh: &Mesh) -> Result<ConfigBundle, ServerError> {
         entries: std::collections::BTreeMap::new(),
     };
     consul::prepared::into_bundle(&queries(&shared.vault)?, &mut bundle);
+    routing::into_bundle(&entries(&shared.vault)?, &mut bundle);
     bundle.set_virtual_ips(&virtual_ips::given(shared.records.kv())?);
     Ok(bundle)
 }
@@ -125,6 +141,12 @@ fn queries(vault: &Vault) -> Result<Vec<PreparedQuery>, ServerError> {
     let pairs = vault.kv(records::NAMESPACE).list(query::PREFIX)?;
     let pairs = pairs.into_iter().map(Pair::from);
     Ok(pairs.filter_map(|pair| query::from_pair(&pair)).collect())
+}
+
+fn entries(vault: &Vault) -> Result<Vec<Entry>, ServerError> {
+    let pairs = vault.kv(records::NAMESPACE).list(config::PREFIX)?;
+    let pairs = pairs.into_iter().map(Pair::from);
+    Ok(pairs.filter_map(|pair| config::from_pair(&pair)).collect())
 }
 
 fn intentions(vault: &Vault) -> Result<Vec<Intention>, ServerError> {

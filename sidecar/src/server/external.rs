@@ -4,6 +4,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration, time::SystemTime};
 
 use libmesh::{
+    catalog::Catalog,
     identity::{BoxFuture, NodeKey, SigningKeyPair},
     mesh::{ExternalNode, Mesh},
     model::{InstanceId, NodeName},
@@ -41,6 +42,10 @@ impl Publisher for Shared {
                 "node {name} is a member of the mesh: register at its own agent"
             ))),
         }
+    }
+
+    fn catalog(&self) -> Option<Catalog> {
+        self.mesh().map(|mesh| mesh.catalog().clone())
     }
 
     fn publish<'a>(&'a self, name: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -1,10 +1,10 @@
-//! Routes of our own under `/v1/mesh/`: join tokens, the gossip keyring, the ledger, snapshots, unattended unseal.
+//! Routes of our own, most under `/v1/mesh/`: join tokens, the gossip keyring, the ledger, snapshots, unattended unseal.
 
 use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::json;
-use vault_kv::Attended;
+use vault_kv::{Attended, Capability};
 
 use super::Shared;
 use crate::{
@@ -12,9 +12,11 @@ use crate::{
     http::{Call, Remote, Reply, Routes, json as json_reply, text},
 };
 
+mod ca;
 mod join_tokens;
 mod keyring;
 mod ledger;
+mod operator;
 mod snapshot;
 
 /// Forwarded by agents, and on the server itself.
@@ -32,10 +34,25 @@ pub fn routes(shared: &Arc<Shared>) -> Routes {
             "/v1/mesh/join-tokens/:id",
             with(shared, join_tokens::revoke),
         )
+        .get("/v1/mesh/leaf/:service", with(shared, ca::may_have_leaf))
+        .get(
+            "/v1/connect/ca/configuration",
+            with(shared, ca::configuration),
+        )
+        .put("/v1/connect/ca/configuration", with(shared, ca::configure))
         .get("/v1/mesh/keyring", with(shared, keyring::list))
         .put("/v1/mesh/keyring", with(shared, keyring::change))
         .get("/v1/mesh/ledger", with(shared, ledger::history))
         .get("/v1/mesh/ledger/verify", with(shared, ledger::verify))
+        .get("/v1/mesh/may", with(shared, may))
+        .merge(operator::routes(shared))
+}
+
+/// On the server's own Consul port: a snapshot is larger than what agents pass on.
+pub fn consul_routes(shared: &Arc<Shared>) -> Routes {
+    Routes::new()
+        .get("/v1/snapshot", with(shared, snapshot::save_archive))
+        .put("/v1/snapshot", with(shared, snapshot::check_archive))
 }
 
 /// On the Vault port only: they take longer than an agent waits for an answer, are larger than what it passes on, or are
@@ -104,6 +121,22 @@ async fn audited(attended: Attended, outcome: Outcome) -> Outcome {
         Ok(()) => outcome,
         Err(error) => Err(Refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
     }
+}
+
+/// Whether the caller has a right over a path of the Consul interface. An agent asks in a client's name before it does
+/// something itself.
+async fn may(shared: Arc<Shared>, call: Call) -> Outcome {
+    let path = call.query.get("path").unwrap_or_default();
+    if !path.starts_with("consul/") {
+        return Err(bad("path: only what begins with consul/ is asked about"));
+    }
+    let capability = match call.query.get("right") {
+        Some("read") => Capability::Read,
+        Some("update") => Capability::Update,
+        _ => return Err(bad("right: read or update")),
+    };
+    let attended = asker(&shared, &call).attend(capability, path).await?;
+    audited(attended, Ok(json_reply(StatusCode::OK, &true))).await
 }
 
 async fn blocking<T: Send + 'static>(

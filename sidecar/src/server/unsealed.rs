@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use vault_kv::Vault;
 
 use super::ServerError;
 
-/// Pause after a failure.
+/// Pause after a failure: what is needed may be about to be opened, too.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+/// Pause after many; each is twice as long as the one before.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Does `work` at each unseal, and again when it has ended, until `stop`. Sealing makes it fail. `what` is for the log.
@@ -18,11 +20,17 @@ where
 {
     let mut sealed = vault.watch_sealed();
     let follow = async {
+        let mut pause = FIRST_RETRY;
         // The sender lives in the vault.
         while sealed.wait_for(|sealed| !sealed).await.is_ok() {
+            let begun = Instant::now();
             if let Err(error) = work().await {
                 tracing::debug!(%error, "{what} pauses");
-                sleep(RETRY).await;
+                if begun.elapsed() > RETRY {
+                    pause = FIRST_RETRY;
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(RETRY);
             }
         }
     };

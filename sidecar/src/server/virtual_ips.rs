@@ -1,4 +1,4 @@
-//! Gives every service that can be called over mTLS an address of its own, for good.
+//! Gives every service that can be called over mTLS, or that a config entry is about, an address of its own, for good.
 //!
 //! An address is where the hash of the name falls in 240.0.0.0/4, or the next free one behind it; it is a plain key of
 //! the ledger from then on, also when the service is gone for a while. So a service keeps its address over restarts, and
@@ -19,6 +19,7 @@ use vault_kv::{Kv, KvOp};
 use zeroize::Zeroizing;
 
 use super::{ServerError, Shared, records, unsealed};
+use crate::consul::stored::config;
 
 /// Where the addresses are kept: `virtual/<service>`.
 pub const VIRTUAL: &str = "virtual/";
@@ -47,14 +48,35 @@ async fn while_unsealed(shared: &Shared, mesh: &Mesh) -> Result<(), ServerError>
     loop {
         changes.mark_unchanged();
         let begun = Instant::now();
-        let services = mesh.catalog().meshed_services();
+        let mut services = mesh.catalog().meshed_services();
         let took = begun.elapsed();
+        let entries = kv.changed_under(config::PREFIX)?;
+        services.extend(configured(kv)?);
         give(kv, &mut given, &services).await?;
-        sleep(PAUSE.max(took * SHARE)).await;
-        if changes.changed().await.is_err() {
-            return Ok(());
+        let next_look = async {
+            sleep(PAUSE.max(took * SHARE)).await;
+            changes.changed().await
+        };
+        tokio::select! {
+            changed = next_look => if changed.is_err() {
+                return Ok(());
+            },
+            changed = kv.wait_under(config::PREFIX, entries) => {
+                changed?;
+            }
         }
     }
+}
+
+/// The services that a config entry is about: somebody means to call them over mTLS.
+fn configured(kv: &Kv) -> Result<BTreeSet<ServiceName>, ServerError> {
+    let keys = kv.keys(config::PREFIX, "")?;
+    let names = keys.iter().filter_map(|key| {
+        let (kind, name) = key.strip_prefix(config::PREFIX)?.split_once('/')?;
+        let name = ServiceName::parse(name).ok();
+        name.filter(|_| kind.starts_with("service-"))
+    });
+    Ok(names.collect())
 }
 
 /// The addresses that were given out.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use libmesh::bundle::BundleStore;
-use libmesh::connect::{Balancer, Endpoint};
+use libmesh::connect::{Balancer, Endpoint, Split};
 use libmesh::model::ServiceName;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -137,26 +137,36 @@ pub(super) async fn endpoints(
             let now: Vec<Endpoint> = reply
                 .endpoints
                 .into_iter()
-                .map(|e| endpoint(&service, e))
+                .filter_map(|wire| endpoint(&service, wire))
                 .collect();
             if now.len() != known.len() {
                 tracing::debug!(%service, endpoints = now.len(), "endpoints changed");
             }
-            balancer.set(now);
+            let split = Split {
+                weights: reply.weights,
+                connect_timeout: reply.connect_timeout,
+            };
+            balancer.set_split(now, split);
         }
     }
 }
 
-fn endpoint(service: &ServiceName, wire: EndpointWire) -> Endpoint {
-    Endpoint {
+/// `None`: of a service whose name is none.
+fn endpoint(asked: &ServiceName, wire: EndpointWire) -> Option<Endpoint> {
+    let service = match &wire.service {
+        Some(other) => ServiceName::parse(other).ok()?,
+        None => asked.clone(),
+    };
+    Some(Endpoint {
         id: wire.id,
         addr: wire.address,
-        service: service.clone(),
+        service,
         version: wire.version,
         weight: wire.weight,
         distance: wire.distance,
         suspect: wire.suspect,
-    }
+        part: wire.part,
+    })
 }
 
 /// Offers each new config bundle to `bundles`, which verifies it, for as long as the future lives.

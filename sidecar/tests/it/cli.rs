@@ -300,3 +300,34 @@ fn maintenance_is_begun_ended_and_listed() {
         [["SERVICE", "REASON"], ["(node)", "reboot"], ["web", "disk"]]
     );
 }
+
+#[test]
+fn version_answers_as_tools_ask() {
+    let own = env!("CARGO_PKG_VERSION");
+    let plain = run(&mut mesh(&["version"]));
+    assert_eq!(plain.code, 0);
+    assert!(
+        plain.out.starts_with(&format!("mesh {own}")),
+        "{}",
+        plain.out
+    );
+    for asked in [
+        &["version", "-format=json"][..],
+        &["version", "-format", "json"],
+        &["version", "--format=json"],
+        &["version", "-o", "json"],
+    ] {
+        let answer = run(&mut mesh(asked));
+        assert_eq!((answer.code, &*answer.err), (0, ""), "{asked:?}");
+        let value: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+        assert_eq!(value["Mesh"], own);
+        let version = value["Version"].as_str().unwrap();
+        assert_eq!(version.split('.').count(), 3, "{version}");
+        assert_eq!(
+            (&value["Prerelease"], &value["Revision"]),
+            (&"".into(), &"".into())
+        );
+        assert!(value["BuildDate"].as_str().unwrap().ends_with('Z'));
+    }
+    assert_eq!(run(&mut mesh(&["version", "-format=yaml"])).code, 64);
+}

@@ -34,10 +34,10 @@ const NAME: &str = "canary-name-77ad21";
 const POLICY: &str = "canary-policy-text-e93c4d";
 
 /// A server with one data directory, and its process while it runs.
-struct Server {
+pub struct Server {
     dir: tempfile::TempDir,
     vault: Target,
-    http: Target,
+    pub http: Target,
     unseal_key: [u8; 32],
     process: Option<Process>,
 }
@@ -54,7 +54,7 @@ impl Drop for Process {
 }
 
 impl Server {
-    fn configure() -> Self {
+    pub fn configure() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let unseal_key: [u8; 32] = rand::random();
         let mut key_file = fs::File::options();
@@ -85,7 +85,7 @@ impl Server {
         self.dir.path().join(name)
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let mut log = fs::File::options();
         let log = log.create(true).append(true).open(self.path("server.log"));
         let log = log.unwrap();
@@ -100,7 +100,7 @@ impl Server {
         self.process = Some(Process(child.unwrap()));
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let mut process = self.process.take().unwrap();
         let ended = process.0.try_wait().unwrap();
         assert!(
@@ -116,8 +116,20 @@ impl Server {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    /// Starts it for the first time, and makes its store; the root token, and what else was told.
+    pub async fn initialised(&mut self) -> (String, Value) {
+        self.start();
+        // 501: not initialised.
+        self.ready(&self.vault, "/v1/sys/health", 501).await;
+        let init_file = self.path("init.json").display().to_string();
+        self.mesh("", &["operator", "init", "--out", &init_file]);
+        let init: Value = serde_json::from_slice(&fs::read(&init_file).unwrap()).unwrap();
+        self.ready(&self.http, "/health/ready", 200).await;
+        (init["root_token"].as_str().unwrap().to_owned(), init)
+    }
+
     /// Waits until `path` answers with 200.
-    async fn ready(&self, target: &Target, path: &str, also: u16) {
+    pub async fn ready(&self, target: &Target, path: &str, also: u16) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match ask(target, Method::GET, path, "", "").await {
@@ -165,7 +177,7 @@ fn free_ports() -> [u16; 4] {
 }
 
 /// Status and body; `None` when there was no answer.
-async fn ask(
+pub async fn ask(
     target: &Target,
     method: Method,
     path: &str,
@@ -271,14 +283,7 @@ impl Writer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_outlive_kills_and_secrets_stay_sealed() {
     let mut server = Server::configure();
-    server.start();
-    // 501: not initialised.
-    server.ready(&server.vault, "/v1/sys/health", 501).await;
-    let init_file = server.path("init.json").display().to_string();
-    server.mesh("", &["operator", "init", "--out", &init_file]);
-    let init: Value = serde_json::from_slice(&fs::read(&init_file).unwrap()).unwrap();
-    let root = init["root_token"].as_str().unwrap().to_owned();
-    server.ready(&server.http, "/health/ready", 200).await;
+    let (root, init) = server.initialised().await;
 
     let (count, mut acknowledged) = watch::channel(0);
     let (stop, stopped) = watch::channel(false);

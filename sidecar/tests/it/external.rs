@@ -65,7 +65,10 @@ async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
 
     // By way of the agent, which has no store.
     let db = json!({
-        "Service": {"ID": "db1", "Service": "db", "Port": 5432, "Tags": ["rw"]},
+        // Weights as Go's client sends them when it is given none.
+        "Service": {
+            "ID": "db1", "Service": "db", "Port": 5432, "Tags": ["rw"], "Weights": {"Passing": 0, "Warning": 0},
+        },
         "Check": check("passing"),
     });
     let path = "/v1/catalog/register";
@@ -75,6 +78,8 @@ async fn nodes_without_an_agent_and_virtual_ips_outlive_the_server() {
     agent.until(DB, |found| names_of(found) == ["ext1"]).await;
     let shown = agent.get(DB).await;
     assert_eq!(shown[0]["Node"]["Meta"], json!({"rack": "r1"}));
+    let weights = json!({"Passing": 1, "Warning": 1});
+    assert_eq!(shown[0]["Service"]["Weights"], weights);
     let ids: Vec<_> = shown[0]["Checks"]
         .as_array()
         .into_iter()
@@ -249,15 +254,8 @@ async fn prepared_queries_are_kept_by_the_server_and_executed_by_agents() {
     let (status, made) = agent.ask(Method::POST, &path, &template.to_string()).await;
     assert_eq!(status, 200, "{made}");
 
-    let deadline = Instant::now() + PATIENCE;
-    let found = loop {
-        let (status, found) = agent.ask(Method::GET, "/v1/query/pq/execute", "").await;
-        if status == 200 {
-            break serde_json::from_str::<Value>(&found).unwrap();
-        }
-        assert!(Instant::now() < deadline, "{status} {found}");
-        tokio::task::yield_now().await;
-    };
+    // At once, at the agent that made it.
+    let found = agent.get("/v1/query/pq/execute").await;
     assert_eq!(found["Nodes"][0]["Service"]["ID"], "web2");
     assert_eq!(
         (
@@ -300,17 +298,22 @@ async fn prepared_queries_are_kept_by_the_server_and_executed_by_agents() {
         assert!(Instant::now() < deadline, "{status} {answer}");
         tokio::task::yield_now().await;
     }
-    agent
-        .until("/v1/query/pq/execute", |found| {
-            found["Nodes"][0]["Service"]["ID"] == "web1"
-        })
-        .await;
+    let found = agent.get("/v1/query/pq/execute").await;
+    assert_eq!(found["Nodes"][0]["Service"]["ID"], "web1");
     let (status, _) = agent.ask(Method::DELETE, &one, "").await;
     assert_eq!(status, 200);
-    let deadline = Instant::now() + PATIENCE;
-    while agent.ask(Method::GET, "/v1/query/pq/execute", "").await.0 != 404 {
-        assert!(Instant::now() < deadline, "it is still executed");
-        tokio::task::yield_now().await;
+    let (status, _) = agent.ask(Method::GET, "/v1/query/pq/execute", "").await;
+    assert_eq!(status, 404, "it is still executed");
+
+    // So are intentions: they hold as soon as they are answered.
+    let pair = "source=web&destination=db";
+    for action in ["allow", "deny", "allow"] {
+        let exact = format!("/v1/connect/intentions/exact?{pair}&token={root}");
+        let body = json!({"Action": action}).to_string();
+        let (status, answer) = agent.ask(Method::PUT, &exact, &body).await;
+        assert_eq!(status, 200, "{answer}");
+        let check = format!("/v1/connect/intentions/check?{pair}");
+        assert_eq!(agent.get(&check).await["Allowed"], action == "allow");
     }
     server.stop();
 }

@@ -4,10 +4,17 @@ mod accounts;
 mod acl;
 mod agent;
 mod cli;
+mod configured;
+mod consul_agents;
+mod consul_config;
+mod consul_golden;
+mod consul_server;
 mod crash;
 mod events;
 mod external;
+mod hardening;
 mod host;
+mod linear;
 #[cfg(target_os = "linux")]
 mod memory;
 mod netns;

@@ -144,6 +144,9 @@ pub struct Agent {
     child: Child,
     pub gossip: SocketAddr,
     pub http: Target,
+    /// The same as an address.
+    pub http_addr: SocketAddr,
+    pub https: Option<SocketAddr>,
     pub dns: SocketAddr,
     /// Log lines after the one that said it runs.
     pub log: mpsc::Receiver<Value>,
@@ -169,6 +172,8 @@ impl Agent {
             child,
             gossip: addr("gossip"),
             http: Target::parse(&http.to_string(), 0, None).unwrap(),
+            http_addr: http,
+            https: started["https"].as_str().map(|addr| addr.parse().unwrap()),
             dns: addr("dns"),
             log,
         }
@@ -232,6 +237,10 @@ impl Agent {
             assert!(Instant::now() < deadline, "{path} still answers {value}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {

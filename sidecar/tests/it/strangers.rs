@@ -20,18 +20,22 @@ use tokio_util::sync::CancellationToken;
 use crate::host::{Server, ask};
 
 /// Who signs the server's certificate and the clients'.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A chain and its key.
-type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.pem()
     }
 
     fn certificate(&self, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
@@ -43,7 +47,7 @@ impl Authority {
     }
 
     /// `[tls]` with a certificate for this machine.
-    fn tls(&self, dir: &Path) -> String {
+    pub fn tls(&self, dir: &Path) -> String {
         let (certificate, key) = self.certificate(&["127.0.0.1", "localhost"]);
         let files = [dir.join("cert.pem"), dir.join("key.pem")];
         fs::write(&files[0], certificate.pem()).unwrap();
@@ -54,10 +58,39 @@ impl Authority {
         )
     }
 
-    fn client(&self) -> Shown {
+    pub fn client(&self) -> Shown {
         let (certificate, key) = self.certificate(&[]);
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         (vec![certificate.der().clone()], key.into())
+    }
+
+    /// What is answered over TLS until the end of the connection.
+    pub fn exchange(
+        &self,
+        addr: SocketAddr,
+        shown: Option<Shown>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        request: &str,
+    ) -> std::io::Result<String> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match shown {
+            Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
+            None => config.with_no_client_auth(),
+        };
+        let name = "localhost".try_into().unwrap();
+        let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut tcp = TcpStream::connect(addr)?;
+        let mut stream = Stream::new(&mut tls, &mut tcp);
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// One request over TLS; status and body.
@@ -69,31 +102,14 @@ impl Authority {
         token: &str,
         body: &Value,
     ) -> (u16, Value) {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match shown {
-            Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
-            None => config.with_no_client_auth(),
-        };
-        let name = "localhost".try_into().unwrap();
-        let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut tcp = TcpStream::connect(addr).unwrap();
-        let mut stream = Stream::new(&mut tls, &mut tcp);
         let body = body.to_string();
-        write!(
-            stream,
+        let request = format!(
             "{method} /v1/{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
              x-vault-token: {token}\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        );
+        let versions = rustls::DEFAULT_VERSIONS;
+        let answer = self.exchange(addr, shown, versions, &request).unwrap();
         let status = answer[9..12].parse().unwrap();
         let (_, body) = answer.split_once("\r\n\r\n").unwrap();
         (status, serde_json::from_str(body).unwrap_or(Value::Null))

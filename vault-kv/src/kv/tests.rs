@@ -596,6 +596,28 @@ async fn watches_by_the_thousand_hear_of_their_own() {
     bench.vault.seal();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_is_to_be_read() {
+    let bench = bench().await;
+    bench.put("k", "").await;
+    let (kv, ledger) = (bench.kv.clone(), bench.vault.ledger());
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut looks = 0_u32;
+        while kv.get("over").unwrap().is_none() {
+            let published = ledger.published().unwrap().index;
+            let seen = kv.changed_under("").unwrap();
+            assert!(seen >= published, "{published} is published, {seen} read");
+            looks += 1;
+        }
+        looks
+    });
+    for n in 0..2000 {
+        bench.put("k", &n.to_string()).await;
+    }
+    bench.put("over", "").await;
+    assert!(reader.await.unwrap() > 100);
+}
+
 #[tokio::test]
 async fn a_watch_goes_on_from_any_index() {
     let bench = bench().await;

@@ -86,9 +86,8 @@ pub(super) fn clock_behind(vault: &Vault, now: i64) -> i64 {
     }
 }
 
-/// The index under which `head` is published.
-pub(crate) fn published(store: &dyn Store) -> Result<Head, StoreError> {
-    let head = store.head();
+/// `head` under the index under which it is published.
+pub(crate) fn published(store: &dyn Store, head: Head) -> Result<Head, StoreError> {
     let shift = Accepted::load(store)?.shift;
     Ok(Head {
         index: head.index + shift,
@@ -227,7 +226,7 @@ impl Inner {
 
     fn keep_head(&self, at_seal: bool) {
         let kept = (|| {
-            let head = published(&*self.store)?;
+            let head = published(&*self.store, self.store.head())?;
             let config = SealConfig::load(&*self.store)?;
             Ok::<_, StoreError>(Kept {
                 index: head.index,

@@ -64,8 +64,9 @@ pub struct Envelope<'q> {
     pub max_answers: usize,
     /// Set TC when answers had to be left out.
     pub say_truncated: bool,
-    /// Show no answer whose additional records do not fit. Else they alone are left out where all answers fit (RFC 2181
-    /// §9).
+    /// As Consul: show no answer whose additional records do not fit (else they alone are left out where all answers fit,
+    /// RFC 2181 §9), and no OPT record in a reply that is cut (else there is one in every reply to somebody who sent one,
+    /// RFC 6891 §6.1.1).
     pub in_step: bool,
     /// SOA serial.
     pub serial: u32,
@@ -132,7 +133,8 @@ impl Envelope<'_> {
     pub fn fill(&self, template: &Template, scratch: &mut Scratch, out: &mut [u8]) -> usize {
         let mut out = Writer { out, at: HEADER };
         out.put(self.question);
-        let reserved = template.authority.len() + self.edns.map_or(0, |e| e.len());
+        let opt = self.edns.map_or(0, |edns| edns.len());
+        let reserved = template.authority.len() + opt;
         let end = self.limit.saturating_sub(reserved);
         let most = template
             .answers
@@ -167,12 +169,19 @@ impl Envelope<'_> {
             _ => {}
         }
         let mut additional = written.glue;
-        let opt = self.edns.map_or(0, |edns| edns.len());
+        let without_opt = Envelope {
+            edns: None,
+            ..*self
+        };
+        let (this, opt) = match self.in_step && written.answers < most {
+            true => (&without_opt, 0),
+            false => (self, opt),
+        };
         if out.at + template.extra.len() + opt <= self.limit {
             out.put(&template.extra);
             additional += template.extra_count;
         }
-        self.finish(
+        this.finish(
             out,
             flags,
             rcode,

@@ -9,6 +9,7 @@ fn endpoint(n: u8) -> Endpoint {
         weight: 1,
         distance: 1,
         suspect: false,
+        part: 0,
     }
 }
 
@@ -110,4 +111,31 @@ fn the_nearest_fit_endpoint_serves_and_the_unfit_one_is_better_than_none() {
     assert_eq!(shares(&balancer([drained]), now), [1000]);
     assert!(balancer([near]).pick(&[endpoint(1).addr], now).is_none());
     assert!(balancer([]).pick(&[], now).is_none());
+}
+
+#[test]
+fn calls_are_split_by_the_weights_of_the_parts() {
+    let balancer = Balancer::new();
+    let of = |n, part| Endpoint {
+        part,
+        ..endpoint(n)
+    };
+    let split = Split {
+        weights: vec![9_000, 1_000, 0],
+        connect_timeout: None,
+    };
+    balancer.set_split(vec![of(1, 0), of(2, 0), of(3, 1), of(4, 2)], split);
+    let now = Instant::now();
+    let mut taken = [0_u32; 3];
+    for _ in 0..10_000 {
+        let pick = balancer.pick(&[], now).unwrap();
+        taken[usize::from(pick.endpoint().part)] += 1;
+    }
+    assert!((8_700..9_300).contains(&taken[0]), "{taken:?}");
+    assert_eq!(taken[2], 0);
+    // What cannot be reached in one part is tried in the others; in the end in that without weight.
+    let tried: Vec<_> = [1, 2, 3].map(|n| endpoint(n).addr).into();
+    let part = |except: &[SocketAddr]| balancer.pick(except, now).unwrap().endpoint().part;
+    assert_eq!(part(&tried[..2]), 1);
+    assert_eq!(part(&tried), 2);
 }

@@ -9,13 +9,19 @@ const START: Duration = Duration::from_secs(1_700_000_000);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Never asked: the tests answer in its place.
+#[derive(Default)]
 struct Unasked {
     process: bool,
+    target: &'static str,
 }
 
 impl super::super::probe::Probe for Unasked {
     fn kind(&self) -> &'static str {
         "unasked"
+    }
+
+    fn target(&self) -> String {
+        self.target.to_owned()
     }
 
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {
@@ -28,7 +34,7 @@ impl super::super::probe::Probe for Unasked {
 }
 
 fn every(id: &str, interval: Duration) -> Check {
-    Check::every(id, interval, Unasked { process: false })
+    Check::every(id, interval, Unasked::default())
 }
 
 fn found(health: Health) -> ProbeResult {
@@ -181,7 +187,10 @@ fn looks_that_hang_leave_room_for_no_more_than_the_bound_and_the_others_follow()
     let mut world = World::new();
     world.takes = 10 * SECOND;
     for n in 0..100 {
-        let probe = Unasked { process: true };
+        let probe = Unasked {
+            process: true,
+            ..Unasked::default()
+        };
         world.add(Check::every(&format!("p{n}"), SECOND, probe));
     }
     world.add(every("light", SECOND));
@@ -327,6 +336,33 @@ fn what_is_told_may_be_damped_and_is_believed_again_without_being_told() {
     world.run(15 * SECOND, |_, _| unreachable!());
     assert_eq!(world.shown("t").last().unwrap().1, Health::Passing);
     assert!(!world.core.state("t").unwrap().flapping);
+}
+
+#[test]
+fn a_check_that_asks_something_else_than_before_is_not_flapping_for_what_that_did() {
+    let looking_at = |target| {
+        let probe = Unasked {
+            process: false,
+            target,
+        };
+        let mut check = Check::every("c", SECOND, probe);
+        check.thresholds = Thresholds::IMMEDIATE;
+        check
+    };
+    let mut world = World::new();
+    world.add(looking_at("/replica"));
+    let mut flips = 0;
+    world.run(10 * SECOND, |_, _| {
+        flips += 1;
+        [Health::Passing, Health::Critical][flips % 2]
+    });
+    assert!(world.core.state("c").unwrap().flapping);
+    world.add(looking_at("/replica"));
+    world.run(3 * SECOND, |_, _| Health::Passing);
+    assert_eq!(world.shown("c").last().unwrap().1, Health::Critical);
+    world.add(looking_at("/leader"));
+    world.run(3 * SECOND, |_, _| Health::Passing);
+    assert_eq!(world.shown("c").last().unwrap().1, Health::Passing);
 }
 
 #[test]

@@ -182,12 +182,16 @@ impl Probe for GrpcProbe {
         "grpc"
     }
 
+    fn target(&self) -> String {
+        match self.service.as_str() {
+            "" => self.address.to_string(),
+            service => format!("{}/{service}", self.address),
+        }
+    }
+
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {
         Box::pin(async {
-            let target = match self.service.as_str() {
-                "" => self.address.to_string(),
-                service => format!("{}/{service}", self.address),
-            };
+            let target = self.target();
             ProbeResult::of(match self.look().await {
                 Ok(()) => Ok(format!("gRPC check {target}: success")),
                 Err(error) => Err(format!("gRPC check {target}: {error}")),

@@ -92,6 +92,10 @@ impl Probe for H2PingProbe {
         "h2ping"
     }
 
+    fn target(&self) -> String {
+        self.address.to_string()
+    }
+
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {
         Box::pin(async {
             let address = &self.address;

@@ -37,16 +37,13 @@ impl HttpProbe {
     /// A GET of `url`.
     ///
     /// # Errors
-    /// [`InvalidField`] `http` when it is no `http://` or `https://` URL.
+    /// [`InvalidField`] `http` when it is no `http://` or `https://` URL; it is not quoted, as it may hold a password.
     pub fn new(url: &str) -> Result<Self, InvalidField> {
         let uri: Uri = url
             .parse()
-            .map_err(|error| InvalidField::new("http", format!("{url:?}: {error}")))?;
+            .map_err(|error| InvalidField::new("http", format!("not a URL: {error}")))?;
         if !takes(&uri) {
-            return Err(InvalidField::new(
-                "http",
-                format!("{url:?} is not an http:// or https:// URL"),
-            ));
+            return Err(InvalidField::new("http", "not an http:// or https:// URL"));
         }
         Ok(Self {
             uri,
@@ -278,6 +275,10 @@ fn bound_to_host(name: &HeaderName) -> bool {
 impl Probe for HttpProbe {
     fn kind(&self) -> &'static str {
         "http"
+    }
+
+    fn target(&self) -> String {
+        self.uri.to_string()
     }
 
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {

@@ -37,6 +37,10 @@ impl Probe for TcpProbe {
         "tcp"
     }
 
+    fn target(&self) -> String {
+        self.address.to_string()
+    }
+
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {
         Box::pin(async {
             let address = &self.address;

@@ -87,6 +87,10 @@ impl Probe for UdpProbe {
         "udp"
     }
 
+    fn target(&self) -> String {
+        self.address.to_string()
+    }
+
     fn probe(&self) -> BoxFuture<'_, ProbeResult> {
         Box::pin(async {
             let address = &self.address;

@@ -88,6 +88,7 @@ pub fn of(inner: &Inner, request: &Request<Bytes>, query: &Query) -> Result<Need
             }
             _ => Needs::default(),
         }),
+        "discovery-chain" => Ok(Needs::right(Read, service(rest))),
         "operator" => Ok(operator(method)),
         "internal" if rest != "acl/authorize" => Ok(operator(method)),
         // Decided by the server, or said to everybody.

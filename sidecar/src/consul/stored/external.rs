@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use http::StatusCode;
 use libmesh::{
+    catalog::Catalog,
     identity::BoxFuture,
     model::{
         CheckRecord, Datacenter, External as NotMember, Health, Instance, InstanceId, NodeId,
@@ -27,7 +28,7 @@ use crate::{
 pub const PREFIX: &str = "external/";
 
 /// How often a change is tried again that somebody else's came before.
-const ATTEMPTS: usize = 16;
+pub(super) const ATTEMPTS: usize = 16;
 
 /// An external node's value in the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +69,22 @@ impl External {
     }
 }
 
+impl External {
+    /// Whether the catalog would take it: what it would refuse must not be kept.
+    pub(super) fn validate(&self, name: &NodeName) -> Result<(), Refused> {
+        let record = self.record(NodeId([0; 16]), name, &Datacenter::default());
+        let valid = record.validate();
+        valid.map_err(|error| bad_request(format!("Invalid node: {error}")))
+    }
+
+    /// Takes an instance and its checks away.
+    pub(super) fn remove_service(&mut self, id: &str) {
+        self.services.remove(id);
+        let of_it = |check: &CheckRecord| check.service.as_ref().is_some_and(|it| *it == id);
+        self.checks.retain(|_, check| !of_it(check));
+    }
+}
+
 /// Makes what is kept of external nodes known to the mesh.
 pub trait Publisher: Send + Sync + 'static {
     /// Whether a name may be an external node's: not a member's.
@@ -75,6 +92,9 @@ pub trait Publisher: Send + Sync + 'static {
     /// # Errors
     /// Why not.
     fn may_be_external(&self, name: &NodeName) -> Result<(), StoreError>;
+
+    /// The catalog that shows them, once this server is a node.
+    fn catalog(&self) -> Option<Catalog>;
 
     /// Tells the mesh what is kept of a node, or that it is gone. Returns when this server's catalog shows it.
     fn publish<'a>(&'a self, name: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>>;
@@ -104,15 +124,16 @@ where
 }
 
 /// What a registration asks for.
-struct Registration {
-    node: NodeName,
+pub(super) struct Registration {
+    pub node: NodeName,
     /// `None`: what is known of the node stays.
-    described: Option<Described>,
+    pub described: Option<Described>,
     service: Option<Instance>,
     checks: Vec<CheckRecord>,
 }
 
-struct Described {
+/// What is said of a node itself.
+pub(super) struct Described {
     address: IpAddr,
     uuid: Option<Uuid>,
     meta: BTreeMap<String, String>,
@@ -128,28 +149,14 @@ async fn register(
     publisher.may_be_external(&asked.node)?;
     change(&pairs, &asked.node, |known| {
         let mut node = match (known, &asked.described) {
-            (Some(known), _) => known,
-            (None, Some(described)) => External {
-                address: described.address,
-                uuid: None,
-                meta: BTreeMap::new(),
-                tagged_addresses: BTreeMap::new(),
-                services: BTreeMap::new(),
-                checks: BTreeMap::new(),
-            },
+            (known, Some(described)) => described.of(known),
+            (Some(known), None) => known,
             (None, None) => {
                 return Err(server_error(
                     "Must provide address if SkipNodeUpdate is not set",
                 ));
             }
         };
-        if let Some(described) = &asked.described {
-            node.address = described.address;
-            node.uuid = described.uuid;
-            node.meta.clone_from(&described.meta);
-            node.tagged_addresses
-                .clone_from(&described.tagged_addresses);
-        }
         if let Some(service) = &asked.service {
             node.services
                 .insert(service.id.to_string(), service.clone());
@@ -165,16 +172,29 @@ async fn register(
             }
             node.checks.insert(check.id.to_string(), check.clone());
         }
-        // What the catalog would refuse must not be kept.
-        let record = node.record(NodeId([0; 16]), &asked.node, &Datacenter::default());
-        record
-            .validate()
-            .map_err(|error| bad_request(format!("Invalid node: {error}")))?;
+        node.validate(&asked.node)?;
         Ok(Some(node))
     })
     .await?;
     publisher.publish(&asked.node).await?;
     Ok(yes())
+}
+
+impl Described {
+    /// The node, so described, with the instances and checks that it has.
+    pub(super) fn of(&self, known: Option<External>) -> External {
+        let (services, checks) = known
+            .map(|known| (known.services, known.checks))
+            .unwrap_or_default();
+        External {
+            address: self.address,
+            uuid: self.uuid,
+            meta: self.meta.clone(),
+            tagged_addresses: self.tagged_addresses.clone(),
+            services,
+            checks,
+        }
+    }
 }
 
 async fn deregister(
@@ -200,14 +220,7 @@ async fn deregister(
             return Ok(None);
         };
         if !service.is_empty() {
-            node.services.remove(&service);
-            let of_it = |check: &CheckRecord| {
-                check
-                    .service
-                    .as_ref()
-                    .is_some_and(|s| *s == service.as_str())
-            };
-            node.checks.retain(|_, check| !of_it(check));
+            node.remove_service(&service);
         } else if !check.is_empty() {
             node.checks.remove(&check);
         } else {
@@ -226,34 +239,13 @@ async fn change(
     node: &NodeName,
     decide: impl Fn(Option<External>) -> Result<Option<External>, Refused>,
 ) -> Result<(), Refused> {
-    let key = format!("{PREFIX}{node}");
     for _ in 0..ATTEMPTS {
-        let (found, _) = pairs.read(Scope::Key(&key))?;
-        let pair = found.first();
-        let known: Option<External> = match pair {
-            None => None,
-            Some(pair) => Some(serde_json::from_slice(&pair.value).map_err(|error| {
-                server_error(format!(
-                    "what is kept of node {node} is not readable: {error}"
-                ))
-            })?),
-        };
-        let cas = Some(pair.map_or(0, |pair| pair.modified));
-        let op = match (decide(known.clone())?, pair) {
-            (wanted, _) if wanted == known => return Ok(()),
-            (Some(wanted), _) => KvOp::Set {
-                key: key.clone(),
-                value: Zeroizing::new(serde_json::to_vec(&wanted).expect("plain data encodes")),
-                flags: 0,
-                cas,
-                ttl: None,
-            },
-            (None, _) => KvOp::Delete {
-                key: key.clone(),
-                cas,
-            },
-        };
-        if pairs.change(op).await? {
+        let (known, index) = kept(pairs, node)?;
+        let wanted = decide(known.clone())?;
+        if wanted == known {
+            return Ok(());
+        }
+        if pairs.change(to_keep(node, wanted.as_ref(), index)).await? {
             return Ok(());
         }
     }
@@ -262,7 +254,36 @@ async fn change(
     )))
 }
 
-fn parse(mut fields: Fields) -> Result<Registration, Refused> {
+/// What is kept of a node, and the ledger index of that; 0 for nothing.
+pub(super) fn kept(pairs: &Pairs, node: &NodeName) -> Result<(Option<External>, u64), Refused> {
+    let (found, _) = pairs.read(Scope::Key(&format!("{PREFIX}{node}")))?;
+    let Some(pair) = found.first() else {
+        return Ok((None, 0));
+    };
+    let known = serde_json::from_slice(&pair.value).map_err(|error| {
+        server_error(format!(
+            "what is kept of node {node} is not readable: {error}"
+        ))
+    })?;
+    Ok((Some(known), pair.modified))
+}
+
+/// The operation that keeps `wanted` of a node, if what is kept is still that of `index`.
+pub(super) fn to_keep(node: &NodeName, wanted: Option<&External>, index: u64) -> KvOp {
+    let (key, cas) = (format!("{PREFIX}{node}"), Some(index));
+    match wanted {
+        Some(wanted) => KvOp::Set {
+            key,
+            value: Zeroizing::new(serde_json::to_vec(wanted).expect("plain data encodes")),
+            flags: 0,
+            cas,
+            ttl: None,
+        },
+        None => KvOp::Delete { key, cas },
+    }
+}
+
+pub(super) fn parse(mut fields: Fields) -> Result<Registration, Refused> {
     let (node, address, id) = (
         fields.text("Node")?,
         fields.text("Address")?,
@@ -323,7 +344,7 @@ fn parse(mut fields: Fields) -> Result<Registration, Refused> {
 }
 
 /// A check that somebody else runs. Its output is not passed on.
-fn check(value: Value) -> Result<CheckRecord, Refused> {
+pub(super) fn check(value: Value) -> Result<CheckRecord, Refused> {
     let mut fields = Fields::of(value)?;
     let (id, name) = (fields.text("CheckID")?, fields.text("Name")?);
     let (status, notes) = (fields.text("Status")?, fields.text("Notes")?);

@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use libmesh::bundle::{Action, Intention, ServiceMatch};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -54,6 +54,22 @@ pub fn from_pair(pair: &Pair) -> Option<Intention> {
         destination,
         action: kept.action,
     })
+}
+
+/// What an administrator wrote about it.
+pub fn description(pair: &Pair) -> String {
+    let kept: Option<Kept> = serde_json::from_slice(&pair.value).ok();
+    kept.map(|kept| kept.description).unwrap_or_default()
+}
+
+/// The value of a pair that keeps an intention.
+pub fn kept_value(action: Action, description: &str) -> String {
+    let description = description.to_owned();
+    json!(Kept {
+        action,
+        description
+    })
+    .to_string()
 }
 
 fn names(key: &str) -> Option<(ServiceMatch, ServiceMatch)> {
@@ -132,13 +148,9 @@ async fn put(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
             ));
         }
     };
-    let kept = json!(Kept {
-        action,
-        description
-    });
     let change = KvOp::Set {
         key,
-        value: kept.to_string().into_bytes().into(),
+        value: kept_value(action, &description).into_bytes().into(),
         flags: 0,
         cas: None,
         ttl: None,
@@ -187,6 +199,10 @@ async fn matching(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
     let value = json!({call.query.get("name").unwrap_or_default(): in_order(&found, wanted)});
     let mut reply = json_reply(StatusCode::OK, &value);
     decorate(&mut reply, index);
+    let leader = HeaderValue::from_static("leader");
+    reply
+        .headers_mut()
+        .insert("x-consul-effective-consistency", leader);
     Ok(reply)
 }
 
@@ -207,24 +223,17 @@ fn in_order(found: &[Pair], wanted: impl Fn(&Pair) -> bool) -> Vec<Shown> {
 }
 
 fn show(pair: &Pair) -> Option<Shown> {
-    let (source, destination) = names(&pair.key)?;
     let kept: Kept = serde_json::from_slice(&pair.value).ok()?;
-    // Consul's figures: an exact destination counts more than an exact source.
-    let precedence = match (&destination, &source) {
-        (ServiceMatch::Name(_), ServiceMatch::Name(_)) => 9,
-        (ServiceMatch::Name(_), ServiceMatch::Any) => 8,
-        (ServiceMatch::Any, ServiceMatch::Name(_)) => 6,
-        (ServiceMatch::Any, ServiceMatch::Any) => 5,
-    };
+    let intention = from_pair(pair)?;
     Some(Shown {
         description: kept.description,
         source_ns: "default",
-        source_name: source.to_string(),
+        source_name: intention.source.to_string(),
         destination_ns: "default",
-        destination_name: destination.to_string(),
+        destination_name: intention.destination.to_string(),
         source_type: "consul",
         action: kept.action,
-        precedence,
+        precedence: intention.precedence(),
         create_index: pair.created,
         modify_index: pair.modified,
     })

@@ -34,34 +34,34 @@ impl Pairs {
     /// What is in `scope`, by key, and the index of its last change (also of a deletion); for a scope that
     /// never had anything, the index of the last change of all.
     pub fn read(&self, scope: Scope<'_>) -> Result<(Vec<Pair>, u64), StoreError> {
-        let (found, index) = match scope {
-            Scope::Key(key) => {
-                self.asker.authorize(Capability::Read, &self.of(key))?;
-                (Vec::from_iter(self.kv.get(key)?), self.kv.changed(key)?)
-            }
+        if let Scope::Key(key) = scope {
+            self.asker.authorize(Capability::Read, &self.of(key))?;
+        }
+        let (found, index) = self.look(scope)?;
+        let found = match scope {
+            Scope::Key(_) => found,
             Scope::Prefix(prefix) => {
-                let (below, found) = (self.of(prefix), self.kv.list(prefix)?);
-                let path = |pair: &KvPair| self.of(&pair.key);
-                let found = self.asker.readable(&below, found, path)?;
-                (found, self.kv.changed_under(prefix)?)
+                let path = |pair: &Pair| self.of(&pair.key);
+                self.asker.readable(&self.of(prefix), found, path)?
             }
         };
-        let index = match index {
-            0 => self.kv.changed_under("")?,
-            index => index,
-        };
-        Ok((found.into_iter().map(Pair::from).collect(), index))
+        Ok((found, index))
     }
 
     /// The same without a look at rights: who calls decides what of it is told.
     pub fn look(&self, scope: Scope<'_>) -> Result<(Vec<Pair>, u64), StoreError> {
-        let (found, index) = match scope {
-            Scope::Key(key) => (Vec::from_iter(self.kv.get(key)?), self.kv.changed(key)?),
-            Scope::Prefix(prefix) => (self.kv.list(prefix)?, self.kv.changed_under(prefix)?),
+        // The index first: who waits beyond it must have been shown all up to it, and may be shown more.
+        let index = match scope {
+            Scope::Key(key) => self.kv.changed(key)?,
+            Scope::Prefix(prefix) => self.kv.changed_under(prefix)?,
         };
         let index = match index {
             0 => self.kv.changed_under("")?,
             index => index,
+        };
+        let found = match scope {
+            Scope::Key(key) => Vec::from_iter(self.kv.get(key)?),
+            Scope::Prefix(prefix) => self.kv.list(prefix)?,
         };
         Ok((found.into_iter().map(Pair::from).collect(), index))
     }
@@ -145,6 +145,8 @@ impl Pairs {
     /// One session, or all, and the index of the last change.
     pub fn sessions(&self, id: Option<&str>) -> Result<(Vec<Session>, u64), StoreError> {
         let sessions = self.kv.sessions();
+        // First, as in `look`.
+        let index = sessions.changed(id.unwrap_or_default())?;
         let found = match id {
             Some(id) => Vec::from_iter(sessions.get(id)?),
             None => sessions.list()?,
@@ -161,7 +163,7 @@ impl Pairs {
             }
             (None, _) => self.asker.readable(SESSION, found, session_path)?,
         };
-        Ok((found, sessions.changed(id.unwrap_or_default())?))
+        Ok((found, index))
     }
 
     /// Ends when a session (any, without `id`) changed after `index`.

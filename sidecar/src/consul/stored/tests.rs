@@ -5,13 +5,30 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
-use libmesh::bundle::Action;
+use libmesh::{bundle::Action, catalog::Catalog, identity::BoxFuture, model::NodeName};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use vault_kv::{InitOptions, StoreConfig, Vault, VaultConfig};
 
 use super::*;
 use crate::http::{ConnInfo, Remote};
+
+/// There is no mesh to make anything known to.
+struct Nobody;
+
+impl external::Publisher for Nobody {
+    fn may_be_external(&self, _: &NodeName) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn catalog(&self) -> Option<Catalog> {
+        None
+    }
+
+    fn publish<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
 
 struct Server {
     routes: Routes,
@@ -41,8 +58,9 @@ async fn server() -> Server {
         path: "test/",
         noun: "kv",
     });
+    let nobody: Arc<dyn external::Publisher> = Arc::new(Nobody);
     Server {
-        routes: routes(&open, &open),
+        routes: routes(&open, &open, &open, &nobody),
         vault,
     }
 }
@@ -247,6 +265,35 @@ async fn watches_wake_for_their_own_keys_only() {
         .unwrap();
     assert_eq!(woken.status, 404);
     assert!(woken.index > prefix);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_shows_all_that_its_index_says() {
+    let server = Arc::new(server().await);
+    server.put("/v1/kv/a/one", "").await;
+    let reader = tokio::spawn({
+        let server = Arc::clone(&server);
+        async move {
+            let mut looks = 0;
+            loop {
+                for path in ["/v1/kv/a/?recurse", "/v1/kv/a/one"] {
+                    let answer = server.get(path).await;
+                    let shown = &answer.json()[0];
+                    let modified = shown["ModifyIndex"].as_u64().unwrap();
+                    assert!(modified >= answer.index, "{modified} at {}", answer.index);
+                    looks += 1;
+                    if shown["Flags"] == 1 {
+                        return looks;
+                    }
+                }
+            }
+        }
+    });
+    for n in 0..2000 {
+        server.put("/v1/kv/a/one", &n.to_string()).await;
+    }
+    server.put("/v1/kv/a/one?flags=1", "").await;
+    assert!(reader.await.unwrap() > 100);
 }
 
 #[tokio::test]
@@ -514,9 +561,21 @@ async fn transactions_as_recorded() {
             "Failed to parse body: KV.Flags must be a whole number",
         ),
         (
+            json!([{"Intention": {"Verb": "set"}}]).to_string(),
+            400,
+            "Intention operations are not supported by this version of mesh",
+        ),
+        (
             json!([{"Node": {"Verb": "set"}}]).to_string(),
             400,
-            "Node operations are not supported by this version of mesh",
+            "Failed to parse body: Node.Node must be an object",
+        ),
+        (
+            json!([{"Node": {"Verb": "set", "Node": {"Node": "n"}}}, {"KV": {"Verb": "get", "Key": "a"}}])
+                .to_string(),
+            400,
+            "KV operations and those on nodes, services and checks do not go into one transaction: they are kept apart, \
+             and would not change together",
         ),
         (
             json!(many).to_string(),

@@ -1,38 +1,49 @@
-//! `/v1/txn`: operations on keys that happen together. Those on nodes, services and checks belong to the catalog, which
-//! is no part of the ledger: they are refused.
+//! `/v1/txn`: operations that happen together, on keys ([`keys`]) or on nodes without an agent, their services and checks
+//! ([`nodes`]). Both at once are refused: keys and nodes are kept apart, and would not change together.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+mod keys;
+mod nodes;
+
+use std::sync::Arc;
+
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use serde_json::Value;
-use vault_kv::{Applied, KvOp, Refusal};
+use serde_json::{Map, Value};
 
-use super::{Opener, Pair, Pairs, kv::Entry, on, pairs::TxnError};
+use super::{Opener, Pairs, external::Publisher};
 use crate::{
     consul::{MAX_VALUE, Refused, bad_request},
-    http::{Call, Reply, Routes, json},
+    http::{BoxFuture, Call, Reply, Routes, json},
 };
 
 /// Operations of a transaction at most.
 const MAX_OPS: usize = 128;
 
-pub fn routes(open: &Opener) -> Routes {
-    Routes::new().on(Method::PUT, "/v1/txn", on(open, txn))
+/// The routes: `kv` opens the keys, `external` the pairs in which the nodes are kept.
+pub fn routes(kv: &Opener, external: &Opener, publisher: &Arc<dyn Publisher>) -> Routes {
+    let (kv, external) = (Arc::clone(kv), Arc::clone(external));
+    let publisher = Arc::clone(publisher);
+    Routes::new().on(
+        Method::PUT,
+        "/v1/txn",
+        move |call: Call| -> BoxFuture<Reply> {
+            let (keys, nodes) = (kv(&call), external(&call));
+            let publisher = Arc::clone(&publisher);
+            Box::pin(async move {
+                let answer = txn(keys, nodes, publisher, &call).await;
+                answer.unwrap_or_else(Reply::from)
+            })
+        },
+    )
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer<'a> {
-    results: Option<Vec<Of<Entry<'a>>>>,
+struct Answer<T> {
+    results: Option<Vec<T>>,
     errors: Option<Vec<Failed>>,
     #[serde(flatten)]
     read: Option<Read>,
-}
-
-#[derive(Serialize)]
-struct Of<T> {
-    #[serde(rename = "KV")]
-    kv: T,
 }
 
 #[derive(Serialize)]
@@ -70,15 +81,23 @@ impl Read {
     }
 }
 
-/// Why an operation does not come to be.
-enum Wrong {
-    /// The whole request is refused.
-    Request(Refused),
-    /// It is answered as a transaction that does not apply.
-    Verb(String),
+/// An operation: of which kind, and its fields.
+type Op = (Kind, Map<String, Value>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Key,
+    Node,
+    Service,
+    Check,
 }
 
-async fn txn(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
+async fn txn(
+    keys: Pairs,
+    nodes: Pairs,
+    publisher: Arc<dyn Publisher>,
+    call: &Call,
+) -> Result<Reply, Refused> {
     let body = call.body();
     if body.len() > MAX_VALUE {
         return Err(Refused::new(
@@ -99,54 +118,33 @@ async fn txn(pairs: Pairs, call: Call) -> Result<Reply, Refused> {
             ),
         ));
     }
-    let mut known = Vec::with_capacity(ops.len());
-    let mut unknown = Vec::new();
-    for (op_index, op) in ops.into_iter().enumerate() {
-        match operation(op) {
-            Ok(op) => known.push(op),
-            Err(Wrong::Request(refused)) => return Err(refused),
-            Err(Wrong::Verb(verb)) => unknown.push(Failed {
-                op_index,
-                what: format!("unknown KV operation: {verb}"),
-            }),
-        }
-    }
-    if !unknown.is_empty() {
-        return Ok(refused(unknown, Some(Read::known(false))));
-    }
-    let read_only = known.iter().all(reads);
-    let named: Vec<_> = known.iter().map(Named::of).collect();
-    let read = || read_only.then(|| Read::known(true));
-    match pairs.apply(known).await {
-        Ok(applied) => {
-            let pairs: Vec<_> = applied
-                .into_iter()
-                .zip(&named)
-                .flat_map(|(applied, named)| shown(applied, named))
-                .collect();
-            let results = pairs.iter().map(|pair| Of {
-                kv: Entry::of(pair),
-            });
-            let answer = Answer {
-                results: Some(results.collect()),
-                errors: None,
-                read: read(),
-            };
-            Ok(decorated(json(StatusCode::OK, &answer), answer.read))
-        }
-        Err(TxnError::Refused(failed)) => {
-            let failed = failed.into_iter().map(|one| Failed {
-                op_index: one.op,
-                what: named[one.op].says(&one.key, &one.why),
-            });
-            Ok(refused(failed.collect(), read()))
-        }
-        Err(TxnError::Store(error)) => Err(error.into()),
+    let ops: Vec<Op> = ops.into_iter().map(kind).collect::<Result<_, _>>()?;
+    let of_keys = ops.iter().filter(|(kind, _)| *kind == Kind::Key).count();
+    if of_keys == ops.len() {
+        keys::txn(&keys, ops).await
+    } else if of_keys == 0 {
+        nodes::txn(&nodes, &*publisher, ops).await
+    } else {
+        Err(bad_request(
+            "KV operations and those on nodes, services and checks do not go into one transaction: they are kept apart, \
+             and would not change together",
+        ))
     }
 }
 
-fn refused(errors: Vec<Failed>, read: Option<Read>) -> Reply {
+/// All of them happened.
+fn applied<T: Serialize>(results: Vec<T>, read: Option<Read>) -> Reply {
     let answer = Answer {
+        results: Some(results),
+        errors: None,
+        read,
+    };
+    decorated(json(StatusCode::OK, &answer), answer.read)
+}
+
+/// None of them happened.
+fn refused(errors: Vec<Failed>, read: Option<Read>) -> Reply {
+    let answer = Answer::<Value> {
         results: None,
         errors: Some(errors),
         read,
@@ -180,173 +178,26 @@ fn parse(body: &[u8]) -> Result<Vec<Value>, Refused> {
     }
 }
 
-fn operation(op: Value) -> Result<KvOp, Wrong> {
-    let request = |reason: &str| Wrong::Request(unreadable(reason));
+fn kind(op: Value) -> Result<Op, Refused> {
     let Value::Object(kinds) = op else {
-        return Err(request("an operation must be an object"));
+        return Err(unreadable("an operation must be an object"));
     };
     let mut kinds = kinds.into_iter().filter(|(_, value)| !value.is_null());
-    let (kind, fields) = match (kinds.next(), kinds.next()) {
-        (Some(only), None) => only,
-        _ => return Err(request("an operation must have exactly one kind")),
+    let (Some((name, fields)), None) = (kinds.next(), kinds.next()) else {
+        return Err(unreadable("an operation must have exactly one kind"));
     };
-    if !kind.eq_ignore_ascii_case("KV") {
-        let message = format!("{kind} operations are not supported by this version of mesh");
-        return Err(Wrong::Request(bad_request(message)));
-    }
-    let Value::Object(fields) = fields else {
-        return Err(request("KV must be an object"));
-    };
-    let field = |name: &str| {
-        let mut found = fields
-            .iter()
-            .filter(|(key, _)| key.eq_ignore_ascii_case(name));
-        found
-            .next()
-            .map(|(_, value)| value)
-            .filter(|value| !value.is_null())
-    };
-    let text = |name: &str| match field(name) {
-        None => Ok(String::new()),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(request(&format!("KV.{name} must be a string"))),
-    };
-    let number = |name: &str| match field(name) {
-        None => Ok(0),
-        Some(value) => value
-            .as_u64()
-            .ok_or_else(|| request(&format!("KV.{name} must be a whole number"))),
-    };
-    let value = STANDARD.decode(text("Value")?).map_err(|error| {
-        let at = match error {
-            base64::DecodeError::InvalidByte(at, _)
-            | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-            _ => 0,
-        };
-        request(&format!("illegal base64 data at input byte {at}"))
-    })?;
-    let value = value.into();
-    let (key, verb) = (text("Key")?, text("Verb")?);
-    let (flags, index) = (number("Flags")?, number("Index")?);
-    let session = text("Session")?;
-    Ok(match verb.as_str() {
-        "set" => KvOp::Set {
-            key,
-            value,
-            flags,
-            cas: None,
-            ttl: None,
-        },
-        "cas" => KvOp::Set {
-            key,
-            value,
-            flags,
-            cas: Some(index),
-            ttl: None,
-        },
-        "delete" => KvOp::Delete { key, cas: None },
-        "delete-cas" => KvOp::Delete {
-            key,
-            cas: Some(index),
-        },
-        "delete-tree" => KvOp::DeleteTree { prefix: key },
-        "lock" => KvOp::Lock {
-            key,
-            value,
-            flags,
-            session,
-        },
-        "unlock" => KvOp::Unlock {
-            key,
-            value,
-            flags,
-            session,
-        },
-        "get" => KvOp::Get { key },
-        "get-or-empty" => KvOp::GetOrEmpty { key },
-        "get-tree" => KvOp::GetTree { prefix: key },
-        "check-index" => KvOp::CheckIndex { key, index },
-        "check-session" => KvOp::CheckSession { key, session },
-        "check-not-exists" => KvOp::CheckAbsent { key },
-        _ => return Err(Wrong::Verb(verb)),
-    })
-}
-
-fn reads(op: &KvOp) -> bool {
-    matches!(
-        op,
-        KvOp::Get { .. }
-            | KvOp::GetOrEmpty { .. }
-            | KvOp::GetTree { .. }
-            | KvOp::CheckIndex { .. }
-            | KvOp::CheckSession { .. }
-            | KvOp::CheckAbsent { .. }
-    )
-}
-
-/// What an answer needs to know of an operation.
-enum Named {
-    Set,
-    Delete,
-    Lock,
-    Unlock,
-    /// Shown even if there is no such key.
-    GetOrEmpty(String),
-    Index(u64),
-    Session(String),
-    Other,
-}
-
-impl Named {
-    fn of(op: &KvOp) -> Self {
-        match op {
-            KvOp::Set { .. } => Self::Set,
-            KvOp::Delete { .. } => Self::Delete,
-            KvOp::Lock { .. } => Self::Lock,
-            KvOp::Unlock { .. } => Self::Unlock,
-            KvOp::GetOrEmpty { key } => Self::GetOrEmpty(key.clone()),
-            KvOp::CheckIndex { index, .. } => Self::Index(*index),
-            KvOp::CheckSession { session, .. } => Self::Session(session.clone()),
-            _ => Self::Other,
+    let kind = match name.to_ascii_lowercase().as_str() {
+        "kv" => Kind::Key,
+        "node" => Kind::Node,
+        "service" => Kind::Service,
+        "check" => Kind::Check,
+        _ => {
+            let message = format!("{name} operations are not supported by this version of mesh");
+            return Err(bad_request(message));
         }
-    }
-
-    /// Consul's words.
-    fn says(&self, key: &str, why: &Refusal) -> String {
-        match (self, why) {
-            (_, Refusal::NoSession(id)) => format!("invalid session {id:?}"),
-            (_, Refusal::Delayed) => format!("failed to lock key {key:?} due to lock delay"),
-            (Self::Set, _) => format!("failed to set key {key:?}, index is stale"),
-            (Self::Delete, _) => format!("failed to delete key {key:?}, index is stale"),
-            (Self::Lock, _) => format!("failed to lock key {key:?}, lock is already held"),
-            (Self::Unlock, _) => format!(
-                "failed to unlock key {key:?}, lock isn't held, or is held by another session"
-            ),
-            (Self::Index(wanted), Refusal::Stale(current)) => format!(
-                "failed index check for key {key:?}, current modify index {current} != {wanted}"
-            ),
-            (Self::Session(wanted), Refusal::HeldBy(holder)) => format!(
-                "failed session check for key {key:?}, current session {holder:?} != {wanted:?}"
-            ),
-            (_, Refusal::Exists) => format!("key {key:?} exists"),
-            _ => format!("key {key:?} doesn't exist"),
-        }
-    }
-}
-
-fn shown(applied: Applied, named: &Named) -> Vec<Pair> {
-    match (applied, named) {
-        (Applied::Read(pairs), Named::GetOrEmpty(key)) if pairs.is_empty() => vec![Pair {
-            key: key.clone(),
-            value: bytes::Bytes::new(),
-            flags: 0,
-            session: None,
-            lock_index: 0,
-            created: 0,
-            modified: 0,
-        }],
-        (Applied::Read(pairs), _) => pairs.into_iter().map(Pair::from).collect(),
-        (Applied::Pair(pair), _) => vec![pair.into()],
-        (Applied::Done, _) => Vec::new(),
+    };
+    match fields {
+        Value::Object(fields) => Ok((kind, fields)),
+        _ => Err(unreadable(&format!("{name} must be an object"))),
     }
 }

@@ -189,3 +189,59 @@ async fn unix_socket_knows_its_peer_and_is_removed_at_the_end() {
     timeout(SOON, task).await.unwrap().unwrap();
     assert!(!path.exists());
 }
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off() {
+    let limits = Limits {
+        write_timeout: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    let running = start(limits, move |_, conn: Arc<ConnInfo>| {
+        let tx = tx.clone();
+        async move {
+            tx.send(Arc::downgrade(&conn)).unwrap();
+            // More than fits into the buffers between the two.
+            text(StatusCode::OK, vec![b'x'; 64 << 20])
+        }
+    })
+    .await;
+    let mut raw = TcpStream::connect(running.addr).await.unwrap();
+    raw.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let conn = timeout(SOON, rx.recv()).await.unwrap().unwrap();
+    let gone = async {
+        while conn.upgrade().is_some() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, gone).await.expect("the connection is held");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_client_over_its_share_is_told_even_when_it_has_sent_already() {
+    let limits = Limits {
+        per_client: PerClient::new(std::num::NonZeroUsize::new(1)),
+        ..Limits::default()
+    };
+    let running = start(limits, echo).await;
+    let mut first = TcpStream::connect(running.addr).await.unwrap();
+    let ask = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    first.write_all(ask).await.unwrap();
+    let mut start = [0; 12];
+    timeout(SOON, first.read_exact(&mut start))
+        .await
+        .unwrap()
+        .unwrap();
+    let mut second = TcpStream::connect(running.addr).await.unwrap();
+    second.write_all(ask).await.unwrap();
+    let mut answer = String::new();
+    let read = timeout(SOON, second.read_to_string(&mut answer));
+    read.await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    drop(second);
+    drop(first);
+    running.end().await;
+}

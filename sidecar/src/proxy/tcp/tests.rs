@@ -145,6 +145,7 @@ fn endpoint(addr: SocketAddr) -> Endpoint {
         weight: 1,
         distance: 0,
         suspect: false,
+        part: 0,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The whole store in one file, on its way to an operator.
 
+mod archive;
+
 use std::{
     io::{self, Write},
     sync::Arc,
@@ -7,11 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::header;
+use http::{StatusCode, header};
 use tokio::{runtime::Handle, sync::mpsc, time::timeout};
-use vault_kv::{Capability, SnapshotError};
+use vault_kv::{Capability, SnapshotError, Vault};
 
-use super::{Outcome, asker};
+use super::{Outcome, Refused, asker};
 use crate::{
     http::{Body, Call, Reply},
     server::Shared,
@@ -25,7 +27,57 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Streams a snapshot: it is written as fast as the client takes it. The last piece, without which it is no snapshot, goes
 /// out when its line is in the audit log.
 pub(super) async fn save(shared: Arc<Shared>, call: Call) -> Outcome {
-    let asker = asker(&shared, &call);
+    let write = |vault: &Vault, out: &mut Outgoing| {
+        let saved = vault.save_snapshot(out);
+        saved.map(drop).map_err(said)
+    };
+    stream(&shared, &call, "application/octet-stream", write).await
+}
+
+/// The same in the archive that clients of Consul expect.
+pub(super) async fn save_archive(shared: Arc<Shared>, call: Call) -> Outcome {
+    let index = shared.vault.ledger().head().index;
+    let scratch = shared.scratch.clone();
+    let write = move |vault: &Vault, out: &mut Outgoing| archive::write(vault, &scratch, out);
+    let mut reply = stream(&shared, &call, "application/x-gzip", write).await?;
+    let headers = reply.headers_mut();
+    headers.insert("x-consul-index", index.max(1).into());
+    for (name, value) in [
+        ("x-consul-knownleader", "true"),
+        ("x-consul-lastcontact", "0"),
+        ("x-consul-query-backend", "blocking-query"),
+    ] {
+        headers.insert(name, header::HeaderValue::from_static(value));
+    }
+    Ok(reply)
+}
+
+/// Says what is wrong with an archive; and of a good one, how it is restored.
+pub(super) async fn check_archive(shared: Arc<Shared>, call: Call) -> Outcome {
+    asker(&shared, &call).authorize(Capability::Update, "mesh/snapshot")?;
+    let body = call.body().clone();
+    let checked = tokio::task::spawn_blocking(move || archive::check(&body)).await;
+    let message = match checked {
+        Ok(Ok(())) => "the archive is whole, but a running server does not restore: take state.bin out of it (tar xzf), \
+             stop the server, and use `mesh operator snapshot restore state.bin --dir STORE`"
+            .to_owned(),
+        Ok(Err(reason)) => reason,
+        Err(_) => "the archive could not be looked at".to_owned(),
+    };
+    Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, message))
+}
+
+fn said(error: SnapshotError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+async fn stream(
+    shared: &Shared,
+    call: &Call,
+    kind: &'static str,
+    write: impl FnOnce(&Vault, &mut Outgoing) -> Result<(), String> + Send + 'static,
+) -> Outcome {
+    let asker = asker(shared, call);
     let attended = asker.attend(Capability::Read, "mesh/snapshot").await?;
     let (sender, pieces) = mpsc::channel(AHEAD);
     let vault = shared.vault.clone();
@@ -36,11 +88,11 @@ pub(super) async fn save(shared: Arc<Shared>, call: Call) -> Outcome {
     };
     tokio::spawn(async move {
         let saved = tokio::task::spawn_blocking(move || {
-            vault.save_snapshot(&mut out)?;
-            Ok::<_, SnapshotError>(out.held)
+            write(&vault, &mut out)?;
+            Ok::<_, String>(out.held)
         });
         let saved = match saved.await {
-            Ok(saved) => saved.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
+            Ok(saved) => saved,
             Err(_) => Err("it was cut off".to_owned()),
         };
         let failed = saved.as_ref().err().map(String::as_str);
@@ -58,7 +110,7 @@ pub(super) async fn save(shared: Arc<Shared>, call: Call) -> Outcome {
         let _ = timeout(PATIENCE, sender.send(last)).await;
     });
     let mut reply = Reply::new(Body::stream(pieces));
-    let kind = header::HeaderValue::from_static("application/octet-stream");
+    let kind = header::HeaderValue::from_static(kind);
     reply.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(reply)
 }
