@@ -268,7 +268,13 @@ async fn prepared_queries_are_kept_by_the_server_and_executed_by_agents() {
         resolve(agent.dns, "pq.query.mesh", "SRV").await,
         ["1 1 8002 a1.node.dc1.mesh."]
     );
-    let explained = agent.get("/v1/query/t-web/explain").await;
+    // It was made after the other, and may come with a later bundle.
+    let explain = "/v1/query/t-web/explain";
+    while agent.ask(Method::GET, explain, "").await.0 == 404 {
+        assert!(Instant::now() < deadline, "the template does not come");
+        tokio::task::yield_now().await;
+    }
+    let explained = agent.get(explain).await;
     assert_eq!(explained["Query"]["Service"]["Service"], "web");
 
     // They are answered while the server is away, and are there when it is back.
