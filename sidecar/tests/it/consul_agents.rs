@@ -43,10 +43,14 @@ fn names(list: &Value, field: &str) -> Vec<String> {
         .collect()
 }
 
+/// And each that the others are there: a record may come before the membership.
 async fn all_know_each_other(agents: &[&Agent]) {
     for agent in agents {
-        let known = |nodes: &Value| nodes.as_array().unwrap().len() == agents.len();
-        agent.until("/v1/catalog/nodes", known).await;
+        let alive = |members: &Value| {
+            let members = members.as_array().unwrap().iter();
+            members.filter(|it| it["Status"] == 1).count() == agents.len()
+        };
+        agent.until("/v1/agent/members", alive).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::mpsc::TryRecvError,
+    time::Instant,
 };
 
 use http::Method;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     host::{Host, Ran, Server, run},
-    node::{Agent, Mesh},
+    node::{Agent, Mesh, PATIENCE},
 };
 
 fn rows(ran: &Ran) -> Value {
@@ -50,7 +51,16 @@ async fn the_gossip_key_is_rotated_at_the_command_line() {
 
     let refused = server.operator(&["keyring", "install"], "hvs.wrong", "");
     assert_eq!(refused.code, Some(77), "{}", refused.err);
-    let old = keys(&rows(&keyring(&["list"])));
+    // The agent runs a moment before the server knows it as a member.
+    let deadline = Instant::now() + PATIENCE;
+    let all = loop {
+        let all = rows(&keyring(&["list"]));
+        if all.as_array().unwrap().len() == 2 {
+            break all;
+        }
+        assert!(Instant::now() < deadline, "the server still knows {all}");
+    };
+    let old = keys(&all);
     assert_eq!(old.len(), 1);
     let both = keys(&rows(&keyring(&["install"])));
     assert_eq!(
