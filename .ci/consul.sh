@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Drives a running `mesh dev` with clients of Consul as they are: py-consul, the npm package consul, Go's consul/api with
 # its watch plans, locks and semaphores, consul-template, and blocking loops while much changes (WATCH_SECONDS, 20).
+# Then a `mesh server` with ACLs on, with Go's consul/api and py-consul.
 # MESH names the binary. Exits 0 only if all held; 69 when some of the clients cannot be installed.
 . "$(dirname "$0")/dev.sh"
 
@@ -64,12 +65,42 @@ TEMPLATE
   passed
 }
 
+# A server with ACLs on; "$addresses" says where, and has the root token of its store.
+acl_server() {
+  local dir=$scratch/acl gossip http dns vault name
+  for name in gossip http dns vault; do free_port; declare $name=$port; done
+  mkdir "$dir"
+  (umask 077; od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n' >"$dir/unseal.key")
+  cat >"$dir/server.toml" <<TOML
+node = { name = "server1", data_dir = "$dir/data", bind = "127.0.0.1" }
+ports = { gossip = $gossip, http = $http, dns = $dns, vault = $vault }
+acl = { enabled = true, token_ttl = "1s" }
+[server.seal]
+type = "static"
+key_file = "$dir/unseal.key"
+TOML
+  "$mesh" server --config "$dir/server.toml" >"$scratch/server.log" 2>&1 &
+  pids+=($!)
+  uninitialised() { [ "$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$vault/v1/sys/health")" = 501 ]; }
+  until_true 30 "a server starts" uninitialised
+  MESH_VAULT_ADDR=http://127.0.0.1:$vault "$mesh" operator init --out "$dir/init.json" >"$scratch/init.log" 2>&1 ||
+    fail "its store is made"
+  until_true 30 "it is ready" curl -fs "http://127.0.0.1:$http/health/ready"
+  addresses=$dir/addresses.json
+  (umask 077; sed "s|^{|{ \"http\": \"http://127.0.0.1:$http\",|" "$dir/init.json" >"$addresses")
+}
+
 mesh_dev --compat consul
-if installed py_consul; then told "$scratch/venv/bin/python" consul/python.py; fi
+python='' go=''
+if installed py_consul; then python=$scratch/venv/bin/python; told "$python" consul/python.py; fi
 if installed npm_consul; then told node "$scratch/node/node.js"; fi
 if installed go_api; then
-  told "$scratch/clients" all
-  told "$scratch/clients" loops
+  go=$scratch/clients
+  told "$go" all
+  told "$go" loops
 fi
 if installed consul_template; then templates "$(sed 's/.*"http":"\([^"]*\)".*/\1/' "$addresses")"; fi
+acl_server
+if [ "$go" ]; then told "$go" acl; fi
+if [ "$python" ]; then told "$python" consul/acl.py; fi
 exit $skipped

@@ -63,7 +63,7 @@ mesh_dev() {
 
 # told COMMAND...: which is told the addresses, and must succeed.
 told() {
-  "$@" "$addresses" || { tail -n 40 "$scratch/dev.log"; exit 1; }
+  "$@" "$addresses" || fail "$*"
 }
 
 # free_port: into $port, one that nothing uses and no other call gave. Ports the system itself hands out begin above.

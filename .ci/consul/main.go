@@ -1,6 +1,6 @@
 // What Go's consul/api must be able to do against `mesh dev`, unchanged: registering, looking up, keys, queries,
 // intentions. Keys, locks, watch plans and the rest have files of
-// their own. With the argument `loops` it runs blocking loops instead (loops.go).
+// their own. With the argument `loops` it runs blocking loops instead (loops.go), with `acl` what needs ACLs (acl.go).
 package main
 
 import (
@@ -70,8 +70,12 @@ func main() {
 	config := consul.DefaultConfig()
 	config.Address = address
 	client := must(consul.NewClient(config))
-	if os.Args[1] == "loops" {
+	switch os.Args[1] {
+	case "loops":
 		loops(client)
+		return
+	case "acl":
+		acls(client)
 		return
 	}
 
