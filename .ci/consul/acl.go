@@ -120,7 +120,7 @@ func tokens(boss *consul.Client) *consul.ACLToken {
 	for _, entry := range data(acl.TokenList(nil)) {
 		listed[entry.AccessorID] = entry.Description
 	}
-	check("tokens are listed", listed[token.AccessorID] == "web on n2" && listed[clone.AccessorID] == "another")
+	check("tokens are listed", listed[token.AccessorID] == "web on n2" && listed[clone.AccessorID] == "another" && listed["00000000-0000-0000-0000-000000000002"] == "Anonymous Token")
 	role := data(acl.RoleReadByName("web", nil))
 	check("by role", len(data(acl.TokenListFiltered(consul.ACLTokenFilterOptions{Role: role.ID}, nil))) == 2)
 	_, _, err := with(token.SecretID).ACL().TokenList(nil)

@@ -39,12 +39,23 @@ impl Init {
         let answer = client.call(what, Method::PUT, path, Some(&body)).await?;
         let value: Value = answer.json(what)?;
         let text = serde_json::to_string_pretty(&value).unwrap_or_default();
-        input::deliver(secrets, &text, self.out.as_deref())?;
-        eprintln!(
-            "give each share to another person; the root token can do everything\n  \
-             next: mesh operator unseal ({} times)",
-            self.threshold
-        );
+        let shares = value["keys"].as_array().map_or(0, Vec::len);
+        let delivered = if shares == 0 {
+            "the root token"
+        } else {
+            secrets
+        };
+        input::deliver(delivered, &text, self.out.as_deref())?;
+        match shares {
+            0 => eprintln!(
+                "the store opens with the key file (server.seal); the root token can do everything"
+            ),
+            _ => eprintln!(
+                "give each share to another person; the root token can do everything\n  \
+                 next: mesh operator unseal ({} times)",
+                self.threshold
+            ),
+        }
         Ok(())
     }
 }

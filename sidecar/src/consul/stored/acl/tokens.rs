@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vault_kv::{
     Administration, Capability,
-    acl::{ANONYMOUS, Identity, TokenEntry, TokenSpec},
+    acl::{ANONYMOUS, Identity, Links, TokenEntry, TokenSpec},
 };
 use zeroize::Zeroizing;
 
@@ -92,6 +92,9 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
     let shown: Result<Vec<Value>, Refused> = (|| {
         let admin = attended.administration();
         let mut all = admin.tokens()?;
+        if !all.iter().any(|token| token.accessor == ANONYMOUS) {
+            all.push(anonymous());
+        }
         if let Some(id) = call.query.filled("policy") {
             all.retain(|token| {
                 token
@@ -126,7 +129,9 @@ async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {
     let attended = desk.look().await?;
     let shown: Result<Value, Refused> = (|| {
         let admin = attended.administration();
-        let token = admin.token(call.params.get("id"))?;
+        let id = call.params.get("id");
+        let token = admin.token(id)?;
+        let token = token.or_else(|| (id == ANONYMOUS).then(anonymous));
         let token = token.ok_or_else(|| absent("token"))?;
         let shown = show(&token, None, &admin)?;
         match call.query.has("expanded") {
@@ -135,6 +140,20 @@ async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {
         }
     })();
     Ok(one(&end(attended, shown).await?))
+}
+
+/// The token of those who show none, as long as nobody has given it anything.
+fn anonymous() -> TokenEntry {
+    TokenEntry {
+        accessor: ANONYMOUS.to_owned(),
+        description: "Anonymous Token".to_owned(),
+        links: Links::default(),
+        local: false,
+        auth_method: String::new(),
+        created: 0,
+        expires: None,
+        indexes: (1, 1),
+    }
 }
 
 /// With the documents of all that a token has, also through its roles.
