@@ -20,7 +20,6 @@ use libmesh::{
     model::ServiceName,
 };
 use parking_lot::Mutex;
-use tokio::sync::Mutex as AsyncMutex;
 
 pub(super) use authorize::decide;
 
@@ -32,7 +31,7 @@ pub struct Authority {
     trust: Trust,
     certificates: Arc<dyn CertificateSource>,
     roots: Mutex<Seen>,
-    leaves: AsyncMutex<HashMap<ServiceName, Arc<leaf::Leaf>>>,
+    leaves: Mutex<HashMap<ServiceName, leaf::Place>>,
 }
 
 /// The roots, and the index since when they are these.
@@ -49,7 +48,7 @@ impl Authority {
             trust,
             certificates,
             roots: Mutex::default(),
-            leaves: AsyncMutex::default(),
+            leaves: Mutex::default(),
         }
     }
 

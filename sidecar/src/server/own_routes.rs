@@ -34,7 +34,6 @@ pub fn routes(shared: &Arc<Shared>) -> Routes {
             "/v1/mesh/join-tokens/:id",
             with(shared, join_tokens::revoke),
         )
-        .get("/v1/mesh/leaf/:service", with(shared, ca::may_have_leaf))
         .get(
             "/v1/connect/ca/configuration",
             with(shared, ca::configuration),

@@ -1,5 +1,7 @@
 //! What the server decides for everybody, through an agent that has no store: config entries, the authority's roots, leaves.
 
+use std::path::Path;
+
 use http::Method;
 use libmesh::{
     identity::{Identity, ServiceKey, Trust, TrustBundle, TrustDomain},
@@ -43,6 +45,15 @@ impl Asking<'_> {
     }
 }
 
+/// A server with its store open, and an agent that joined it.
+async fn start(dir: &Path) -> (Server, Host<'_>, Agent) {
+    let server = Server::start(dir);
+    let (host, _) = Host::open(&server, dir).await;
+    let token = host.new_token("token", "1h");
+    let agent = Agent::spawn(host.agent("a1", &token));
+    (server, host, agent)
+}
+
 fn targets(chain: &Value) -> Vec<&str> {
     let targets = chain["Chain"]["Targets"].as_object().unwrap();
     targets.keys().map(String::as_str).collect()
@@ -51,10 +62,7 @@ fn targets(chain: &Value) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread")]
 async fn config_entries_are_kept_by_the_server_and_known_to_agents() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path());
-    let (host, _) = Host::open(&server, dir.path()).await;
-    let token = host.new_token("token", "1h");
-    let agent = Agent::spawn(host.agent("a1", &token));
+    let (_server, host, agent) = start(dir.path()).await;
     let asking = Asking {
         agent: &agent,
         root: &host.root,
@@ -154,10 +162,7 @@ async fn config_entries_are_kept_by_the_server_and_known_to_agents() {
 #[tokio::test(flavor = "multi_thread")]
 async fn intentions_are_config_entries_too() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path());
-    let (host, _) = Host::open(&server, dir.path()).await;
-    let token = host.new_token("token", "1h");
-    let agent = Agent::spawn(host.agent("a1", &token));
+    let (_server, host, agent) = start(dir.path()).await;
     let asking = Asking {
         agent: &agent,
         root: &host.root,
@@ -203,10 +208,7 @@ async fn intentions_are_config_entries_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaf_fits_the_roots_and_needs_a_right() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path());
-    let (host, share) = Host::open(&server, dir.path()).await;
-    let token = host.new_token("token", "1h");
-    let agent = Agent::spawn(host.agent("a1", &token));
+    let (server, host, agent) = start(dir.path()).await;
     let asking = Asking {
         agent: &agent,
         root: &host.root,
@@ -242,7 +244,9 @@ async fn a_leaf_fits_the_roots_and_needs_a_right() {
     let again = asking.get(leaf).await;
     assert_eq!(again["SerialNumber"], issued["SerialNumber"]);
 
+    let long = "x".repeat(30_000);
     for (path, token, status, reason) in [
+        (leaf, long.as_str(), 403, "ACL not found"),
         (leaf, "", 403, "consul/service/web needs a token"),
         (leaf, "hvs.nobody", 403, "ACL not found"),
         // This node may publish web only.
@@ -296,5 +300,4 @@ async fn a_leaf_fits_the_roots_and_needs_a_right() {
     let path = format!("{leaf}?token={}", host.root);
     let (status, body) = agent.ask(Method::GET, &path, "").await;
     assert_eq!(status, 503, "{body}");
-    drop(share);
 }

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use http::{Method, Request};
+use libmesh::model::InstanceId;
 use vault_kv::Capability::{self, Read, Update};
 
 use super::shapes::Shape;
@@ -105,24 +106,21 @@ fn of_agent(inner: &Inner, method: &Method, rest: &str, body: &Bytes) -> Result<
     let own = inner.about.node.as_str();
     let agent = |capability| Needs::right(capability, format!("consul/agent/{own}"));
     let instance = |id: &str| {
-        let services = inner.catalog.local().services();
-        let found = services.iter().find(|instance| instance.id.as_str() == id);
-        found.map(|instance| service(instance.service.as_str()))
+        let id = InstanceId::parse(id).ok()?;
+        let found = inner.catalog.local().service(&id)?;
+        Some(service(found.service.as_str()))
     };
     // An instance or a check that there is not is told so by whoever looks for it.
     let of_instance = |capability, id: &str| {
         let name = instance(id).map(|path| Needs::right(capability, path));
         name.unwrap_or_default()
     };
-    let of_check = |id: &str| {
-        let checks = inner.catalog.local().checks();
-        match checks.iter().find(|check| &*check.id == id) {
-            Some(check) => match &check.service {
-                Some(owner) => of_instance(Update, owner.as_str()),
-                None => Needs::right(Update, node(own)),
-            },
-            None => Needs::default(),
-        }
+    let of_check = |id: &str| match inner.catalog.local().check(id) {
+        Some(check) => match &check.service {
+            Some(owner) => of_instance(Update, owner.as_str()),
+            None => Needs::right(Update, node(own)),
+        },
+        None => Needs::default(),
     };
     let (head, tail) = rest.split_once('/').unwrap_or((rest, ""));
     Ok(match (method, head, tail) {

@@ -5,29 +5,29 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use libmesh::{
     identity::{Leaf as Certificate, ServiceKey, SigningKeyPair, SourceError},
     model::ServiceName,
 };
 use serde::Serialize;
-use tokio::time::sleep;
+use tokio::{sync::Mutex as AsyncMutex, time::sleep};
 use zeroize::Zeroizing;
 
 use super::{Authority, authority, roots, stamp};
 use crate::{
     attach::pem,
-    consul::{Inner, Refused, bad_request, blocking::Blocking, server_error},
-    forward::Api,
+    consul::{Inner, Refused, around::Right, bad_request, blocking::Blocking, server_error},
     http::{Call, Reply, json},
 };
 
 /// Leaves that are kept at most; further ones are made, and forgotten.
 const KEPT: usize = 1024;
+/// How long who waits for the next leaf waits at least when it could not be made.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A certificate and its key.
 pub struct Leaf {
@@ -38,6 +38,9 @@ pub struct Leaf {
     roots: u64,
     index: u64,
 }
+
+/// Where a service's is kept; locked while it is made.
+pub type Place = Arc<AsyncMutex<Option<Arc<Leaf>>>>;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -61,20 +64,13 @@ pub async fn leaf(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let blocking = Blocking::of(&call)?;
     let service = ServiceName::parse(call.params.get("service"))
         .map_err(|error| bad_request(format!("Invalid service: {error}")))?;
-    if let Some(refused) = refusal(&inner, &call, &service).await {
-        return Ok(refused);
-    }
+    let path = format!("consul/service/{service}");
+    inner.may(&call, Right::Update, &path).await?;
     let (mut leaf, mut kept) = authority.leaf(&service).await?;
     if let Some(wait) = blocking.wait_beyond(leaf.index) {
-        let due = leaf.renew_at().duration_since(SystemTime::now());
-        let roots = leaf.roots;
-        let over = async {
-            tokio::select! {
-                () = sleep(due.unwrap_or_default()) => 0,
-                index = roots::changed(authority, roots) => index,
-            }
-        };
-        blocking.until(&call, wait, over).await;
+        blocking.until(&call, wait, authority.next(&leaf)).await;
+        // Minutes may have passed.
+        inner.may(&call, Right::Update, &path).await?;
         (leaf, kept) = authority.leaf(&service).await?;
     }
     let mut reply = json(StatusCode::OK, &leaf.shown(&service));
@@ -86,49 +82,54 @@ pub async fn leaf(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     Ok(reply)
 }
 
-/// The server's answer, if it is not that the caller's token may have this.
-async fn refusal(inner: &Inner, call: &Call, service: &ServiceName) -> Option<Reply> {
-    let mut asked = http::Request::new(Bytes::new());
-    *asked.method_mut() = Method::GET;
-    let token = call.query.filled("token").unwrap_or_default();
-    let token: String = token.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    *asked.uri_mut() = format!("/v1/mesh/leaf/{service}?token={token}")
-        .parse()
-        .expect("a name and hexadecimal make a path");
-    asked.headers_mut().clone_from(call.request.headers());
-    let answer = inner.forward.forward(Api::Consul, asked, None).await;
-    (!answer.status().is_success()).then(|| answer.map(Into::into))
-}
-
 impl Authority {
-    /// The leaf of a service, and whether it was there already.
+    /// Ends when a leaf is due to be renewed, or was made for other roots.
+    async fn next(&self, leaf: &Leaf) -> u64 {
+        if !self.holds(leaf) {
+            // It could not be renewed just now.
+            sleep(RETRY).await;
+            return 0;
+        }
+        let due = leaf.renew_at().duration_since(SystemTime::now());
+        tokio::select! {
+            () = sleep(due.unwrap_or_default()) => 0,
+            index = roots::changed(self, leaf.roots) => index,
+        }
+    }
+
+    fn holds(&self, leaf: &Leaf) -> bool {
+        leaf.roots == self.roots().1 && SystemTime::now() < leaf.renew_at()
+    }
+
+    /// The leaf of a service, and whether it was there already. One service's is made by one at a time.
     async fn leaf(&self, service: &ServiceName) -> Result<(Arc<Leaf>, bool), Refused> {
-        let mut leaves = self.leaves.lock().await;
-        let roots = self.roots().1;
-        let last = leaves.get(service).cloned();
-        if let Some(leaf) = &last
-            && leaf.roots == roots
-            && SystemTime::now() < leaf.renew_at()
-        {
+        let place = {
+            let mut leaves = self.leaves.lock();
+            if leaves.len() >= KEPT && !leaves.contains_key(service) {
+                leaves.clear();
+            }
+            Arc::clone(leaves.entry(service.clone()).or_default())
+        };
+        let mut place = place.lock().await;
+        if let Some(leaf) = place.as_ref().filter(|leaf| self.holds(leaf)) {
             return Ok((Arc::clone(leaf), true));
         }
-        let index = stamp(last.as_ref().map_or(0, |last| last.index));
-        let made = match self.make(service, roots, index).await {
-            Ok(made) => Arc::new(made),
+        let index = stamp(place.as_ref().map_or(0, |last| last.index));
+        match self.make(service, self.roots().1, index).await {
+            Ok(made) => {
+                let made = Arc::new(made);
+                *place = Some(Arc::clone(&made));
+                Ok((made, false))
+            }
             // Nobody signs now: the old one still holds.
-            Err(error) => match last {
+            Err(error) => match place.as_ref() {
                 Some(last) if SystemTime::now() < last.certificate.not_after => {
                     tracing::warn!(%service, reason = %error, "a leaf is not renewed");
-                    return Ok((last, true));
+                    Ok((Arc::clone(last), true))
                 }
-                _ => return Err(error),
+                _ => Err(error),
             },
-        };
-        if leaves.len() >= KEPT {
-            leaves.clear();
         }
-        leaves.insert(service.clone(), Arc::clone(&made));
-        Ok((made, false))
     }
 
     async fn make(&self, service: &ServiceName, roots: u64, index: u64) -> Result<Leaf, Refused> {

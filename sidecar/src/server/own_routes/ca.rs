@@ -3,25 +3,15 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use libmesh::model::ServiceName;
 use serde_json::json;
 use vault_kv::Capability;
 
-use super::{Outcome, Refused, asker, bad};
+use super::{Outcome, Refused, asker};
 use crate::{
     consul::{decode::go_format, stored::StoreError},
-    http::{Call, json as json_reply, text},
+    http::{Call, json as json_reply},
     server::Shared,
 };
-
-/// Whether the caller's token may have the certificate of a service; agents ask before they hand one out.
-pub async fn may_have_leaf(shared: Arc<Shared>, call: Call) -> Outcome {
-    let service = ServiceName::parse(call.params.get("service"));
-    let service = service.map_err(|error| bad(format!("service: {error}")))?;
-    let path = format!("consul/service/{service}");
-    asker(&shared, &call).authorize(Capability::Update, &path)?;
-    Ok(text(StatusCode::OK, ""))
-}
 
 pub async fn configuration(shared: Arc<Shared>, call: Call) -> Outcome {
     asker(&shared, &call).authorize(Capability::Read, "consul/operator")?;
