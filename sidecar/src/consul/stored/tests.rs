@@ -25,7 +25,11 @@ impl external::Publisher for Nobody {
         None
     }
 
-    fn publish<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn publish<'a>(
+        &'a self,
+        _: &'a NodeName,
+        _: Vec<external::kept::Part>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
 }
