@@ -119,9 +119,21 @@ pub fn refused(error: LocalError) -> Refused {
 
 type Parsed = (Instance, Vec<Check>);
 
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(says_nothing),
+    }
+}
+
 pub fn parse(scripts: Scripts, mut fields: Fields) -> Result<Parsed, Refused> {
     let name = fields.text("Name")?;
-    let one = fields.take("Check");
+    // One that says nothing is none, as clients send who always have the field.
+    let one = fields.take("Check").filter(|check| !says_nothing(check));
     let many = fields.items("Checks")?;
     let weights = fields.take("Weights");
     let instance = instance(&name, fields, weights)?;
@@ -152,6 +164,11 @@ fn instance(name: &str, mut fields: Fields, given: Option<Value>) -> Result<Inst
     let id = fields.text("ID")?;
     let tags = fields.texts("Tags")?;
     let meta = fields.pairs("Meta")?;
+    if let Some((key, value)) = meta.iter().find(|(key, _)| key.starts_with("consul-")) {
+        return Err(bad_request(format!(
+            "Invalid Service Meta: Couldn't load metadata pair ('{key}', '{value}'): Key prefix 'consul-' is reserved for internal use"
+        )));
+    }
     let address = fields.text("Address")?;
     let port = fields.integer("Port")?;
     let enable_tag_override = fields.flag("EnableTagOverride")?;
@@ -357,6 +374,9 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 
 fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
     let given = call.params.get("id");
+    if given.is_empty() {
+        return Err(bad_request("Missing service ID"));
+    }
     let id = InstanceId::parse(given).ok();
     let instance = id.and_then(|id| inner.own_service(&id));
     instance.ok_or_else(|| {

@@ -41,6 +41,11 @@ impl Blocking {
             Some(wait) => go_duration(wait).map_err(|_| bad_request("Invalid wait time"))?,
             None => DEFAULT_WAIT,
         };
+        if let Some(given) = query.filled("max_stale")
+            && go_duration(given).is_err()
+        {
+            return Err(bad_request(format!("Invalid max_stale value {given:?}")));
+        }
         let wait = if wait.is_zero() { DEFAULT_WAIT } else { wait };
         let (stale, consistent) = (query.has("stale"), query.has("consistent"));
         if stale && consistent {

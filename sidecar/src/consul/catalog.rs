@@ -19,7 +19,7 @@ use super::{
     blocking::Blocking,
     coordinates::sort_near,
     filter::{self, Filter},
-    handler, reading, render, server_error,
+    handler, reading, render,
 };
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
@@ -69,25 +69,43 @@ async fn nodes(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 }
 
 async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
-    if call.query.filled("filter").is_some() {
-        // It would change the meaning of the answer.
-        return Err(server_error(
-            "filter expressions are not supported here by this version of mesh",
-        ));
-    }
+    let filter = Filter::of(&call, filter::CATALOG_ENTRY)?;
     let blocking = Blocking::of(&call)?;
     let index = blocking.table(&inner, &call).await;
     let question = Question::of(&call, State::of_all(&inner));
     if let Some(body) = inner.answers.find(&question) {
         return Ok(blocking.kept(index, body));
     }
-    let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
-    let names: BTreeMap<&str, BTreeSet<&str>> = tags
-        .iter()
-        .map(|(name, tags)| (name.as_str(), tags.iter().map(|tag| &**tag).collect()))
-        .collect();
-    let reply = blocking.reply(index, &names);
+    let reply = match call.query.filled("filter") {
+        None => {
+            let tags = inner.catalog.service_tags(|node| has_meta(&call, node));
+            let names: BTreeMap<&str, BTreeSet<&str>> = tags
+                .iter()
+                .map(|(name, tags)| (name.as_str(), tags.iter().map(|tag| &**tag).collect()))
+                .collect();
+            blocking.reply(index, &names)
+        }
+        Some(_) => blocking.reply(index, &tags_of_those(&inner, &call, &filter)),
+    };
     Ok(inner.answers.keep(question, reply))
+}
+
+/// The services with instances that pass, and the tags of these. Looks at every instance.
+fn tags_of_those(
+    inner: &Inner,
+    call: &Call,
+    filter: &Filter,
+) -> BTreeMap<String, BTreeSet<Arc<str>>> {
+    let nodes = inner.catalog.nodes();
+    let nodes = nodes.iter().filter(|node| has_meta(call, node));
+    let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+    for view in nodes.flat_map(|node| inner.catalog.instances_on(&node.record.id)) {
+        if filter.passes(&render::catalog_entry(&view, Way::Plain)) {
+            let tags = found.entry(view.instance.service.to_string());
+            tags.or_default().extend(view.instance.tags.iter().cloned());
+        }
+    }
+    found
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {

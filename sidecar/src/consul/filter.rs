@@ -153,6 +153,7 @@ impl Filter {
             return Err(format!("longer than {LENGTH_MAX} bytes"));
         }
         let mut parser = Parser {
+            text,
             tokens: tokens(text)?,
             at: 0,
             fields,
@@ -160,7 +161,10 @@ impl Filter {
         let expression = parser.or(0)?;
         match parser.next() {
             None => Ok(Filter(Some(expression))),
-            Some(token) => Err(format!("{token} is not expected there")),
+            Some(token) => {
+                let reason = format!("{token} is not expected there");
+                Err(parser.wrong(parser.at - 1, &reason))
+            }
         }
     }
 
@@ -261,25 +265,37 @@ impl std::fmt::Display for Token {
     }
 }
 
-fn tokens(text: &str) -> Result<Vec<Token>, String> {
+/// What is wrong, and where: line and column from 1, bytes before it.
+fn wrong_at(text: &str, offset: usize, reason: &str) -> String {
+    let before = &text[..offset];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("{line}:{column} ({offset}): {reason}")
+}
+
+/// The tokens, each with how many bytes are before it.
+fn tokens(text: &str) -> Result<Vec<(usize, Token)>, String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while let Some(first) = rest.chars().next() {
+        let offset = text.len() - rest.len();
         let marks = ["==", "!=", "(", ")", "[", "]"];
         if let Some(mark) = marks.into_iter().find(|mark| rest.starts_with(mark)) {
-            tokens.push(Token::Mark(mark));
+            tokens.push((offset, Token::Mark(mark)));
             rest = &rest[mark.len()..];
         } else if first == '"' || first == '`' {
-            let (value, length) = quoted(rest, first)?;
-            tokens.push(Token::Quoted(value));
+            let (value, length) =
+                quoted(rest, first).map_err(|reason| wrong_at(text, offset, reason))?;
+            tokens.push((offset, Token::Quoted(value)));
             rest = &rest[length..];
         } else {
             let fits = |c: char| c.is_alphanumeric() || "_-./:".contains(c);
             let end = rest.find(|c| !fits(c)).unwrap_or(rest.len());
             if end == 0 {
-                return Err(format!("{first:?} is not expected there"));
+                let reason = format!("{first:?} is not expected there");
+                return Err(wrong_at(text, offset, &reason));
             }
-            tokens.push(Token::Word(rest[..end].to_owned()));
+            tokens.push((offset, Token::Word(rest[..end].to_owned())));
             rest = &rest[end..];
         }
         rest = rest.trim_start();
@@ -288,7 +304,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, String> {
 }
 
 /// The value in quotes that `text` begins with, and how long it is with them.
-fn quoted(text: &str, quote: char) -> Result<(String, usize), String> {
+fn quoted(text: &str, quote: char) -> Result<(String, usize), &'static str> {
     let mut value = String::new();
     let mut chars = text.char_indices().skip(1);
     while let Some((at, c)) = chars.next() {
@@ -301,28 +317,38 @@ fn quoted(text: &str, quote: char) -> Result<(String, usize), String> {
             c => value.push(c),
         }
     }
-    Err("a quote is not closed".to_owned())
+    Err("a quote is not closed")
 }
 
 struct Parser<'f> {
-    tokens: Vec<Token>,
+    text: &'f str,
+    tokens: Vec<(usize, Token)>,
     at: usize,
     fields: &'f [&'f str],
 }
 
 impl Parser<'_> {
     fn next(&mut self) -> Option<Token> {
-        let token = self.tokens.get(self.at).cloned();
+        let token = self.tokens.get(self.at).map(|(_, token)| token.clone());
         self.at += 1;
         token
+    }
+
+    /// What is wrong with a token, or with the end.
+    fn wrong(&self, at: usize, reason: &str) -> String {
+        let offset = self
+            .tokens
+            .get(at)
+            .map_or(self.text.len(), |(offset, _)| *offset);
+        wrong_at(self.text, offset, reason)
     }
 
     /// Takes a keyword or mark if it is next.
     fn takes(&mut self, wanted: &str) -> bool {
         let found = match self.tokens.get(self.at) {
-            Some(Token::Word(word)) => word == wanted,
-            Some(Token::Mark(mark)) => *mark == wanted,
-            Some(Token::Quoted(_)) | None => false,
+            Some((_, Token::Word(word))) => word == wanted,
+            Some((_, Token::Mark(mark))) => *mark == wanted,
+            Some((_, Token::Quoted(_))) | None => false,
         };
         self.at += usize::from(found);
         found
@@ -346,7 +372,8 @@ impl Parser<'_> {
 
     fn not(&mut self, depth: usize) -> Result<Expression, String> {
         if depth > DEPTH_MAX {
-            return Err(format!("deeper than {DEPTH_MAX} levels"));
+            let reason = format!("deeper than {DEPTH_MAX} levels");
+            return Err(self.wrong(self.at, &reason));
         }
         if self.takes("not") {
             return Ok(Expression::Not(Box::new(self.not(depth + 1)?)));
@@ -355,7 +382,7 @@ impl Parser<'_> {
             let inner = self.or(depth + 1)?;
             return match self.takes(")") {
                 true => Ok(inner),
-                false => Err("\")\" is missing".to_owned()),
+                false => Err(self.wrong(self.at, "\")\" is missing")),
             };
         }
         self.comparison()
@@ -383,7 +410,7 @@ impl Parser<'_> {
             let negated = self.takes("not");
             return match self.takes("empty") {
                 true => Ok(Expression::Compare(path, negated, Test::Empty)),
-                false => Err("\"empty\" is missing after \"is\"".to_owned()),
+                false => Err(self.wrong(self.at, "\"empty\" is missing after \"is\"")),
             };
         }
         let negated = self.takes("not");
@@ -399,15 +426,16 @@ impl Parser<'_> {
             let test = Test::Matches(Pattern(pattern));
             return Ok(Expression::Compare(path, negated, test));
         }
-        Err(match self.next() {
+        let reason = match self.next() {
             Some(token) => format!("{token} is no operator"),
             None => "an operator is missing".to_owned(),
-        })
+        };
+        Err(self.wrong(self.at - 1, &reason))
     }
 
     fn selector(&mut self) -> Result<Vec<String>, String> {
         let Some(Token::Word(word)) = self.next() else {
-            return Err("a selector is missing".to_owned());
+            return Err(self.wrong(self.at - 1, "a selector is missing"));
         };
         let mut path: Vec<String> = word.split('.').map(str::to_owned).collect();
         if !self.fields.contains(&path[0].as_str()) {
@@ -415,11 +443,12 @@ impl Parser<'_> {
         }
         while self.takes("[") {
             let Some(Token::Quoted(key)) = self.next() else {
-                return Err("a key in quotes is missing after \"[\"".to_owned());
+                let reason = "a key in quotes is missing after \"[\"";
+                return Err(self.wrong(self.at - 1, reason));
             };
             path.push(key);
             if !self.takes("]") {
-                return Err("\"]\" is missing".to_owned());
+                return Err(self.wrong(self.at, "\"]\" is missing"));
             }
         }
         Ok(path)
@@ -428,8 +457,10 @@ impl Parser<'_> {
     fn value(&mut self) -> Result<String, String> {
         match self.next() {
             Some(Token::Word(value) | Token::Quoted(value)) => Ok(value),
-            Some(Token::Mark(mark)) => Err(format!("{mark:?} is no value")),
-            None => Err("a value is missing".to_owned()),
+            Some(Token::Mark(mark)) => {
+                Err(self.wrong(self.at - 1, &format!("{mark:?} is no value")))
+            }
+            None => Err(self.wrong(self.at - 1, "a value is missing")),
         }
     }
 }
@@ -505,18 +536,25 @@ mod tests {
         let deep = format!("{}Service == a", "not ".repeat(100));
         let long = format!("Service == {}", "a".repeat(5000));
         for (bad, reason) in [
-            ("Service ==", "a value is missing"),
-            ("((", "a selector is missing"),
-            ("(Service == a", "\")\" is missing"),
+            ("Service ==", "1:11 (10): a value is missing"),
+            ("((", "1:3 (2): a selector is missing"),
+            ("(Service == a", "1:14 (13): \")\" is missing"),
             ("Nope == web", "Selector \"Nope\" is not valid"),
-            ("Service = web", "'=' is not expected there"),
-            ("Service == a b", "\"b\" is not expected there"),
-            ("Service == \"a", "a quote is not closed"),
-            ("Meta[team] == a", "a key in quotes is missing after \"[\""),
-            ("Tags is full", "\"empty\" is missing after \"is\""),
-            ("Service", "an operator is missing"),
-            ("Service matches", "a value is missing"),
-            (&deep, "deeper than 32 levels"),
+            ("Service = web", "1:9 (8): '=' is not expected there"),
+            ("Service == a b", "1:14 (13): \"b\" is not expected there"),
+            ("Service == \"a", "1:12 (11): a quote is not closed"),
+            (
+                "Meta[team] == a",
+                "1:6 (5): a key in quotes is missing after \"[\"",
+            ),
+            ("Tags is full", "1:9 (8): \"empty\" is missing after \"is\""),
+            ("Service", "1:8 (7): an operator is missing"),
+            ("Service matches", "1:16 (15): a value is missing"),
+            (
+                "Service == \"é\"\nor Tags is",
+                "2:11 (26): \"empty\" is missing after \"is\"",
+            ),
+            (&deep, "1:133 (132): deeper than 32 levels"),
             (&long, "longer than 4096 bytes"),
         ] {
             assert_eq!(

@@ -12,7 +12,7 @@ use libmesh::{
     catalog::{Catalog, LocalError, LocalLog},
     identity::{BoxFuture, NodeKey, SigningKeyPair},
     mesh::{ExternalNode, Mesh},
-    model::{CheckRecord, Instance, InstanceId, NodeName},
+    model::{CheckRecord, Datacenter, Instance, InstanceId, NodeName},
 };
 use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +58,10 @@ impl Publisher for Shared {
                 "node {name} is a member of the mesh: register at its own agent"
             ))),
         }
+    }
+
+    fn datacenter(&self) -> Option<Datacenter> {
+        self.mesh().map(|mesh| mesh.datacenter().clone())
     }
 
     fn catalog(&self) -> Option<Catalog> {

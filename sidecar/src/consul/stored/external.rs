@@ -13,7 +13,7 @@ use http::StatusCode;
 use libmesh::{
     catalog::Catalog,
     identity::BoxFuture,
-    model::{CheckRecord, Health, Instance, InstanceId, NodeName},
+    model::{CheckRecord, Datacenter, Health, Instance, InstanceId, NodeName},
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -37,6 +37,9 @@ pub trait Publisher: Send + Sync + 'static {
     /// # Errors
     /// Why not.
     fn may_be_external(&self, name: &NodeName) -> Result<(), StoreError>;
+
+    /// The datacenter of all nodes here, once this server is one.
+    fn datacenter(&self) -> Option<Datacenter>;
 
     /// The catalog that shows them, once this server is a node.
     fn catalog(&self) -> Option<Catalog>;
@@ -89,12 +92,27 @@ pub(super) struct Registration {
     checks: Vec<CheckRecord>,
 }
 
+/// What a body may have besides; it means nothing here.
+const ELSEWHERE: &[&str] = &["Namespace", "Partition", "PeerName", "Token"];
+
+/// There is only this one.
+fn datacenter(fields: &mut Fields, publisher: &dyn Publisher) -> Result<(), Refused> {
+    let asked = fields.text("Datacenter")?;
+    let own = publisher.datacenter();
+    match own.is_none_or(|own| asked.is_empty() || asked == own.as_str()) {
+        true => Ok(()),
+        false => Err(server_error("No path to datacenter")),
+    }
+}
+
 async fn register(
     pairs: Pairs,
     publisher: Arc<dyn Publisher>,
     call: Call,
 ) -> Result<Reply, Refused> {
-    let asked = parse(Fields::parse(call.body())?)?;
+    let mut fields = Fields::parse(call.body())?;
+    datacenter(&mut fields, &*publisher)?;
+    let asked = parse(fields)?;
     publisher.may_be_external(&asked.node)?;
     change(&pairs, &*publisher, &asked.node, |draft| {
         if let Some(described) = &asked.described
@@ -128,11 +146,15 @@ async fn deregister(
     call: Call,
 ) -> Result<Reply, Refused> {
     let mut fields = Fields::parse(call.body())?;
+    datacenter(&mut fields, &*publisher)?;
     let (node, service, check) = (
         fields.text("Node")?,
         fields.text("ServiceID")?,
         fields.text("CheckID")?,
     );
+    fields.ignore(&["Address"]);
+    fields.ignore(ELSEWHERE);
+    fields.finish()?;
     if node.is_empty() {
         return Err(server_error("Must provide node"));
     }
@@ -194,6 +216,9 @@ pub(super) fn parse(mut fields: Fields) -> Result<Registration, Refused> {
         fields.take("Check"),
         fields.items("Checks")?,
     );
+    fields.ignore(&["Locality"]);
+    fields.ignore(ELSEWHERE);
+    fields.finish()?;
     if node.is_empty() {
         return Err(server_error("Must provide node"));
     }

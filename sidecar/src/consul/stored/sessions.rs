@@ -124,15 +124,7 @@ impl SessionRequest {
                 service_checks: Some(service_checks).filter(|checks| !checks.is_empty()),
             },
         };
-        fields.ignore(&[
-            "ID",
-            "Checks",
-            "CreateIndex",
-            "ModifyIndex",
-            "Namespace",
-            "Partition",
-        ]);
-        fields.finish()?;
+        // Whatever else it has is passed over, as by Consul.
         Ok(request)
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Opener, Pairs,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     consul::{MAX_VALUE, Refused, bad_request},
-    http::{BoxFuture, Call, Reply, Routes, json},
+    http::{BoxFuture, Call, Reply, Routes, json as json_reply},
 };
 
 /// Operations of a transaction at most.
@@ -121,7 +121,8 @@ async fn txn(
             ),
         ));
     }
-    let ops: Vec<Op> = ops.into_iter().map(kind).collect::<Result<_, _>>()?;
+    let ops = ops.into_iter().filter(|op| *op != json!({}));
+    let ops: Vec<Op> = ops.map(kind).collect::<Result<_, _>>()?;
     let of_keys = ops.iter().filter(|(kind, _)| *kind == Kind::Key).count();
     if of_keys == ops.len() {
         keys::txn(&keys, ops).await
@@ -142,7 +143,7 @@ fn applied<T: Serialize>(results: Vec<T>, read: Option<Read>) -> Reply {
         errors: None,
         read,
     };
-    decorated(json(StatusCode::OK, &answer), answer.read)
+    decorated(json_reply(StatusCode::OK, &answer), answer.read)
 }
 
 /// None of them happened.
@@ -152,7 +153,7 @@ fn refused(errors: Vec<Failed>, read: Option<Read>) -> Reply {
         errors: Some(errors),
         read,
     };
-    decorated(json(StatusCode::CONFLICT, &answer), answer.read)
+    decorated(json_reply(StatusCode::CONFLICT, &answer), answer.read)
 }
 
 fn decorated(mut reply: Reply, read: Option<Read>) -> Reply {
@@ -176,6 +177,7 @@ fn parse(body: &[u8]) -> Result<Vec<Value>, Refused> {
         Ok(_) => Err(unreadable(
             "json: cannot unmarshal into Go value of type api.TxnOps",
         )),
+        Err(_) if body.iter().all(u8::is_ascii_whitespace) => Err(unreadable("EOF")),
         Err(error) if error.is_eof() => Err(unreadable("unexpected EOF")),
         Err(error) => Err(unreadable(&error.to_string())),
     }

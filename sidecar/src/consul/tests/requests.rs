@@ -157,10 +157,17 @@ async fn answers_of_catalog_and_health_are_filtered() {
     let node = get(&api, &path).await.json();
     let services: Vec<_> = node["Services"].as_object().unwrap().keys().collect();
     assert_eq!(services, ["web2"]);
+    let path = format!(
+        "/v1/catalog/services?filter={}",
+        encode("ServiceName == web and ServiceMeta.team == b")
+    );
+    let services = get(&api, &path).await.json();
+    let names: Vec<_> = services.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["web"]);
     for (path, filter) in [
         ("catalog/service/web", "Nope == a"),
         ("health/service/web", "Service matches `([`"),
-        ("catalog/services", "ServiceName == web"),
+        ("catalog/services", "Nope == web"),
     ] {
         let path = format!("/v1/{path}?filter={}", encode(filter));
         assert_eq!(get(&api, &path).await.status, 500, "{path}");
