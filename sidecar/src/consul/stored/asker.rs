@@ -117,6 +117,15 @@ impl Asker {
         }
     }
 
+    /// Tells of paths whether the asker may read there.
+    pub fn reads(&self) -> Result<impl Fn(&str) -> bool + use<>, StoreError> {
+        let (grants, open) = (self.grants()?, self.open);
+        Ok(move |path: &str| {
+            let says = |grants: &Grants| grants.says(path, Capability::Read) == Some(true);
+            open || grants.as_ref().is_some_and(says)
+        })
+    }
+
     /// Of what was found below `prefix`, that which the asker may read.
     ///
     /// # Errors
