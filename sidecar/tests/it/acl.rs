@@ -1,6 +1,7 @@
 //! `/v1/acl` and what it opens and closes, over a real server and an agent that joined it.
 
 mod login;
+mod svid;
 mod txn;
 
 use std::{

@@ -195,7 +195,11 @@ impl AuthMethod {
             }
         };
         role.insert("claim_mappings".into(), json!(values));
-        JwtCheck::new(config, role, lists, outbound)
+        let check = JwtCheck::new(config, role, lists, outbound)?;
+        Ok(match self.kind {
+            Kind::Jwt => check,
+            Kind::Spiffe => check.of_svids(),
+        })
     }
 }
 
