@@ -1,5 +1,6 @@
 //! `/v1/acl` and what it opens and closes, over a real server and an agent that joined it.
 
+mod lists;
 mod login;
 mod svid;
 mod txn;

@@ -48,6 +48,11 @@ impl Asker {
         }
     }
 
+    /// What is asked.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
     /// The token that came with the request.
     pub fn secret(&self) -> Option<&str> {
         let token = self.token.as_ref().map(|token| token.as_str());

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vault_kv::{JwtCheck, JwtSaid, Outbound};
 
-use super::{Desk, Kept, Opener, absent, cannot_delete, end, listed, on, one, rules};
+use super::{Desk, Kept, List, Opener, absent, cannot_delete, end, listed, on, one, rules};
 use crate::{
     consul::{
         Refused, bad_request,
@@ -243,13 +243,14 @@ impl Desk {
     }
 }
 
-async fn list(desk: Desk, _: Call) -> Result<Reply, Refused> {
-    let attended = desk.look().await?;
+async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
+    let (attended, index) = desk.look_at(&call, List::Records(PREFIX)).await?;
     let all = end(attended, desk.all::<AuthMethod>(PREFIX)).await?;
     Ok(listed(
         &all.iter()
             .map(|method| show(method, false))
             .collect::<Vec<_>>(),
+        index,
     ))
 }
 
