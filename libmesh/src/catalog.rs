@@ -55,6 +55,7 @@ mod view;
 mod watch;
 pub mod wire;
 
+pub(crate) use apply::Origin;
 #[doc(hidden)]
 pub use apply::fuzz_message;
 pub use apply::{LogHead, Outcome, Quarantined, Rejection};

@@ -15,7 +15,6 @@ mod upkeep;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::{
@@ -306,10 +305,10 @@ impl Mesh {
         let _ = caught_up.wait_for(|caught_up| *caught_up).await;
     }
 
-    /// Takes in what a node says that is no member (see [`NodeRecord::external`](crate::model::NodeRecord::external)), as
-    /// if it had come from a peer, and passes it on. What is not signed as it should be is dropped, as always.
-    pub async fn introduce(&self, messages: Vec<Bytes>) {
-        self.inner.plane.introduce(messages).await;
+    /// Takes in what was written to the log of a node that is no member since the last call, as if it had come from a
+    /// peer, and passes it on. A log without a certificate of our CA for that node is dropped, as always.
+    pub async fn introduce(&self, node: &mut ExternalNode) {
+        self.inner.plane.introduce(node.news()).await;
     }
 
     /// What this node knows to be wrong with itself, for status pages; empty when all is well.

@@ -97,12 +97,26 @@ pub struct Quarantined {
     pub reason: String,
 }
 
+/// Who hands a message over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A peer, a file: what is not signed as it should be is refused.
+    Anybody,
+    /// A log of this process, which has just signed it with the key that the node's id is made of.
+    SignedHere,
+}
+
 impl Catalog {
     /// Takes in a message, as made by [`messages_since`](Self::messages_since) of any node.
     pub fn apply(&self, raw: Bytes) -> Outcome {
+        self.apply_of(Origin::Anybody, raw)
+    }
+
+    /// The same; a message that was signed in this process costs no look at its signature.
+    pub(crate) fn apply_of(&self, origin: Origin, raw: Bytes) -> Outcome {
         let source = wire::node_of(&raw);
         let message = Message::decode(raw).map_err(Rejection::from);
-        match message.and_then(|message| self.apply_message(message)) {
+        match message.and_then(|message| self.apply_message(origin, message)) {
             Ok(outcome) => outcome,
             Err(rejection) => {
                 let now = (self.inner.clock)();
@@ -112,7 +126,7 @@ impl Catalog {
         }
     }
 
-    fn apply_message(&self, message: Message) -> Result<Outcome, Rejection> {
+    fn apply_message(&self, origin: Origin, message: Message) -> Result<Outcome, Rejection> {
         let node = message.node;
         let now = (self.inner.clock)();
         let brought = certificate_in(&message);
@@ -166,14 +180,14 @@ impl Catalog {
         if now / 1_000_000 > verified.not_after {
             return Err(Rejection::Expired { node });
         }
-        if !message.is_signed_by(&verified) {
+        if origin == Origin::Anybody && !message.is_signed_by(&verified) {
             return Err(Rejection::Signature { node });
         }
         if node == self.inner.own {
             self.outrank(message.to.epoch, now);
             return Ok(Outcome::Known);
         }
-        self.take_in(message, verified, certificate, trust)
+        self.take_in(origin, message, verified, certificate, trust)
     }
 
     fn verify(&self, node: NodeId, body: &[u8]) -> Result<VerifiedNode, Rejection> {
@@ -207,6 +221,7 @@ impl Catalog {
 
     fn take_in(
         &self,
+        origin: Origin,
         message: Message,
         verified: VerifiedNode,
         certificate: Bytes,
@@ -217,7 +232,7 @@ impl Catalog {
         let mut guard = self.inner.state.lock();
         if guard.trust != trust {
             drop(guard);
-            return self.apply_message(message);
+            return self.apply_message(origin, message);
         }
         let state = &mut *guard;
         let (index, quota) = (&self.inner.index, &self.inner.others);

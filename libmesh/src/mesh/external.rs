@@ -13,7 +13,7 @@ use crate::{
 
 /// The log of a node that is no member, kept by whoever speaks for it: with a key of the node's own and a certificate for
 /// [`SpiffeId::external`](crate::identity::SpiffeId::external). What is written to it is told by
-/// [`Mesh::introduce`](super::Mesh::introduce) of [`news`](Self::news). Each start begins the log anew, which costs others a
+/// [`Mesh::introduce`](super::Mesh::introduce). Each start begins the log anew, which costs others a
 /// snapshot.
 pub struct ExternalNode {
     catalog: Catalog,
@@ -46,7 +46,7 @@ impl ExternalNode {
     }
 
     /// The signed messages that say what was written since the last call.
-    pub fn news(&mut self) -> Vec<Bytes> {
+    pub(super) fn news(&mut self) -> Vec<Bytes> {
         let messages = self.catalog.messages_since(self.id(), self.told);
         self.told = self.catalog.own_head();
         messages

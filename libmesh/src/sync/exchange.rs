@@ -11,7 +11,7 @@ use super::codec::{
 use super::tree::{Item, mix};
 use crate::catalog::log::Head;
 use crate::catalog::wire::header_of;
-use crate::catalog::{Catalog, LogHead, Outcome};
+use crate::catalog::{Catalog, LogHead, Origin, Outcome};
 use crate::model::NodeId;
 
 /// Room for what surrounds the messages in a body.
@@ -144,11 +144,11 @@ pub(super) struct Taken {
 }
 
 /// Takes messages in, in their order.
-pub(super) fn take_in(catalog: &Catalog, messages: Vec<Bytes>) -> Taken {
+pub(super) fn take_in(catalog: &Catalog, origin: Origin, messages: Vec<Bytes>) -> Taken {
     let mut taken = Taken::default();
     for raw in messages {
         let header = header_of(&raw);
-        let outcome = catalog.apply(raw.clone());
+        let outcome = catalog.apply_of(origin, raw.clone());
         let Some(header) = header else {
             taken.rejected += 1;
             continue;

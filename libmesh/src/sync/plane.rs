@@ -24,9 +24,9 @@ use super::thin::Thin;
 use super::tree::{Item, Output, Tree};
 use super::worker::Worker;
 use super::{CallFailed, SyncCall, SyncTransport, exchange};
-use crate::catalog::Catalog;
 use crate::catalog::log::Head;
 use crate::catalog::wire::header_of;
+use crate::catalog::{Catalog, Origin};
 use crate::member::{Member, MemberEvent, MemberState, Membership};
 use crate::model::NodeId;
 
@@ -156,9 +156,9 @@ impl Plane {
         self.inner.caught_up.subscribe()
     }
 
-    /// Takes in what another node says that has no plane of its own, and tells peers.
+    /// Takes in what another log of this process says, which has no plane of its own, and tells peers.
     pub async fn introduce(&self, messages: Vec<Bytes>) {
-        let taken = self.take_in(messages).await;
+        let taken = self.take_in(Origin::SignedHere, messages).await;
         let own = self.inner.catalog.own();
         let mut shared = self.inner.shared.lock();
         let now = self.now();
@@ -172,7 +172,7 @@ impl Plane {
     /// [`CodecError`]: the caller sent something else (400).
     pub async fn handle_push(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
         let Push { direct, messages } = Push::decode(&body)?;
-        let taken = self.take_in(messages).await;
+        let taken = self.take_in(Origin::Anybody, messages).await;
         let mut shared = self.inner.shared.lock();
         let now = self.now();
         let prune = shared
@@ -238,7 +238,7 @@ impl Plane {
     /// [`CodecError`]: the caller sent something else (400).
     pub async fn handle_delta(&self, from: NodeId, body: Bytes) -> Result<Bytes, CodecError> {
         let messages = Messages::decode(&body)?.messages;
-        let taken = self.take_in(messages).await;
+        let taken = self.take_in(Origin::Anybody, messages).await;
         let mut shared = self.inner.shared.lock();
         self.mark_thin(&mut shared, from);
         // It tells all others itself.
@@ -423,12 +423,12 @@ impl Plane {
         })
     }
 
-    async fn take_in(&self, messages: Vec<Bytes>) -> Taken {
+    async fn take_in(&self, origin: Origin, messages: Vec<Bytes>) -> Taken {
         let catalog = self.inner.catalog.clone();
         if messages.iter().map(Bytes::len).sum::<usize>() <= BLOCKING_BYTES {
-            return exchange::take_in(&catalog, messages);
+            return exchange::take_in(&catalog, origin, messages);
         }
-        let taken = move || exchange::take_in(&catalog, messages);
+        let taken = move || exchange::take_in(&catalog, origin, messages);
         tokio::task::spawn_blocking(taken)
             .await
             .unwrap_or_else(|error| {
@@ -561,7 +561,7 @@ impl Plane {
             if reply.messages.is_empty() {
                 break;
             }
-            let taken = self.take_in(reply.messages).await;
+            let taken = self.take_in(Origin::Anybody, reply.messages).await;
             wants = reply.next;
             if tell && !taken.new.is_empty() {
                 self.pass_on(peer, call, &taken.new);

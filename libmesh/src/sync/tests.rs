@@ -11,12 +11,17 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::codec::{DigestEntry, Frame, Messages, PullRequest, Want};
-use super::exchange::{Plan, answer, compare, digest, take_in};
+use super::exchange::{self, Plan, Taken, answer, compare, digest};
 use super::*;
 use crate::catalog::log::Head;
 use crate::catalog::testing::TestNode;
+use crate::catalog::{Catalog, Origin};
 use crate::member::{MemberEvent, MemberState};
 use crate::model::{Instance, InstanceId, Liveness, NodeId, ServiceName};
+
+fn take_in(catalog: &Catalog, messages: Vec<Bytes>) -> Taken {
+    exchange::take_in(catalog, Origin::Anybody, messages)
+}
 
 /// Planes that call each other directly; links can be cut.
 #[derive(Default)]
@@ -25,7 +30,7 @@ struct Net {
     cut: Mutex<HashSet<(NodeId, NodeId)>>,
     calls: Mutex<Vec<Call>>,
     /// Nodes of the first version.
-    thin: Mutex<HashMap<NodeId, crate::catalog::Catalog>>,
+    thin: Mutex<HashMap<NodeId, Catalog>>,
 }
 
 struct Call {
@@ -391,7 +396,7 @@ async fn much_is_fetched_from_several_peers() {
         })
         .collect();
     let joiner = start(&net, 5);
-    let owners_alive = |catalog: &crate::catalog::Catalog| {
+    let owners_alive = |catalog: &Catalog| {
         for owner in &owners {
             catalog.set_liveness(owner.id(), Liveness::Alive);
         }

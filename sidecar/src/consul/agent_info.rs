@@ -40,6 +40,7 @@ async fn own(inner: Arc<Inner>, _: Call) -> Result<Reply, Refused> {
         "DebugConfig": {
             "ConnectEnabled": true,
             "DNSAddrs": dns.iter().collect::<Vec<_>>(),
+            "EnableDebug": false,
             "DNSPort": about.dns.map_or(-1, |addr| i32::from(addr.port())),
             "GRPCPort": -1,
             "GRPCTLSPort": -1,

@@ -161,7 +161,11 @@ fn instance(name: &str, mut fields: Fields, given: Option<Value>) -> Result<Inst
     let locality = fields.take("Locality").map(locality).transpose()?;
     let proxy = fields.take("Proxy").map(proxy).transpose()?.flatten();
     let weights = given.map(weights).transpose()?;
-    fields.unsupported(&["Connect", "SocketPath"])?;
+    fields.unsupported(&["SocketPath"])?;
+    let native = match fields.take("Connect") {
+        Some(connect) => is_native(connect)?,
+        None => false,
+    };
     fields.ignore(&["Token", "Namespace", "Partition"]);
     fields.finish()?;
 
@@ -203,8 +207,32 @@ fn instance(name: &str, mut fields: Fields, given: Option<Value>) -> Result<Inst
         instance.port = default.unwrap_or(&ports[0]).0.port;
         instance.ports = ports.into_iter().map(|(port, _)| port).collect();
     }
+    if native {
+        if instance.port == 0 {
+            return Err(bad_request(
+                "Invalid service: Connect.Native needs a Port: where it speaks mTLS",
+            ));
+        }
+        instance.mesh_port = Some(instance.port);
+    }
     instance.validate().map_err(invalid)?;
     Ok(instance)
+}
+
+/// Whether an instance speaks mTLS itself. A wish for a sidecar says nothing that is not so for every service: one attaches by
+/// itself. What it should do is refused.
+fn is_native(value: Value) -> Result<bool, Refused> {
+    let mut fields = Fields::of(value)?;
+    let native = fields.flag("Native")?;
+    if let Some(sidecar) = fields.take("SidecarService") {
+        let mut sidecar = Fields::of(sidecar)?;
+        if let Some(asked) = sidecar.take("Proxy") {
+            proxy(asked)?;
+        }
+        sidecar.finish()?;
+    }
+    fields.finish()?;
+    Ok(native)
 }
 
 fn shared(pairs: &BTreeMap<String, String>) -> Meta {

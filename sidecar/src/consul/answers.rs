@@ -13,7 +13,7 @@
 //! [`ROOM`] bytes, one at most [`LARGEST`]; those that nobody asked for lately go first, and with [`Answers::sweep`] all
 //! that nobody asked for since the last one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use libmesh::catalog::ServiceView;
@@ -80,9 +80,11 @@ pub struct Question {
 }
 
 impl State {
-    /// That of a service. To be read before the service is.
-    pub fn of_service(inner: &Inner, name: &str) -> Self {
-        Self::at(inner.catalog.service_revision(name))
+    /// That of a service, and of the one beside it. To be read before they are.
+    pub fn of_service(inner: &Inner, name: &str, beside: Option<&str>) -> Self {
+        let revision = |name| inner.catalog.service_revision(name);
+        // Whichever changes gets a revision that neither had.
+        Self::at(revision(name).max(beside.map_or(0, revision)))
     }
 
     /// That of the whole catalog. To be read before the catalog is.
@@ -137,8 +139,8 @@ impl Question {
     }
 
     /// The same; what checks of this node printed is in the answer only if one of these instances runs here and has some.
-    pub fn about(mut self, inner: &Inner, view: Option<&ServiceView>) -> Self {
-        let mut instances = view.iter().flat_map(|view| &view.instances);
+    pub fn about(mut self, inner: &Inner, views: &[Arc<ServiceView>]) -> Self {
+        let mut instances = views.iter().flat_map(|view| &view.instances);
         let shown =
             instances.any(|it| it.node.record.id == inner.about.id && !it.checks.is_empty());
         self.state.said = self.state.said.filter(|_| shown);

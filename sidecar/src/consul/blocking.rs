@@ -75,19 +75,38 @@ impl Blocking {
         }
     }
 
-    /// Waits for the service to change beyond the index; returns the index to answer with. Changes of
-    /// other services do not end the wait.
-    pub async fn service(&self, inner: &Inner, call: &Call, name: &str) -> u64 {
+    /// Waits for the service, or the one beside it, to change beyond the index; returns the index to answer with. Changes
+    /// of other services do not end the wait.
+    pub async fn service(
+        &self,
+        inner: &Inner,
+        call: &Call,
+        name: &str,
+        beside: Option<&str>,
+    ) -> u64 {
         let Ok(name) = ServiceName::parse(name) else {
             // Nothing by such a name will ever be registered.
             self.table(inner, call).await;
             return inner.floor(0);
         };
-        let now = || inner.floor(inner.catalog.service_revision(name.as_str()));
+        let beside = beside.and_then(|beside| ServiceName::parse(beside).ok());
+        let revision = |name: &ServiceName| inner.catalog.service_revision(name.as_str());
+        let now = || inner.floor(revision(&name).max(beside.as_ref().map_or(0, revision)));
         if let Some(wait) = self.wait_beyond(now()) {
             let watch = inner.catalog.watch_service(&name);
-            self.until(call, wait, watch.changed_after(self.index))
-                .await;
+            let watch_beside = beside
+                .as_ref()
+                .map(|beside| inner.catalog.watch_service(beside));
+            let changed = async {
+                match &watch_beside {
+                    None => watch.changed_after(self.index).await,
+                    Some(beside) => tokio::select! {
+                        index = watch.changed_after(self.index) => index,
+                        index = beside.changed_after(self.index) => index,
+                    },
+                }
+            };
+            self.until(call, wait, changed).await;
         }
         now()
     }

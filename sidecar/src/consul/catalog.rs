@@ -6,7 +6,10 @@ use std::{
 };
 
 use http::StatusCode;
-use libmesh::catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView};
+use libmesh::{
+    catalog::{Doubtful, InstanceView, NodeView, Select, ServiceView},
+    model::Proxy,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -20,13 +23,16 @@ use super::{
 };
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
+/// What the name of a service of proxies ends in.
+const SIDECAR: &str = "-sidecar-proxy";
+
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .get("/v1/catalog/datacenters", handler(inner, datacenters))
         .get("/v1/catalog/nodes", reading(inner, nodes))
         .get("/v1/catalog/services", reading(inner, services))
         .get("/v1/catalog/service/*name", reading(inner, service))
-        .get("/v1/catalog/connect/*name", reading(inner, nothing))
+        .get("/v1/catalog/connect/*name", reading(inner, connect))
         .get(
             "/v1/catalog/gateway-services/*name",
             reading(inner, gateway_services),
@@ -85,20 +91,32 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    reached(inner, call, Way::Plain).await
+}
+
+async fn connect(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    reached(inner, call, Way::Connect).await
+}
+
+async fn reached(inner: Arc<Inner>, call: Call, way: Way) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
+    let proxies = way.proxies(name);
     let filter = Filter::of(&call, filter::CATALOG_ENTRY)?;
     let blocking = Blocking::of(&call)?;
-    let index = blocking.service(&inner, &call, name).await;
-    let question = Question::of(&call, State::of_service(&inner, name));
+    let index = blocking
+        .service(&inner, &call, name, proxies.as_deref())
+        .await;
+    let state = State::of_service(&inner, name, proxies.as_deref());
+    let question = Question::of(&call, state);
     if let Some(body) = inner.answers.find(&question) {
         return Ok(blocking.kept(index, body));
     }
-    let view = inner.catalog.service(name);
-    let mut chosen: Vec<_> = wanted(&call, view.as_deref(), Select::any()).collect();
+    let views = services_of(&inner, name, proxies.as_deref());
+    let mut chosen: Vec<_> = way.chosen(&call, name, &views, &Select::any()).collect();
     sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
     let list: Vec<_> = chosen
         .into_iter()
-        .map(|instance| render::catalog_entry(instance))
+        .map(|instance| render::catalog_entry(instance, way))
         .collect();
     let reply = blocking.reply(index, &filter.keep(list));
     Ok(inner.answers.keep(question, reply))
@@ -147,11 +165,57 @@ async fn node_services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> 
     Ok(inner.answers.keep(question, reply))
 }
 
-/// Proxies in Consul's own sense: there are none, sidecars of ours are not registered as services.
+/// How a service is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// At the port of each instance.
+    Plain,
+    /// Over mTLS: at the listener of an instance's sidecar, or at one of the proxies that stand in front of the service.
+    Connect,
+}
+
+impl Way {
+    /// The service that proxies of `name` are instances of, by Consul's rule for their names, where they are wanted.
+    pub fn proxies(self, name: &str) -> Option<String> {
+        (self == Self::Connect).then(|| format!("{name}{SIDECAR}"))
+    }
+
+    /// Of the instances that are [`wanted`], those that are reached so.
+    pub fn chosen<'v>(
+        self,
+        call: &Call,
+        name: &str,
+        views: &'v [Arc<ServiceView>],
+        select: &Select,
+    ) -> impl Iterator<Item = &'v Arc<InstanceView>> {
+        let all = views
+            .iter()
+            .flat_map(|view| wanted(call, Some(view), select.clone()));
+        all.filter(move |view| {
+            let instance = &view.instance;
+            let of_it = |proxy: &Arc<Proxy>| proxy.service.as_str() == name;
+            match self {
+                Self::Plain => true,
+                Self::Connect if instance.service.as_str() == name => instance.mesh_port.is_some(),
+                Self::Connect => instance.proxy.as_ref().is_some_and(of_it),
+            }
+        })
+    }
+}
+
+/// What the catalog shows of a service and of its proxies.
+pub fn services_of(inner: &Inner, name: &str, proxies: Option<&str>) -> Vec<Arc<ServiceView>> {
+    let names = std::iter::once(name).chain(proxies);
+    names
+        .filter_map(|name| inner.catalog.service(name))
+        .collect()
+}
+
+/// What gateways lead to: there are none.
 pub async fn nothing(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     let blocking = Blocking::of(&call)?;
-    let index = blocking.service(&inner, &call, name).await;
+    let index = blocking.service(&inner, &call, name, None).await;
     Ok(blocking.reply(index, &[(); 0]))
 }
 

@@ -12,7 +12,7 @@ use super::{
     answers::{Question, State},
     bad_request,
     blocking::Blocking,
-    catalog::{self, has_meta, service_name, wanted},
+    catalog::{self, Way, has_meta, service_name},
     coordinates::sort_near,
     decode::go_bool,
     filter::{self, Filter},
@@ -23,7 +23,7 @@ use crate::http::{Call, Reply, Routes};
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .get("/v1/health/service/*name", reading(inner, service))
-        .get("/v1/health/connect/*name", reading(inner, catalog::nothing))
+        .get("/v1/health/connect/*name", reading(inner, connect))
         .get("/v1/health/ingress/*name", reading(inner, catalog::nothing))
         .get("/v1/health/checks/*name", reading(inner, checks))
         .get("/v1/health/state/*state", reading(inner, state))
@@ -31,7 +31,16 @@ pub fn routes(inner: &Arc<Inner>) -> Routes {
 }
 
 async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    reached(inner, call, Way::Plain).await
+}
+
+async fn connect(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    reached(inner, call, Way::Connect).await
+}
+
+async fn reached(inner: Arc<Inner>, call: Call, way: Way) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
+    let proxies = way.proxies(name);
     let passing = match call.query.get("passing") {
         None => false,
         Some("") => true,
@@ -39,22 +48,25 @@ async fn service(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     };
     let filter = Filter::of(&call, filter::HEALTH_ENTRY)?;
     let blocking = Blocking::of(&call)?;
-    let index = blocking.service(&inner, &call, name).await;
-    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    let index = blocking
+        .service(&inner, &call, name, proxies.as_deref())
+        .await;
+    let state = State::of_service(&inner, name, proxies.as_deref()).with_outputs(&inner);
+    let question = Question::of(&call, state);
     if let Some(body) = inner.answers.find(&question) {
         return Ok(blocking.health_kept(index, body));
     }
-    let view = inner.catalog.service(name);
-    let question = question.about(&inner, view.as_deref());
+    let views = catalog::services_of(&inner, name, proxies.as_deref());
+    let question = question.about(&inner, &views);
     let select = match passing {
         true => Select::passing(),
         false => Select::any(),
     };
-    let mut chosen: Vec<_> = wanted(&call, view.as_deref(), select).collect();
+    let mut chosen: Vec<_> = way.chosen(&call, name, &views, &select).collect();
     sort_near(&inner, &call, &mut chosen, |view| view.node.record.id);
     let list: Vec<_> = chosen
         .into_iter()
-        .map(|instance| render::health_entry(&inner, instance))
+        .map(|instance| render::health_entry(&inner, instance, way))
         .collect();
     let reply = blocking.health_reply(index, &filter.keep(list));
     Ok(inner.answers.keep(question, reply))
@@ -64,14 +76,15 @@ async fn checks(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let name = service_name(&call)?;
     let filter = Filter::of(&call, filter::CHECK)?;
     let blocking = Blocking::of(&call)?;
-    let index = blocking.service(&inner, &call, name).await;
-    let question = Question::of(&call, State::of_service(&inner, name).with_outputs(&inner));
+    let index = blocking.service(&inner, &call, name, None).await;
+    let state = State::of_service(&inner, name, None).with_outputs(&inner);
+    let question = Question::of(&call, state);
     if let Some(body) = inner.answers.find(&question) {
         return Ok(blocking.kept(index, body));
     }
-    let view = inner.catalog.service(name);
-    let question = question.about(&inner, view.as_deref());
-    let mut chosen: Vec<_> = view
+    let views = catalog::services_of(&inner, name, None);
+    let question = question.about(&inner, &views);
+    let mut chosen: Vec<_> = views
         .iter()
         .flat_map(|view| &view.instances)
         .filter(|instance| has_meta(&call, &instance.node))

@@ -10,7 +10,8 @@ use rand::seq::SliceRandom;
 use serde_json::{Value, json};
 
 use super::{
-    Inner, Refused, blocking::Blocking, forwarded::forward, handler, render, stored::query,
+    Inner, Refused, blocking::Blocking, catalog::Way, forwarded::forward, handler, render,
+    stored::query,
 };
 use crate::http::{Call, Reply, Routes, text};
 
@@ -84,7 +85,7 @@ async fn execute(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     }
     let nodes = chosen
         .iter()
-        .map(|instance| render::health_entry(&inner, instance));
+        .map(|instance| render::health_entry(&inner, instance, Way::Plain));
     let nodes: Vec<_> = nodes.collect();
     let answer = with_meta(json!({
         "Service": query.service,

@@ -10,7 +10,7 @@ use libmesh::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Inner, decode::go_format};
+use super::{Inner, catalog::Way, decode::go_format};
 
 type Strings<'a> = BTreeMap<&'a str, Cow<'a, str>>;
 
@@ -50,7 +50,7 @@ pub struct Service<'a> {
     weights: Weights,
     enable_tag_override: bool,
     proxy: Proxy<'a>,
-    connect: Empty,
+    connect: Connect,
     peer_name: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     locality: Option<Locality<'a>>,
@@ -83,6 +83,14 @@ struct Weights {
 
 #[derive(Serialize)]
 struct Empty {}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Connect {
+    /// It speaks mTLS itself, at the port that is shown.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    native: bool,
+}
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -160,7 +168,7 @@ pub struct CatalogEntry<'a> {
     service_socket_path: &'static str,
     service_enable_tag_override: bool,
     service_proxy: Proxy<'a>,
-    service_connect: Empty,
+    service_connect: Connect,
     service_locality: Option<Locality<'a>>,
     create_index: u64,
     modify_index: u64,
@@ -317,6 +325,11 @@ fn own_address(instance: &Instance) -> String {
 
 /// An instance.
 pub fn service(instance: &Instance) -> Service<'_> {
+    service_at(instance, instance.port)
+}
+
+/// The same, reached at a port.
+fn service_at(instance: &Instance, port: u16) -> Service<'_> {
     Service {
         kind: instance.kind.as_str(),
         id: instance.id.as_str(),
@@ -325,16 +338,30 @@ pub fn service(instance: &Instance) -> Service<'_> {
         address: own_address(instance),
         tagged_addresses: tagged_addresses(instance),
         meta: (!instance.meta.is_empty()).then_some(&instance.meta),
-        port: instance.port,
+        port,
         ports: ports(instance),
         weights: weights(instance),
         enable_tag_override: instance.enable_tag_override,
         proxy: proxy(instance),
-        connect: Empty {},
+        connect: connect(instance, port),
         peer_name: "",
         locality: locality(instance),
         create_index: instance.create_stamp,
         modify_index: instance.modify_stamp,
+    }
+}
+
+/// Where an instance is reached.
+fn port(instance: &Instance, way: Way) -> u16 {
+    match way {
+        Way::Plain => instance.port,
+        Way::Connect => instance.mesh_port.unwrap_or(instance.port),
+    }
+}
+
+fn connect(instance: &Instance, port: u16) -> Connect {
+    Connect {
+        native: instance.mesh_port == Some(port),
     }
 }
 
@@ -360,6 +387,9 @@ pub fn agent_service(inner: &Inner, instance: &Instance) -> Value {
     if instance.proxy.is_some() {
         value["Proxy"] = json!(proxy(instance));
     }
+    if instance.mesh_port == Some(instance.port) {
+        value["Connect"] = json!(connect(instance, instance.port));
+    }
     if !instance.ports.is_empty() {
         value["Ports"] = json!(ports(instance));
     }
@@ -370,8 +400,9 @@ pub fn agent_service(inner: &Inner, instance: &Instance) -> Value {
 }
 
 /// An entry of `/v1/catalog/service`.
-pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
+pub fn catalog_entry(view: &InstanceView, way: Way) -> CatalogEntry<'_> {
     let (record, instance) = (&view.node.record, &*view.instance);
+    let port = port(instance, way);
     CatalogEntry {
         id: node_id(record),
         node: record.name.as_str(),
@@ -387,12 +418,12 @@ pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
         service_tagged_addresses: tagged_addresses(instance),
         service_weights: weights(instance),
         service_meta: &instance.meta,
-        service_port: instance.port,
+        service_port: port,
         service_ports: ports(instance),
         service_socket_path: "",
         service_enable_tag_override: instance.enable_tag_override,
         service_proxy: proxy(instance),
-        service_connect: Empty {},
+        service_connect: connect(instance, port),
         service_locality: locality(instance),
         create_index: instance.create_stamp,
         modify_index: instance.modify_stamp,
@@ -400,14 +431,14 @@ pub fn catalog_entry(view: &InstanceView) -> CatalogEntry<'_> {
 }
 
 /// An entry of `/v1/health/service`.
-pub fn health_entry<'a>(inner: &Inner, view: &'a InstanceView) -> HealthEntry<'a> {
+pub fn health_entry<'a>(inner: &Inner, view: &'a InstanceView, way: Way) -> HealthEntry<'a> {
     let own = view.checks.iter().map(|record| {
         let instance = record.service.is_some().then_some(&*view.instance);
         check(inner, &view.node, record, instance)
     });
     HealthEntry {
         node: node(&view.node),
-        service: service(&view.instance),
+        service: service_at(&view.instance, port(&view.instance, way)),
         checks: member_check(&view.node).into_iter().chain(own).collect(),
     }
 }

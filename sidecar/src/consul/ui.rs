@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Inner, Refused, bad_request,
     blocking::Blocking,
-    catalog,
+    catalog::{self, Way},
     filter::{self, Filter},
     reading, render,
 };
@@ -49,7 +49,7 @@ async fn services(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
     let nodes = nodes.iter().filter(|node| catalog::has_meta(&call, node));
     let instances: Vec<_> = nodes
         .flat_map(|node| inner.catalog.instances_on(&node.record.id))
-        .filter(|view| filter.passes(&render::health_entry(&inner, view)))
+        .filter(|view| filter.passes(&render::health_entry(&inner, view, Way::Plain)))
         .collect();
     let mut all: BTreeMap<&str, Summary<'_>> = BTreeMap::new();
     let mut proxied = BTreeSet::new();

@@ -53,10 +53,6 @@ const OTHER: &[(&str, &str)] = &[
 /// What Consul has and we have not, and why.
 const ABSENT: &[(&str, &str)] = &[
     ("/v1/agent/metrics/stream", "ask again"),
-    (
-        "/v1/connect/intentions/:id",
-        "since Consul 1.9 intentions go by their names: `exact`",
-    ),
     ("/v1/exported-services", "no peering"),
     ("/v1/imported-services", "no peering"),
     ("/v1/peering…", "no peering"),

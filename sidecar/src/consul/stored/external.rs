@@ -1,89 +1,34 @@
-//! `/v1/catalog/register` and `/v1/catalog/deregister`: nodes that run no agent, with their services and checks. Kept as
-//! pairs `external/<node>`; the server speaks for them in the catalog.
+//! `/v1/catalog/register` and `/v1/catalog/deregister`: nodes that run no agent, with their services and checks, each a
+//! pair of its own ([`kept`]); the server speaks for them in the catalog.
+//!
+//! A registration reads the node and what it names, commits what differs, and tells the mesh of just that: its cost does
+//! not grow with what else the node has. Those that come together share a commit and a message to the mesh.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+mod draft;
+pub mod kept;
+
+use std::sync::Arc;
 
 use http::StatusCode;
 use libmesh::{
     catalog::Catalog,
     identity::BoxFuture,
-    model::{
-        CheckRecord, Datacenter, External as NotMember, Health, Instance, InstanceId, NodeId,
-        NodeName, NodeRecord,
-    },
+    model::{CheckRecord, Health, Instance, InstanceId, NodeName},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
-use vault_kv::KvOp;
-use zeroize::Zeroizing;
 
-use super::{Opener, Pairs, Scope, StoreError};
+pub(super) use draft::Draft;
+use kept::{Described, Part};
+
+use super::{Opener, Pairs, StoreError, pairs::TxnError};
 use crate::{
     consul::{Refused, agent_services, bad_request, decode::Fields, server_error},
     http::{BoxFuture as Handling, Call, Reply, Routes},
 };
 
-/// Where external nodes are kept.
-pub const PREFIX: &str = "external/";
-
 /// How often a change is tried again that somebody else's came before.
 pub(super) const ATTEMPTS: usize = 16;
-
-/// An external node's value in the store.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct External {
-    /// Where it is.
-    pub address: IpAddr,
-    /// The id it was registered with.
-    pub uuid: Option<Uuid>,
-    /// Its metadata.
-    pub meta: BTreeMap<String, String>,
-    /// Further addresses, by name.
-    pub tagged_addresses: BTreeMap<String, String>,
-    /// Its instances, by id.
-    pub services: BTreeMap<String, Instance>,
-    /// Its checks, by id.
-    pub checks: BTreeMap<String, CheckRecord>,
-}
-
-impl External {
-    /// What is said of the node itself.
-    pub fn record(&self, id: NodeId, name: &NodeName, datacenter: &Datacenter) -> NodeRecord {
-        fn shared(pairs: &BTreeMap<String, String>) -> BTreeMap<Arc<str>, Arc<str>> {
-            let pairs = pairs.iter();
-            pairs
-                .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
-                .collect()
-        }
-        NodeRecord {
-            datacenter: datacenter.clone(),
-            meta: shared(&self.meta),
-            version: "".into(),
-            external: Some(Box::new(NotMember {
-                uuid: self.uuid.map(|uuid| *uuid.as_bytes()),
-                tagged_addresses: shared(&self.tagged_addresses),
-            })),
-            ..NodeRecord::new(id, name.clone(), self.address, 0)
-        }
-    }
-}
-
-impl External {
-    /// Whether the catalog would take it: what it would refuse must not be kept.
-    pub(super) fn validate(&self, name: &NodeName) -> Result<(), Refused> {
-        let record = self.record(NodeId([0; 16]), name, &Datacenter::default());
-        let valid = record.validate();
-        valid.map_err(|error| bad_request(format!("Invalid node: {error}")))
-    }
-
-    /// Takes an instance and its checks away.
-    pub(super) fn remove_service(&mut self, id: &str) {
-        self.services.remove(id);
-        let of_it = |check: &CheckRecord| check.service.as_ref().is_some_and(|it| *it == id);
-        self.checks.retain(|_, check| !of_it(check));
-    }
-}
 
 /// Makes what is kept of external nodes known to the mesh.
 pub trait Publisher: Send + Sync + 'static {
@@ -96,8 +41,12 @@ pub trait Publisher: Send + Sync + 'static {
     /// The catalog that shows them, once this server is a node.
     fn catalog(&self) -> Option<Catalog>;
 
-    /// Tells the mesh what is kept of a node, or that it is gone. Returns when this server's catalog shows it.
-    fn publish<'a>(&'a self, name: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Tells the mesh what is now kept of parts of a node. Returns when this server's catalog shows it.
+    fn publish<'a>(
+        &'a self,
+        name: &'a NodeName,
+        parts: Vec<Part>,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
 /// The routes. `open` opens the pairs in which the nodes are kept.
@@ -119,8 +68,16 @@ where
     let (open, publisher) = (Arc::clone(open), Arc::clone(publisher));
     move |call| {
         let answer = run(open(&call), Arc::clone(&publisher), call);
-        Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
+        Box::pin(async move { to_its_end(answer).await.unwrap_or_else(Reply::from) })
     }
+}
+
+/// Goes on when the client goes: what is committed has to be told.
+pub(super) async fn to_its_end(
+    work: impl Future<Output = Result<Reply, Refused>> + Send + 'static,
+) -> Result<Reply, Refused> {
+    let ended = tokio::spawn(work).await;
+    ended.unwrap_or_else(|_| Err(server_error("the registration ended abnormally")))
 }
 
 /// What a registration asks for.
@@ -132,14 +89,6 @@ pub(super) struct Registration {
     checks: Vec<CheckRecord>,
 }
 
-/// What is said of a node itself.
-pub(super) struct Described {
-    address: IpAddr,
-    uuid: Option<Uuid>,
-    meta: BTreeMap<String, String>,
-    tagged_addresses: BTreeMap<String, String>,
-}
-
 async fn register(
     pairs: Pairs,
     publisher: Arc<dyn Publisher>,
@@ -147,54 +96,30 @@ async fn register(
 ) -> Result<Reply, Refused> {
     let asked = parse(Fields::parse(call.body())?)?;
     publisher.may_be_external(&asked.node)?;
-    change(&pairs, &asked.node, |known| {
-        let mut node = match (known, &asked.described) {
-            (known, Some(described)) => described.of(known),
-            (Some(known), None) => known,
-            (None, None) => {
-                return Err(server_error(
-                    "Must provide address if SkipNodeUpdate is not set",
-                ));
-            }
-        };
+    change(&pairs, &*publisher, &asked.node, |draft| {
+        if let Some(described) = &asked.described
+            && draft.node() != Some(described)
+        {
+            draft.describe(described)?;
+        }
+        let exists = draft.node().is_some();
+        if !exists || (asked.service.is_none() && asked.checks.is_empty()) {
+            draft.need_node()?;
+        }
+        if !exists {
+            return Err(server_error(
+                "Must provide address if SkipNodeUpdate is not set",
+            ));
+        }
         if let Some(service) = &asked.service {
-            node.services
-                .insert(service.id.to_string(), service.clone());
+            draft.put_service(service)?;
         }
         for check in &asked.checks {
-            if let Some(service) = &check.service
-                && !node.services.contains_key(service.as_str())
-            {
-                return Err(server_error(format!(
-                    "Unknown service ID '{service}' for check ID '{}'",
-                    check.id
-                )));
-            }
-            node.checks.insert(check.id.to_string(), check.clone());
+            draft.put_check(check)?;
         }
-        node.validate(&asked.node)?;
-        Ok(Some(node))
+        Ok(())
     })
-    .await?;
-    publisher.publish(&asked.node).await?;
-    Ok(yes())
-}
-
-impl Described {
-    /// The node, so described, with the instances and checks that it has.
-    pub(super) fn of(&self, known: Option<External>) -> External {
-        let (services, checks) = known
-            .map(|known| (known.services, known.checks))
-            .unwrap_or_default();
-        External {
-            address: self.address,
-            uuid: self.uuid,
-            meta: self.meta.clone(),
-            tagged_addresses: self.tagged_addresses.clone(),
-            services,
-            checks,
-        }
-    }
+    .await
 }
 
 async fn deregister(
@@ -215,72 +140,44 @@ async fn deregister(
     let Ok(node) = NodeName::parse(&node) else {
         return Ok(yes());
     };
-    change(&pairs, &node, |known| {
-        let Some(mut node) = known else {
-            return Ok(None);
-        };
+    change(&pairs, &*publisher, &node, |draft| {
         if !service.is_empty() {
-            node.remove_service(&service);
+            draft.remove_service(&service)
         } else if !check.is_empty() {
-            node.checks.remove(&check);
+            draft.remove_check(&check)
         } else {
-            return Ok(None);
+            draft.remove()
         }
-        Ok(Some(node))
     })
-    .await?;
-    publisher.publish(&node).await?;
-    Ok(yes())
+    .await
 }
 
-/// Changes what is kept of a node; `None` from `decide`: nothing is, from then on.
+/// Changes what is kept of a node, as `decide` says, and tells the mesh.
 async fn change(
     pairs: &Pairs,
+    publisher: &dyn Publisher,
     node: &NodeName,
-    decide: impl Fn(Option<External>) -> Result<Option<External>, Refused>,
-) -> Result<(), Refused> {
+    decide: impl Fn(&mut Draft<'_>) -> Result<(), Refused>,
+) -> Result<Reply, Refused> {
     for _ in 0..ATTEMPTS {
-        let (known, index) = kept(pairs, node)?;
-        let wanted = decide(known.clone())?;
-        if wanted == known {
-            return Ok(());
+        let mut draft = Draft::open(pairs, node)?;
+        decide(&mut draft)?;
+        let changes = draft.changes();
+        if changes.parts.is_empty() {
+            return Ok(yes());
         }
-        if pairs.change(to_keep(node, wanted.as_ref(), index)).await? {
-            return Ok(());
+        match pairs.apply_for(changes.needs, changes.ops).await {
+            Ok(_) => {}
+            // Somebody else's change came before: what is there now may allow another outcome.
+            Err(TxnError::Refused(_)) => continue,
+            Err(TxnError::Store(error)) => return Err(error.into()),
         }
+        publisher.publish(node, changes.parts).await?;
+        return Ok(yes());
     }
     Err(server_error(format!(
         "node {node} is changed by too many at once"
     )))
-}
-
-/// What is kept of a node, and the ledger index of that; 0 for nothing.
-pub(super) fn kept(pairs: &Pairs, node: &NodeName) -> Result<(Option<External>, u64), Refused> {
-    let (found, _) = pairs.read(Scope::Key(&format!("{PREFIX}{node}")))?;
-    let Some(pair) = found.first() else {
-        return Ok((None, 0));
-    };
-    let known = serde_json::from_slice(&pair.value).map_err(|error| {
-        server_error(format!(
-            "what is kept of node {node} is not readable: {error}"
-        ))
-    })?;
-    Ok((Some(known), pair.modified))
-}
-
-/// The operation that keeps `wanted` of a node, if what is kept is still that of `index`.
-pub(super) fn to_keep(node: &NodeName, wanted: Option<&External>, index: u64) -> KvOp {
-    let (key, cas) = (format!("{PREFIX}{node}"), Some(index));
-    match wanted {
-        Some(wanted) => KvOp::Set {
-            key,
-            value: Zeroizing::new(serde_json::to_vec(wanted).expect("plain data encodes")),
-            flags: 0,
-            cas,
-            ttl: None,
-        },
-        None => KvOp::Delete { key, cas },
-    }
 }
 
 pub(super) fn parse(mut fields: Fields) -> Result<Registration, Refused> {

@@ -119,27 +119,49 @@ impl Pairs {
         Ok(move |key: &str| reads(&format!("{path}{key}")))
     }
 
-    /// Carries out operations together. Each that changes something has its own line in the audit log.
+    /// Carries out operations together. Each that changes something has its own line in the audit log. What was read is told
+    /// as [`sees`](Self::sees) allows.
     pub async fn apply(&self, ops: Vec<KvOp>) -> Result<Vec<Applied>, TxnError> {
         let mut actor = None;
         for op in &ops {
             actor = self.permits(op)?.or(actor);
         }
-        let mut lines = Vec::new();
-        let mut paths = Vec::new();
-        for op in &ops {
-            let (capability, _) = needs(op);
-            if capability != Capability::Read {
-                let path = self.of(op.key());
-                lines.push(self.asker.attend(capability, &path).await?);
-                paths.push(path);
-            }
+        let changes = ops.iter().map(|op| (needs(op).0, self.of(op.key())));
+        let changes = changes.filter(|(capability, _)| *capability != Capability::Read);
+        let changes = changes.collect();
+        self.carry_out(actor.unwrap_or_default(), changes, ops)
+            .await
+    }
+
+    /// The same for operations that need these rights, whatever their keys.
+    pub async fn apply_for(
+        &self,
+        rights: Vec<(Capability, String)>,
+        ops: Vec<KvOp>,
+    ) -> Result<Vec<Applied>, TxnError> {
+        let mut actor = String::new();
+        for (capability, path) in &rights {
+            actor = self.asker.authorize(*capability, path)?;
         }
+        self.carry_out(actor, rights, ops).await
+    }
+
+    /// Makes operations durable that were authorized, between the lines of the rights that are used for it.
+    async fn carry_out(
+        &self,
+        actor: String,
+        rights: Vec<(Capability, String)>,
+        ops: Vec<KvOp>,
+    ) -> Result<Vec<Applied>, TxnError> {
+        let mut lines = Vec::with_capacity(rights.len());
+        for (capability, path) in rights {
+            lines.push(self.asker.attend(capability, &path).await?);
+        }
+        let changes = ops.iter().filter(|op| needs(op).0 != Capability::Read);
+        let operation = format!("{} txn", self.noun);
         let meta = Meta {
-            keys: paths,
-            ..self
-                .asker
-                .meta(actor.unwrap_or_default(), "kv txn", String::new())
+            keys: changes.map(|op| self.of(op.key())).collect(),
+            ..self.asker.meta(actor, &operation, String::new())
         };
         let applied = self.kv.apply(meta, ops).await;
         let failed = match &applied {

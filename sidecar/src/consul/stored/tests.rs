@@ -25,7 +25,11 @@ impl external::Publisher for Nobody {
         None
     }
 
-    fn publish<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn publish<'a>(
+        &'a self,
+        _: &'a NodeName,
+        _: Vec<external::kept::Part>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
 }
@@ -294,6 +298,91 @@ async fn an_answer_shows_all_that_its_index_says() {
     }
     server.put("/v1/kv/a/one?flags=1", "").await;
     assert!(reader.await.unwrap() > 100);
+}
+
+/// In the manner of before Consul 1.9, which `consul intention create` still has; answers as Consul 1.16 gives them.
+#[tokio::test]
+async fn intentions_with_an_id_are_made_changed_and_removed_by_it() {
+    let server = server().await;
+    let all = "/v1/connect/intentions";
+    let web = r#"{"SourceName": "web", "DestinationName": "db", "Action": "allow"}"#;
+    let made = server.ask("POST", all, web).await.json();
+    let id = made["ID"].as_str().unwrap();
+    let one = format!("{all}/{id}");
+    let got = server.get(&one).await.json();
+    assert_eq!(
+        (&got["ID"], &got["SourceName"]),
+        (&json!(id), &json!("web"))
+    );
+    assert_eq!(server.get(all).await.json()[0]["ID"], json!(id));
+    let nobody = format!("{all}/11111111-2222-3333-4444-555555555555");
+    for (method, path, body, status, text) in [
+        (
+            "POST",
+            all,
+            web,
+            500,
+            "Sources[1] defines \"web\" more than once",
+        ),
+        (
+            "POST",
+            all,
+            r#"{"ID": "x", "SourceName": "a", "DestinationName": "db", "Action": "allow"}"#,
+            500,
+            "ID must be empty when creating a new intention",
+        ),
+        (
+            "POST",
+            all,
+            r#"{"DestinationName": "db", "Action": "allow"}"#,
+            500,
+            "SourceName must be set",
+        ),
+        ("GET", &nobody, "", 404, "Intention not found"),
+        (
+            "GET",
+            "/v1/connect/intentions/nope",
+            "",
+            400,
+            "failed config entry lookup: index error: UUID must be 36 characters",
+        ),
+        (
+            "PUT",
+            &nobody,
+            web,
+            500,
+            "Cannot modify non-existent intention: '11111111-2222-3333-4444-555555555555'",
+        ),
+        (
+            "PUT",
+            &one,
+            r#"{"SourceName": "web", "DestinationName": "other", "Action": "deny"}"#,
+            500,
+            "Cannot modify Destination partition/namespace/name for an intention once it exists.",
+        ),
+        (
+            "DELETE",
+            &nobody,
+            "",
+            500,
+            "Cannot delete non-existent intention: '11111111-2222-3333-4444-555555555555'",
+        ),
+    ] {
+        let answer = server.ask(method, path, body).await;
+        assert_eq!(
+            (answer.status, &*answer.text),
+            (status, text),
+            "{method} {path}"
+        );
+    }
+    let api =
+        r#"{"SourceName": "api", "DestinationName": "db", "Action": "deny", "Description": "d"}"#;
+    assert_eq!(server.ask("PUT", &one, api).await.json(), made);
+    let list = server.get(all).await.json();
+    let shown = (&list[0]["SourceName"], &list[0]["Action"], &list[1]);
+    assert_eq!(shown, (&json!("api"), &json!("deny"), &Value::Null));
+    assert_eq!(server.ask("DELETE", &one, "").await.text, "true");
+    assert_eq!(server.get(all).await.json(), json!([]));
 }
 
 #[tokio::test]

@@ -10,7 +10,10 @@ use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Opener, Pairs, external::Publisher};
+use super::{
+    Opener, Pairs,
+    external::{self, Publisher},
+};
 use crate::{
     consul::{MAX_VALUE, Refused, bad_request},
     http::{BoxFuture, Call, Reply, Routes, json},
@@ -19,15 +22,15 @@ use crate::{
 /// Operations of a transaction at most.
 const MAX_OPS: usize = 128;
 
-/// The routes: `kv` opens the keys, `external` the pairs in which the nodes are kept.
-pub fn routes(kv: &Opener, external: &Opener, publisher: &Arc<dyn Publisher>) -> Routes {
-    let (kv, external) = (Arc::clone(kv), Arc::clone(external));
+/// The routes: `kv` opens the keys, `nodes` the pairs in which the nodes are kept.
+pub fn routes(kv: &Opener, nodes: &Opener, publisher: &Arc<dyn Publisher>) -> Routes {
+    let (kv, nodes) = (Arc::clone(kv), Arc::clone(nodes));
     let publisher = Arc::clone(publisher);
     Routes::new().on(
         Method::PUT,
         "/v1/txn",
         move |call: Call| -> BoxFuture<Reply> {
-            let (keys, nodes) = (kv(&call), external(&call));
+            let (keys, nodes) = (kv(&call), nodes(&call));
             let publisher = Arc::clone(&publisher);
             Box::pin(async move {
                 let answer = txn(keys, nodes, publisher, &call).await;
@@ -123,7 +126,7 @@ async fn txn(
     if of_keys == ops.len() {
         keys::txn(&keys, ops).await
     } else if of_keys == 0 {
-        nodes::txn(&nodes, &*publisher, ops).await
+        external::to_its_end(async move { nodes::txn(&nodes, &*publisher, ops).await }).await
     } else {
         Err(bad_request(
             "KV operations and those on nodes, services and checks do not go into one transaction: they are kept apart, \

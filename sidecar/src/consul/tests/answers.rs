@@ -137,7 +137,7 @@ async fn what_a_check_printed_is_shown_at_once_though_no_revision_tells_of_it() 
     get(&api, "/v1/health/service/b").await;
     ask(&api, "PUT", "/v1/agent/check/pass/c?note=third", "").await;
     let inner = &api.inner;
-    let state = State::of_service(inner, "b").with_outputs(inner);
+    let state = State::of_service(inner, "b", None).with_outputs(inner);
     assert!(inner.answers.find(&Question::of(&call(), state)).is_some());
 }
 
@@ -157,7 +157,7 @@ async fn all_who_ask_the_same_share_one_answer() {
     register(&api, json!({"ID": "a", "Name": "a"})).await;
     let inner = &api.inner;
     let asked = |path: &str| {
-        let state = State::of_service(inner, "a").with_outputs(inner);
+        let state = State::of_service(inner, "a", None).with_outputs(inner);
         inner.answers.find(&Question::of(&call(path), state))
     };
     assert!(asked("/v1/health/service/a").is_none());

@@ -172,13 +172,108 @@ async fn registrations_that_consul_refuses_are_refused_in_its_words() {
             "Invalid check: Interval and TTL cannot both be specified",
         ),
         (
-            r#"{"Name": "x", "Connect": {"SidecarService": {}}}"#,
+            r#"{"Name": "x", "Connect": {"SidecarService": {"Proxy": {"Upstreams": [{}]}}}}"#,
             400,
-            "Connect is not supported by this version of mesh",
+            "Upstreams is not supported by this version of mesh",
+        ),
+        (
+            r#"{"Name": "x", "Connect": {"SidecarService": {"Port": 20000}}}"#,
+            400,
+            "Request decode failed: json: unknown field \"Port\"",
+        ),
+        (
+            r#"{"Name": "x", "Connect": {"Native": true}}"#,
+            400,
+            "Invalid service: Connect.Native needs a Port: where it speaks mTLS",
         ),
     ] {
         let answer = ask(&api, "PUT", "/v1/agent/service/register", body).await;
         assert_eq!((answer.status, &*answer.text), (status, words), "{body}");
     }
     assert_eq!(get(&api, "/v1/agent/services").await.text, "{}");
+}
+
+#[tokio::test]
+async fn what_speaks_mtls_is_found_with_the_port_where_it_does() {
+    let api = api();
+    let paths = ["/v1/health/connect/web", "/v1/catalog/connect/web"];
+    for path in paths {
+        assert_eq!(get(&api, path).await.text, "[]");
+    }
+    // Nothing but a wish for a sidecar: none is there yet.
+    register(
+        &api,
+        json!({"ID": "web1", "Name": "web", "Port": 80, "Connect": {"SidecarService": {}}}),
+    )
+    .await;
+    let first = get(&api, paths[0]).await;
+    assert_eq!(first.text, "[]");
+    let proxy = json!({"Name": "web-sidecar-proxy", "ID": "p", "Port": 20001, "Kind": "connect-proxy",
+        "Proxy": {"DestinationServiceName": "web"}});
+    let other = json!({"Name": "web-sidecar-proxy", "ID": "q", "Port": 20002, "Kind": "connect-proxy",
+        "Proxy": {"DestinationServiceName": "other"}});
+    let native = json!({"ID": "web2", "Name": "web", "Port": 81, "Connect": {"Native": true}});
+    // Whoever waits hears of proxies as of instances.
+    let mut index = first.index();
+    for service in [&proxy, &native] {
+        let waiting = tokio::spawn({
+            let (api, path) = (api.clone(), format!("{}?index={index}&wait=60s", paths[0]));
+            async move { get(&api, &path).await }
+        });
+        register(&api, service.clone()).await;
+        let seen = timeout(Duration::from_secs(10), waiting).await.unwrap();
+        let seen = seen.unwrap();
+        assert!(seen.index() > index);
+        index = seen.index();
+    }
+    register(&api, other).await;
+    // A sidecar of ours at the first instance.
+    let id = InstanceId::parse("web1").unwrap();
+    let local = api.inner.catalog.local();
+    let mut attached = Instance::clone(&api.inner.own_service(&id).unwrap());
+    attached.mesh_port = Some(21_000);
+    local.put_service(attached).unwrap();
+
+    let health = get(&api, paths[0]).await.json();
+    let found = health.as_array().unwrap().iter();
+    let mut found: Vec<_> = found
+        .map(|it| {
+            let service = &it["Service"];
+            let native = service["Connect"]["Native"] == true;
+            (service["ID"].to_string(), service["Port"].as_u64(), native)
+        })
+        .collect();
+    found.sort();
+    let expected = [
+        ("\"p\"".to_owned(), Some(20_001), false),
+        ("\"web1\"".to_owned(), Some(21_000), true),
+        ("\"web2\"".to_owned(), Some(81), true),
+    ];
+    assert_eq!(found, expected);
+    let catalog = get(&api, paths[1]).await.json();
+    let native = json!({"Native": true});
+    let ports = catalog.as_array().unwrap().iter();
+    let ports: Vec<_> = ports
+        .filter(|it| it["ServiceConnect"] == native)
+        .map(|it| it["ServicePort"].as_u64())
+        .collect();
+    assert_eq!(ports.len(), 2, "{catalog}");
+    assert!(ports.contains(&Some(21_000)) && ports.contains(&Some(81)));
+    // In plain sight each is where it was.
+    let plain = get(&api, "/v1/health/service/web").await.json();
+    let shown = plain.as_array().unwrap().iter();
+    let shown: Vec<_> = shown
+        .map(|it| {
+            (
+                it["Service"]["Port"].as_u64(),
+                it["Service"]["Connect"].clone(),
+            )
+        })
+        .collect();
+    assert!(shown.contains(&(Some(80), json!({}))) && shown.contains(&(Some(81), native.clone())));
+    let own = get(&api, "/v1/agent/services").await.json();
+    assert_eq!(
+        (&own["web2"]["Connect"], &own["web1"]["Connect"]),
+        (&native, &Value::Null)
+    );
 }

@@ -3,7 +3,10 @@
 //! Indexes of services and checks are those that the catalog shows everywhere. A node's differs from agent to agent, so
 //! `cas` and `delete-cas` of nodes are refused.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use libmesh::{
     catalog::{Catalog, InstanceView, NodeView},
@@ -14,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         Pairs,
-        external::{self, Described, External, Publisher},
+        external::{self, Draft, Publisher, kept::Described},
         pairs::TxnError,
     },
     Failed, Kind, Op, Read, applied, refused, unreadable,
@@ -47,8 +50,8 @@ struct Wanted {
     verb: Verb,
 }
 
-/// Nodes as they would be, with the index of what they were made of.
-type Changed = BTreeMap<NodeName, (Option<External>, Option<External>, u64)>;
+/// Nodes as they would be.
+type Changed<'a> = BTreeMap<&'a NodeName, Draft<'a>>;
 
 pub async fn txn(pairs: &Pairs, publisher: &dyn Publisher, ops: Vec<Op>) -> Result<Reply, Refused> {
     let mut wanted = Vec::with_capacity(ops.len());
@@ -73,20 +76,24 @@ pub async fn txn(pairs: &Pairs, publisher: &dyn Publisher, ops: Vec<Op>) -> Resu
             Ok(changed) => changed,
             Err(failed) => return Ok(refused(failed, read())),
         };
-        let ops = changed
-            .iter()
-            .filter(|(_, (was, is, _))| was != is)
-            .map(|(node, (_, is, index))| external::to_keep(node, is.as_ref(), *index))
-            .collect::<Vec<_>>();
-        if !ops.is_empty() {
-            match pairs.apply(ops).await {
+        let (mut ops, mut rights, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for (node, draft) in changed {
+            let changes = draft.changes();
+            ops.extend(changes.ops);
+            rights.extend(changes.needs);
+            if !changes.parts.is_empty() {
+                parts.push((node, changes.parts));
+            }
+        }
+        if !parts.is_empty() {
+            match pairs.apply_for(rights, ops).await {
                 Ok(_) => {}
                 // Somebody else's change came before: what is there now may allow another outcome.
                 Err(TxnError::Refused(_)) => continue,
                 Err(TxnError::Store(error)) => return Err(error.into()),
             }
-            for node in changed.keys() {
-                publisher.publish(node).await?;
+            for (node, parts) in parts {
+                publisher.publish(node, parts).await?;
             }
         }
         let results = wanted.iter().filter_map(|op| op.show(&catalog));
@@ -180,23 +187,22 @@ fn operation(kind: Kind, fields: &Map<String, Value>) -> Result<Result<Wanted, S
 }
 
 /// What the nodes would be; or what does not apply.
-fn carry_out(
-    pairs: &Pairs,
+fn carry_out<'a>(
+    pairs: &'a Pairs,
     publisher: &dyn Publisher,
     catalog: &Catalog,
-    wanted: &[Wanted],
-) -> Result<Result<Changed, Vec<Failed>>, Refused> {
+    wanted: &'a [Wanted],
+) -> Result<Result<Changed<'a>, Vec<Failed>>, Refused> {
     let mut changed = Changed::new();
     let mut failed = Vec::new();
     for (op_index, op) in wanted.iter().enumerate() {
         let outcome = match op.verb {
             Verb::Get => op.found(catalog),
             _ => {
-                if !changed.contains_key(&op.node) {
-                    let (kept, index) = external::kept(pairs, &op.node)?;
-                    changed.insert(op.node.clone(), (kept.clone(), kept, index));
-                }
-                let (_, node, _) = changed.get_mut(&op.node).expect("it was just put there");
+                let node = match changed.entry(&op.node) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => new.insert(Draft::open(pairs, &op.node)?),
+                };
                 let allowed = publisher.may_be_external(&op.node);
                 allowed
                     .map_err(|error| error.to_string())
@@ -268,9 +274,10 @@ impl Wanted {
     }
 
     /// Changes what is kept of the node.
-    fn change(&self, node: &mut Option<External>, catalog: &Catalog) -> Result<(), String> {
+    fn change(&self, node: &mut Draft<'_>, catalog: &Catalog) -> Result<(), String> {
+        let said = |refused: Refused| refused.to_string();
         if let Verb::Cas(index) | Verb::DeleteCas(index) = self.verb
-            && !self.is_at(index, node.as_ref(), catalog)
+            && !self.is_at(index, node, catalog).map_err(said)?
         {
             let verb = match self.verb {
                 Verb::Cas(_) => "set",
@@ -278,77 +285,54 @@ impl Wanted {
             };
             return Err(format!("failed to {verb} {}, index is stale", self.name()));
         }
-        let missing = || "Missing node registration".to_owned();
-        match &self.object {
-            Object::Node(Some(described)) => {
-                let described = described.of(node.take());
-                let valid = described.validate(&self.node);
-                *node = Some(described);
-                valid.map_err(|refused| refused.to_string())?;
+        let there = node.node().is_some();
+        let changed = match &self.object {
+            Object::Node(Some(described)) => node.describe(described),
+            Object::Node(None) => node.remove(),
+            Object::Service(_, Some(_)) | Object::Check(_, Some(_)) if !there => {
+                node.need_node().map_err(said)?;
+                return Err("Missing node registration".to_owned());
             }
-            Object::Node(None) => *node = None,
-            Object::Service(id, Some(instance)) => {
-                let node = node.as_mut().ok_or_else(missing)?;
-                node.services.insert(id.clone(), Instance::clone(instance));
-            }
-            Object::Check(id, Some(check)) => {
-                let node = node.as_mut().ok_or_else(missing)?;
-                let known = |id: &str| node.services.contains_key(id);
-                if check.service.as_ref().is_some_and(|id| !known(id.as_str())) {
+            Object::Service(_, Some(instance)) => node.put_service(instance),
+            Object::Check(_, Some(check)) => {
+                if let Some(service) = &check.service
+                    && node.service(service.as_str()).map_err(said)?.is_none()
+                {
+                    node.need_node().map_err(said)?;
                     return Err("Missing service registration".to_owned());
                 }
-                node.checks.insert(id.clone(), CheckRecord::clone(check));
+                node.put_check(check)
             }
-            Object::Service(id, None) => {
-                if let Some(node) = node {
-                    node.remove_service(id);
-                }
-            }
-            Object::Check(id, None) => {
-                if let Some(node) = node {
-                    node.checks.remove(id);
-                }
-            }
-        }
-        Ok(())
+            Object::Service(id, None) => node.remove_service(id),
+            Object::Check(id, None) => node.remove_check(id),
+        };
+        changed.map_err(said)
     }
 
     /// Whether the object is the one that the catalog shows with this index: what is kept may be newer.
-    fn is_at(&self, index: u64, node: Option<&External>, catalog: &Catalog) -> bool {
+    fn is_at(&self, index: u64, node: &mut Draft<'_>, catalog: &Catalog) -> Result<bool, Refused> {
         let seen = Seen::of(catalog, &self.node);
-        match &self.object {
+        Ok(match &self.object {
             Object::Node(_) => false,
             Object::Service(id, _) => {
-                let kept = node.and_then(|node| node.services.get(id));
                 let shown = seen.as_ref().and_then(|seen| seen.service(id));
-                match (kept, shown) {
-                    (Some(kept), Some(shown)) => {
-                        let (created, modified) = (kept.create_stamp, kept.modify_stamp);
-                        let shown_at = shown.modify_stamp;
-                        let mut shown = shown.clone();
-                        (shown.create_stamp, shown.modify_stamp) = (created, modified);
-                        shown_at == index && shown == *kept
-                    }
+                match (node.service(id)?, shown) {
+                    (Some(kept), Some(shown)) => shown.modify_stamp == index && shown.same_as(kept),
                     (None, _) => index == 0,
                     (Some(_), None) => false,
                 }
             }
             Object::Check(id, _) => {
-                let kept = node.and_then(|node| node.checks.get(id));
                 let shown = seen.as_ref().and_then(|seen| seen.check(id));
-                match (kept, shown) {
+                match (node.check(id)?, shown) {
                     (Some(kept), Some((shown, _))) => {
-                        let shown_at = shown.modify_stamp;
-                        let mut shown = shown.clone();
-                        shown.create_stamp = kept.create_stamp;
-                        shown.modify_stamp = kept.modify_stamp;
-                        shown_at == index && shown == *kept
+                        shown.modify_stamp == index && shown.same_as(kept)
                     }
                     (None, _) => index == 0,
                     (Some(_), None) => false,
                 }
             }
-        }
+        })
     }
 
     /// What the answer says of it; nothing of what was taken away.
