@@ -22,7 +22,8 @@ use libmesh::model::{Datacenter, Instance, NodeId, NodeName, ServiceName};
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result {
-    for (target, name, bytes) in vault_kv::fuzz::seeds() {
+    let seeds = vault_kv::fuzz::seeds().into_iter();
+    for (target, name, bytes) in seeds.chain(sidecar::fuzz::seeds()) {
         save(target, name, &bytes)?;
     }
     catalog()?;

@@ -25,7 +25,7 @@ mod coordinates;
 pub(crate) mod decode;
 pub mod definitions;
 mod encoding;
-mod events;
+pub(crate) mod events;
 pub(crate) mod filter;
 mod forwarded;
 mod health;

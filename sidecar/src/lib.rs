@@ -12,6 +12,8 @@ pub mod config;
 pub mod consul;
 mod demo;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod http;
 mod ports;
 pub mod proxy;

@@ -11,7 +11,7 @@ mod clients;
 mod events;
 mod external;
 mod outbound;
-mod own_routes;
+pub(crate) mod own_routes;
 mod records;
 mod rpc;
 mod sessions;

@@ -82,6 +82,17 @@ pub struct Links {
     pub identities: Vec<Identity>,
 }
 
+/// What there are lists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum List {
+    /// Tokens that were made here.
+    Tokens,
+    /// Policies.
+    Policies,
+    /// Roles.
+    Roles,
+}
+
 /// What a token is to be.
 #[derive(Default)]
 pub struct TokenSpec {

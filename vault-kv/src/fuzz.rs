@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     barrier::{self, Barrier, NONCE, Randomness, SecretKey},
+    hcl,
     policy::{Policy, PolicyName},
     request::{Caller, Remote, Request, Via},
     seal::shares,
@@ -16,6 +17,27 @@ use crate::{
 /// The text of a policy, HCL or JSON. Whether it is one.
 pub fn policy(text: &str) -> bool {
     PolicyName::parse("fuzz").is_ok_and(|name| Policy::parse(name, text).is_ok())
+}
+
+/// A document in HCL. Whether it is one.
+pub fn hcl(text: &str) -> bool {
+    let items = hcl::items(text);
+    if let Ok(items) = &items {
+        let offsets = items.iter().map(|item| item.offset);
+        assert!(offsets.is_sorted(), "what follows stands behind");
+    }
+    let Ok(fields) = hcl::parse(text) else {
+        return false;
+    };
+    assert!(items.is_ok(), "an object is made of what stands there");
+    let json = serde_json::to_string(&fields).expect("JSON is written as it is");
+    // Where a list came of blocks the JSON goes a level deeper, and in a template nothing is escaped.
+    if !json.contains("${")
+        && let Ok(again) = hcl::parse(&json[1..json.len() - 1])
+    {
+        assert_eq!(again, fields, "JSON without its braces is HCL");
+    }
+    true
 }
 
 /// A request: the first line is method and path, the second the content type, the rest the body.
@@ -172,6 +194,24 @@ mod tests {
                     inverted[at] ^= 0xff;
                     target(&inverted);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_corpus_of_hcl_panics_nowhere() {
+        let corpus = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"))
+            .join("../fuzz/corpus/hcl");
+        for seed in fs::read_dir(corpus).unwrap() {
+            let path = seed.unwrap().path();
+            let seed = fs::read(&path).unwrap();
+            let feed = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok_and(super::hcl);
+            assert!(feed(&seed), "{}", path.display());
+            for at in 0..seed.len() {
+                feed(&seed[..at]);
+                let mut inverted = seed.clone();
+                inverted[at] ^= 0x11;
+                feed(&inverted);
             }
         }
     }

@@ -16,6 +16,7 @@ mod engine;
 #[doc(hidden)]
 pub mod fuzz;
 mod glob;
+pub mod hcl;
 mod http;
 mod identity;
 mod kv;

@@ -26,7 +26,8 @@ pub(crate) use acl::{Acl, Decision, Identity};
 pub use grants::{Grant, Grants};
 use pattern::Pattern;
 pub(crate) use rights::Rights;
-pub(crate) use store::Policies;
+pub(crate) use roles::PREFIX as ROLES;
+pub(crate) use store::{PREFIX as POLICIES, Policies};
 
 use crate::http::ApiError;
 

@@ -41,8 +41,9 @@ pub(crate) use purge::purge_expired;
 pub(crate) const MAX_TTL: u64 = 768 * 3600;
 
 const KEY: &str = "token/key";
-/// Below it the accessors of tokens with [`Token::linked`].
-const LINKED: &str = "token/linked/";
+/// Below it the accessors of tokens with [`Token::linked`], with the index at which each was made: none, where it is the
+/// record's own.
+pub(crate) const LINKED: &str = "token/linked/";
 
 /// The stored name of a token: a keyed hash.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -642,7 +643,7 @@ fn prepare(
         ..token(now, new)
     };
     if token.linked.is_some() {
-        batch.put(&linked_path(&token.accessor), &())?;
+        batch.put(&linked_path(&token.accessor), &None::<u64>)?;
     }
     batch.put(&id.path(), &token)?;
     batch.put(&accessor_path(&token.accessor), &id)?;

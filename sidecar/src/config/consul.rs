@@ -7,7 +7,6 @@
 //! refused. Messages name the file and the key, and quote no value that may be a secret.
 
 mod definitions;
-mod hcl;
 mod keys;
 mod schema;
 mod source;

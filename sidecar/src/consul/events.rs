@@ -20,6 +20,7 @@ use crate::http::{Call, Reply, Routes, json as json_reply};
 
 pub use kept::Events;
 use kept::UserEvent;
+pub(crate) use spread::{samples, understands};
 
 /// Largest event, in bytes: payload, name and filters.
 const EVENT_MAX: usize = 8 << 10;
@@ -64,12 +65,7 @@ async fn fire(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
             "Cannot provide tag filter without service filter",
         ));
     }
-    let size = event.payload.len()
-        + [&event.name, &event.node, &event.service, &event.tag]
-            .iter()
-            .map(|text| text.len())
-            .sum::<usize>();
-    if size > EVENT_MAX {
+    if event.size() > EVENT_MAX {
         return Err(Refused::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("user event exceeds configured limit of {EVENT_MAX} bytes before encoding"),

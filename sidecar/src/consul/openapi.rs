@@ -83,8 +83,8 @@ fn operation(pattern: &str, method: &Method) -> Value {
 }
 
 /// Groups whose reads wait with `index`.
-const WAITING: [&str; 8] = [
-    "catalog", "config", "connect", "event", "health", "kv", "query", "session",
+const WAITING: [&str; 9] = [
+    "acl", "catalog", "config", "connect", "event", "health", "kv", "query", "session",
 ];
 /// Groups whose reads take `filter`.
 const FILTERED: [&str; 3] = ["agent", "catalog", "health"];

@@ -17,7 +17,7 @@ mod join_tokens;
 mod keyring;
 mod ledger;
 mod operator;
-mod snapshot;
+pub(crate) mod snapshot;
 
 /// Forwarded by agents, and on the server itself.
 pub fn routes(shared: &Arc<Shared>) -> Routes {

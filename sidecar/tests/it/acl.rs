@@ -1,7 +1,10 @@
 //! `/v1/acl` and what it opens and closes, over a real server and an agent that joined it.
 
 mod external;
+mod lists;
 mod login;
+mod svid;
+mod txn;
 
 use std::{
     fs,

@@ -5,6 +5,7 @@
 //! text of one's own choice) takes the rights that the Vault interface asks for the same ([`limits`]).
 
 mod limits;
+mod lists;
 
 use std::time::Duration;
 

@@ -1,24 +1,17 @@
 //! Policy documents: HCL or JSON into rules.
 
-use std::fmt;
 use std::time::Duration;
 
-use hcl::edit::Span as _;
-use hcl::expr::{Expression, ObjectKey};
-use hcl::structure::{Block, Structure};
 use serde_json::{Map, Value};
 
 use super::pattern::Pattern;
 use super::resource::{self, Resource};
 use super::{Capabilities, Capability, Parameters, Place, Rule, Wrapping};
+use crate::hcl::{self, At};
 use crate::request::duration;
 
 /// Longest document, in bytes.
 const MAX_SOURCE: usize = 512 * 1024;
-/// Deepest nesting of brackets. A policy needs five. The HCL parser recurses, and reads what may be a key or a value
-/// twice: each level doubles the time, and thirty take hours.
-const MAX_DEPTH: usize = 8;
-
 /// Keys of a path stanza that are accepted for compatibility and have no effect here.
 const IGNORED: [&str; 2] = ["comment", "pagination_limit"];
 
@@ -27,7 +20,6 @@ pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
     if source.len() > MAX_SOURCE {
         return Err("the document is longer than 512 KiB".into());
     }
-    shallow(source)?;
     let stanzas = if source.trim_start().starts_with('{') {
         from_json(source)?
     } else {
@@ -37,9 +29,10 @@ pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
     for stanza in stanzas {
         match stanza {
             Stanza::Path(path, fields) => rules.push(rule(&path, &fields)?),
-            Stanza::Resource(resource, name, fields, at) => {
+            Stanza::Resource(resource, name, fields, offset) => {
                 let those = resource.rules(&name, &fields);
-                rules.extend(those.map_err(|why| format!("At {at}: {why}"))?);
+                let placed = |why| format!("At {}: {why}", At::offset(source, offset));
+                rules.extend(those.map_err(placed)?);
             }
             Stanza::Single(rule) => rules.push(rule),
         }
@@ -50,53 +43,11 @@ pub(super) fn rules(source: &str) -> Result<Vec<Rule>, String> {
     Ok(rules)
 }
 
-/// Count brackets, whatever they mean, before a recursive parser sees them.
-fn shallow(source: &str) -> Result<(), String> {
-    let mut depth = 0usize;
-    for byte in source.bytes() {
-        match byte {
-            b'{' | b'[' | b'(' => depth += 1,
-            b'}' | b']' | b')' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_DEPTH {
-            return Err(format!(
-                "brackets are nested deeper than {MAX_DEPTH} levels"
-            ));
-        }
-    }
-    Ok(())
-}
-
 enum Stanza {
     Path(String, Map<String, Value>),
-    /// With its name and where it is.
-    Resource(Resource, String, Map<String, Value>, At),
+    /// With its name and the offset where it is.
+    Resource(Resource, String, Map<String, Value>, usize),
     Single(Rule),
-}
-
-/// A place in a document.
-#[derive(Clone, Copy)]
-struct At {
-    line: usize,
-    column: usize,
-}
-
-impl At {
-    fn offset(source: &str, offset: usize) -> Self {
-        let before = source.get(..offset).unwrap_or(source);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        Self {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
-    }
-}
-
-impl fmt::Display for At {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.line, self.column)
-    }
 }
 
 fn unknown(name: &str, at: At) -> String {
@@ -107,93 +58,44 @@ fn unknown(name: &str, at: At) -> String {
 }
 
 fn from_hcl(source: &str) -> Result<Vec<Stanza>, String> {
-    // The parser's message shows the source line; only its position is passed on.
-    let body = hcl::edit::parser::parse_body(source).map_err(|error| {
-        let at = error.location();
-        format!("At {}:{}: not valid HCL", at.line(), at.column())
-    })?;
-    let mut out = Vec::new();
-    for structure in &body {
-        let at = At::offset(source, structure.span().map_or(0, |span| span.start));
-        match Structure::from(structure.clone()) {
-            Structure::Block(block) => {
-                let [label] = block.labels() else {
-                    return Err(match block.identifier() {
-                        "path" => {
-                            "a path block needs exactly one path: path \"secret/*\" { … }".into()
-                        }
-                        kind => format!("At {at}: {kind} needs exactly one name"),
-                    });
-                };
-                let (name, fields) = (label.as_str().to_string(), block_fields(&block)?);
-                out.push(match block.identifier() {
-                    "path" => Stanza::Path(name, fields),
-                    kind => {
-                        let resource = Resource::named(kind).ok_or_else(|| unknown(kind, at))?;
-                        Stanza::Resource(resource, name, fields, at)
-                    }
-                });
-            }
-            Structure::Attribute(attribute) if attribute.key() == "name" => {}
-            Structure::Attribute(attribute) => {
-                let value = plain(attribute.expr()).unwrap_or_default();
-                let rule = resource::single(attribute.key(), &value)
-                    .ok_or_else(|| unknown(attribute.key(), at))?;
-                out.push(Stanza::Single(
-                    rule.map_err(|why| format!("At {at}: {why}"))?,
-                ));
-            }
+    let items = hcl::items(source)
+        .map_err(|wrong| format!("At {}: not valid HCL: {}", wrong.at, wrong.reason))?;
+    let stanza = |item| stanza(item, source).transpose();
+    items.into_iter().filter_map(stanza).collect()
+}
+
+/// Nothing: the document's own name.
+fn stanza(item: hcl::Item, source: &str) -> Result<Option<Stanza>, String> {
+    let hcl::Item {
+        offset,
+        key: kind,
+        labels,
+        value,
+    } = item;
+    let at = || At::offset(source, offset);
+    if labels.is_empty() {
+        if kind == "name" {
+            return Ok(None);
+        }
+        if let Some(rule) = resource::single(&kind, &value) {
+            let rule = rule.map_err(|why| format!("At {}: {why}", at()))?;
+            return Ok(Some(Stanza::Single(rule)));
         }
     }
-    Ok(out)
-}
-
-/// Attributes of a block, and its inner blocks as maps (`allowed_parameters { … }`).
-fn block_fields(block: &Block) -> Result<Map<String, Value>, String> {
-    let mut fields = Map::new();
-    for structure in block.body() {
-        let (key, value) = match structure {
-            Structure::Attribute(attribute) => {
-                let value = plain(attribute.expr())
-                    .ok_or_else(|| format!("{}: not a plain value", attribute.key()))?;
-                (attribute.key().to_string(), value)
-            }
-            Structure::Block(inner) => (
-                inner.identifier().to_string(),
-                Value::Object(block_fields(inner)?),
-            ),
-        };
-        if fields.insert(key.clone(), value).is_some() {
-            return Err(format!("{key} is given twice in one block"));
-        }
+    let resource = Resource::named(&kind);
+    if resource.is_none() && kind != "path" {
+        return Err(unknown(&kind, at()));
     }
-    Ok(fields)
-}
-
-/// A literal as JSON; `None` for anything that would need evaluating.
-fn plain(expression: &Expression) -> Option<Value> {
-    Some(match expression {
-        Expression::Null => Value::Null,
-        Expression::Bool(flag) => Value::Bool(*flag),
-        Expression::Number(number) => serde_json::to_value(number).ok()?,
-        Expression::String(text) => Value::String(text.clone()),
-        Expression::Array(items) => Value::Array(items.iter().map(plain).collect::<Option<_>>()?),
-        Expression::Object(members) => Value::Object(
-            members
-                .iter()
-                .map(|(key, value)| Some((key_text(key)?, plain(value)?)))
-                .collect::<Option<_>>()?,
-        ),
-        _ => return None,
-    })
-}
-
-fn key_text(key: &ObjectKey) -> Option<String> {
-    match key {
-        ObjectKey::Identifier(name) => Some(name.to_string()),
-        ObjectKey::Expression(Expression::String(text)) => Some(text.clone()),
-        _ => None,
-    }
+    let (Ok([name]), Value::Object(fields)) = (<[String; 1]>::try_from(labels), value) else {
+        return Err(match resource {
+            None => "a path block needs exactly one path: path \"secret/*\" { … }".into(),
+            Some(_) => format!("At {}: {kind} needs exactly one name", at()),
+        });
+    };
+    Ok(Some(match resource {
+        None => Stanza::Path(name, fields),
+        Some(resource) => Stanza::Resource(resource, name, fields, offset),
+    }))
 }
 
 fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
@@ -204,7 +106,8 @@ fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
     for (kind, value) in document {
         // The first place where the word stands: keys of one name are one here.
         let found = source.find(&format!("{kind:?}"));
-        let at = At::offset(source, found.unwrap_or_default());
+        let offset = found.unwrap_or_default();
+        let at = At::offset(source, offset);
         if let Some(rule) = resource::single(&kind, &value) {
             out.push(Stanza::Single(
                 rule.map_err(|why| format!("At {at}: {why}"))?,
@@ -226,7 +129,7 @@ fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
                     };
                     out.push(match resource {
                         None => Stanza::Path(name.clone(), fields),
-                        Some(resource) => Stanza::Resource(resource, name.clone(), fields, at),
+                        Some(resource) => Stanza::Resource(resource, name.clone(), fields, offset),
                     });
                 }
             }

@@ -7,7 +7,8 @@ use crate::acl::{Links, RoleEntry};
 use crate::db::{Batch, By};
 use crate::http::ApiError;
 
-pub(super) const PREFIX: &str = "acl/role/";
+/// Below it the roles, by id; the name of the lock that is held while they change.
+pub(crate) const PREFIX: &str = "acl/role/";
 
 /// A role as it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]

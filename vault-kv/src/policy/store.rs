@@ -11,7 +11,8 @@ use super::{Acl, Identity, Policy, PolicyName, builtin, roles};
 use crate::db::{Batch, By, Db};
 use crate::http::ApiError;
 
-const PREFIX: &str = "sys/policy/";
+/// Below it the policies, by name; the name of the lock that is held while they change.
+pub(crate) const PREFIX: &str = "sys/policy/";
 /// Merged rights kept ready; beyond that the cache starts anew.
 const CACHE: usize = 4096;
 
@@ -154,7 +155,7 @@ impl Policies {
             return Err(ApiError::bad(text));
         }
         let path = format!("{PREFIX}{}", name.as_str());
-        let _order = self.db.lock(&path).await;
+        let _order = self.db.lock(PREFIX).await;
         let known = self.get(&name);
         let known = known.as_ref().map_or("", |known| &known.description);
         let policy = Policy {
@@ -187,7 +188,7 @@ impl Policies {
             _ => {}
         }
         let path = format!("{PREFIX}{}", name.as_str());
-        let _order = self.db.lock(&path).await;
+        let _order = self.db.lock(PREFIX).await;
         if self.db.index(&path)?.is_some() {
             let mut batch = Batch::new(by, "policy/delete");
             batch.delete(&path).key(format!("policy {}", name.as_str()));

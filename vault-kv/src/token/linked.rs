@@ -14,14 +14,13 @@ impl Tokens {
 
     /// One that is alive, and the ledger's index when it was made and when it last changed.
     pub fn linked_by_accessor(&self, accessor: &str) -> Result<Option<LinkedToken>, ApiError> {
-        let Some(made) = self.db.index(&linked_path(accessor))? else {
+        let Some((made, changed)) = self.db.get::<Option<u64>>(&linked_path(accessor))? else {
             return Ok(None);
         };
         let Some((id, token)) = self.by_accessor(accessor)? else {
             return Ok(None);
         };
-        let changed = self.db.index(&id.path())?.unwrap_or(made);
-        let indexes = (made, changed);
+        let indexes = (made.unwrap_or(changed), changed);
         Ok(Some(LinkedToken { id, token, indexes }))
     }
 
@@ -37,6 +36,9 @@ impl Tokens {
         let Some((token, index)) = self.db.get::<Token>(&id.path())? else {
             return Err(ApiError::NotFound);
         };
+        let record = linked_path(&token.accessor);
+        let made = self.db.get::<Option<u64>>(&record)?;
+        let made = made.map(|(made, index)| made.unwrap_or(index));
         let token = Token {
             policies,
             linked: Some(Box::new(linked)),
@@ -45,6 +47,7 @@ impl Tokens {
         let mut batch = Batch::new(by, "token/update");
         batch
             .put(&id.path(), &token)?
+            .put(&record, &made)?
             .expect(&id.path(), Some(index))
             .key(format!("accessor {}", token.accessor));
         self.db.commit(batch).await

@@ -3,8 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::{Map, Value};
-
-use super::hcl;
+use vault_kv::hcl;
 
 /// Longest file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -35,7 +34,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Map<String, Value>, String> {
                 error.column()
             )),
         },
-        Some("hcl") => hcl::parse(text),
+        Some("hcl") => hcl::parse(text).map_err(|wrong| wrong.to_string()),
         _ => Err("ends in neither .json nor .hcl".to_owned()),
     }
 }

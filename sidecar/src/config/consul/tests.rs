@@ -2,6 +2,7 @@ use std::{fs, path::Path, time::Duration};
 
 use libmesh::model::Health;
 use proptest::prelude::*;
+use vault_kv::hcl;
 
 use super::*;
 use crate::config::{Config, ExecChecks, OnTerm, Sources, TlsVersion};

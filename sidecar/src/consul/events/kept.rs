@@ -12,6 +12,7 @@ use libmesh::{
     rpc,
 };
 use parking_lot::Mutex;
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
@@ -40,6 +41,25 @@ pub struct UserEvent {
 }
 
 impl UserEvent {
+    /// What its texts take, in bytes.
+    pub fn size(&self) -> usize {
+        let texts = [&self.name, &self.node, &self.service, &self.tag];
+        self.payload.len() + texts.map(String::len).iter().sum::<usize>()
+    }
+
+    /// The patterns of node, service and tag that it has.
+    pub fn filters(&self) -> Result<[Option<Regex>; 3], regex::Error> {
+        let filter = |text: &str| match text {
+            "" => Ok(None),
+            text => pattern(text).map(Some),
+        };
+        Ok([
+            filter(&self.node)?,
+            filter(&self.service)?,
+            filter(&self.tag)?,
+        ])
+    }
+
     /// As Consul has it: both halves of the id, one XOR the other. Not in the order of time.
     pub fn index(&self) -> u64 {
         let both = u128::from_be_bytes(self.id);
@@ -135,7 +155,8 @@ impl Events {
     pub fn fire(&self, mut event: UserEvent) {
         event.ltime = {
             let mut state = self.inner.state.lock();
-            state.clock += 1;
+            // Another agent may have told of the last moment there is.
+            state.clock = state.clock.saturating_add(1);
             state.clock
         };
         self.tell_all(&News::Event(event));
@@ -235,17 +256,20 @@ impl Around {
     /// Whether this agent is one of those that an event is for.
     fn is_meant(&self, event: &UserEvent) -> bool {
         // Whoever fired it has looked at the patterns.
-        let fits = |text: &str, what: &str| pattern(text).is_ok_and(|it| it.is_match(what));
-        if !event.node.is_empty() && !fits(&event.node, self.name.as_str()) {
+        let Ok([node, service, tag]) = event.filters() else {
+            return false;
+        };
+        let fits = |filter: &Regex, what: &str| filter.is_match(what);
+        if node.is_some_and(|node| !fits(&node, self.name.as_str())) {
             return false;
         }
-        if event.service.is_empty() {
+        let Some(service) = service else {
             return true;
-        }
+        };
         let services = self.catalog.local().services();
-        services.iter().any(|service| {
-            fits(&event.service, service.service.as_str())
-                && (event.tag.is_empty() || service.tags.iter().any(|tag| fits(&event.tag, tag)))
+        services.iter().any(|local| {
+            let tagged = |tag| local.tags.iter().any(|own| fits(tag, own));
+            fits(&service, local.service.as_str()) && tag.as_ref().is_none_or(tagged)
         })
     }
 }
@@ -282,6 +306,20 @@ mod tests {
         // What was shed is taken when it comes again.
         let later = start + Duration::from_secs(1);
         assert_eq!(state.hear(&event(65, 1), later), Heard::New);
+    }
+
+    /// An agent that tells of the end of time must not end others.
+    #[tokio::test]
+    async fn the_clock_stops_at_its_end() {
+        let mut state = State::default();
+        state.hear(&event(1, u64::MAX), Instant::now());
+        let events = Events::default();
+        *events.inner.state.lock() = state;
+        let News::Event(next) = event(2, 0) else {
+            unreachable!("it is an event")
+        };
+        events.fire(next);
+        assert_eq!(events.inner.state.lock().clock, u64::MAX);
     }
 
     #[test]

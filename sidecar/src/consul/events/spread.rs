@@ -17,7 +17,10 @@ use libmesh::{
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::kept::{Around, Events, Heard, News};
+use super::{
+    EVENT_MAX,
+    kept::{Around, Events, Heard, News, UserEvent},
+};
 
 const PATH: &str = "/agent/news";
 /// Parts that the nodes are cut into.
@@ -35,10 +38,62 @@ const AGAIN: [Duration; 3] = [
 ];
 
 /// News, and whom the receiver tells.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Message {
     news: News,
     onward: Vec<[u8; 16]>,
+}
+
+impl Message {
+    /// `None` also for an event that is larger than any that is fired.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let message: Self = postcard::from_bytes(bytes).ok()?;
+        match &message.news {
+            News::Event(event) if event.size() > EVENT_MAX => None,
+            _ => Some(message),
+        }
+    }
+}
+
+/// Whether it is a message that an agent takes in. For fuzzing.
+pub(crate) fn understands(bytes: &[u8]) -> bool {
+    let Some(message) = Message::parse(bytes) else {
+        return false;
+    };
+    let encoded = postcard::to_stdvec(&message).expect("plain data always encodes");
+    assert_eq!(Message::parse(&encoded).as_ref(), Some(&message));
+    let events = Events::default();
+    assert_eq!(events.hear(&message.news, Instant::now()), Heard::New);
+    assert_eq!(events.hear(&message.news, Instant::now()), Heard::Known);
+    if let News::Event(event) = message.news {
+        let _ = event.filters();
+        events.fire(event);
+    }
+    true
+}
+
+/// A message of each kind. For fuzzing.
+pub(crate) fn samples() -> [Vec<u8>; 2] {
+    let event = News::Event(UserEvent {
+        id: [1; 16],
+        name: "deploy".to_owned(),
+        payload: b"v2".to_vec(),
+        node: "^web-[0-9]+$".to_owned(),
+        service: "web|api".to_owned(),
+        tag: "(?i)V1".to_owned(),
+        ltime: 7,
+    });
+    let gone = News::Gone {
+        id: [2; 16],
+        node: [3; 16],
+    };
+    [event, gone].map(|news| {
+        let message = Message {
+            news,
+            onward: vec![[4; 16], [5; 16]],
+        };
+        postcard::to_stdvec(&message).expect("plain data always encodes")
+    })
 }
 
 impl Events {
@@ -48,7 +103,7 @@ impl Events {
         Router::new().route(PATH, MESSAGE_MAX, move |request| {
             let events = events.clone();
             async move {
-                let Ok(message) = postcard::from_bytes::<Message>(&request.body) else {
+                let Some(message) = Message::parse(&request.body) else {
                     return Reply::error(StatusCode::BAD_REQUEST, "the news are malformed");
                 };
                 match events.hear(&message.news, Instant::now()) {

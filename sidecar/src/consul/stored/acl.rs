@@ -20,12 +20,15 @@ use http::{Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use vault_kv::{Attended, Capability, Kv, KvOp, Meta, acl::AclError};
+use vault_kv::{
+    Attended, Capability, Kv, KvOp, Meta,
+    acl::{self, AclError},
+};
 use zeroize::Zeroizing;
 
-use super::{Asker, StoreError, decorate};
+use super::{Asker, StoreError, changed_or_over, decorate};
 use crate::{
-    consul::{Refused, server_error},
+    consul::{Refused, blocking::Blocking, server_error},
     http::{BoxFuture, Call, Reply, Routes, json as json_reply, text},
 };
 
@@ -45,6 +48,15 @@ pub struct Desk {
     pub methods: Arc<Methods>,
     /// Whether what no rule speaks of is allowed, where that may be.
     pub default_allow: bool,
+}
+
+/// What there are lists of.
+#[derive(Clone, Copy)]
+enum List {
+    /// The store's own.
+    Store(acl::List),
+    /// Records of ours below a prefix.
+    Records(&'static str),
 }
 
 /// Whose desk a request gets.
@@ -91,7 +103,37 @@ impl Desk {
         Ok(self.asker.attend(Capability::Read, ACL).await?)
     }
 
-    /// The same for a change.
+    /// A look at a list, when it changed after the index that is asked for, if one is; and the index of its last change.
+    async fn look_at(&self, call: &Call, list: List) -> Result<(Attended, u64), Refused> {
+        let blocking = Blocking::of(call)?;
+        self.asker.authorize(Capability::Read, ACL)?;
+        // Before the list is read: who waits beyond it must have been shown all up to it, and may be shown more.
+        let mut index = self.changed(list).await?;
+        if let Some(wait) = blocking.wait_beyond(index) {
+            let changed = self.changed_after(list, blocking.index);
+            changed_or_over(call, wait, changed).await;
+            index = self.changed(list).await?;
+        }
+        Ok((self.look().await?, index))
+    }
+
+    async fn changed(&self, list: List) -> Result<u64, Refused> {
+        let changed = match list {
+            List::Store(list) => self.asker.vault().list_changed(list).await,
+            List::Records(prefix) => self.kv.changed_under(prefix),
+        };
+        Ok(changed.map_err(StoreError::from)?)
+    }
+
+    async fn changed_after(&self, list: List, index: u64) {
+        // Sealed while waiting: the next look says so.
+        let _ = match list {
+            List::Store(list) => self.asker.vault().list_changed_after(list, index).await,
+            List::Records(prefix) => self.kv.wait_under(prefix, index).await.map(|_| ()),
+        };
+    }
+
+    /// A change of them: allowed, and on record.
     async fn change(&self) -> Result<Attended, Refused> {
         Ok(self.asker.attend(Capability::Update, ACL).await?)
     }
@@ -218,11 +260,7 @@ fn cannot_delete(what: &str) -> Refused {
 }
 
 /// A list, with the index of its last change.
-fn listed(list: &[Value]) -> Reply {
-    let indexes = list
-        .iter()
-        .filter_map(|entry| entry["ModifyIndex"].as_u64());
-    let index = indexes.max().unwrap_or(1);
+fn listed(list: &[Value], index: u64) -> Reply {
     let mut reply = json_reply(StatusCode::OK, list);
     decorate(&mut reply, index);
     reply

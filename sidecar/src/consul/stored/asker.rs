@@ -48,6 +48,11 @@ impl Asker {
         }
     }
 
+    /// What is asked.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
     /// The token that came with the request.
     pub fn secret(&self) -> Option<&str> {
         let token = self.token.as_ref().map(|token| token.as_str());
@@ -115,6 +120,15 @@ impl Asker {
                 path,
             ))),
         }
+    }
+
+    /// Tells of paths whether the asker may read there.
+    pub fn reads(&self) -> Result<impl Fn(&str) -> bool + use<>, StoreError> {
+        let (grants, open) = (self.grants()?, self.open);
+        Ok(move |path: &str| {
+            let says = |grants: &Grants| grants.says(path, Capability::Read) == Some(true);
+            open || grants.as_ref().is_some_and(says)
+        })
     }
 
     /// Of what was found below `prefix`, that which the asker may read.

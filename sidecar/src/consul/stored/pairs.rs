@@ -100,16 +100,31 @@ impl Pairs {
         finish(attended, changed.map_err(StoreError::from)).await
     }
 
-    /// Carries out operations together. Each that changes something has its own line in the audit log.
+    /// The actor for the ledger, if the asker may have an operation of a transaction carried out. What only shows needs no
+    /// right: of what it shows, [`sees`](Self::sees) tells what may be told.
+    pub fn permits(&self, op: &KvOp) -> Result<Option<String>, StoreError> {
+        let (capability, _) = needs(op);
+        let path = self.of(op.key());
+        match op {
+            KvOp::Get { .. } | KvOp::GetOrEmpty { .. } | KvOp::GetTree { .. } => return Ok(None),
+            KvOp::DeleteTree { .. } => self.asker.authorize_below(capability, &path)?,
+            _ => {}
+        }
+        self.asker.authorize(capability, &path).map(Some)
+    }
+
+    /// Tells of keys whether the asker may read them.
+    pub fn sees(&self) -> Result<impl Fn(&str) -> bool + use<>, StoreError> {
+        let (reads, path) = (self.asker.reads()?, self.path);
+        Ok(move |key: &str| reads(&format!("{path}{key}")))
+    }
+
+    /// Carries out operations together. Each that changes something has its own line in the audit log. What was read is told
+    /// as [`sees`](Self::sees) allows.
     pub async fn apply(&self, ops: Vec<KvOp>) -> Result<Vec<Applied>, TxnError> {
         let mut actor = None;
         for op in &ops {
-            let (capability, _) = needs(op);
-            let path = self.of(op.key());
-            if matches!(op, KvOp::DeleteTree { .. } | KvOp::GetTree { .. }) {
-                self.asker.authorize_below(capability, &path)?;
-            }
-            actor = Some(self.asker.authorize(capability, &path)?);
+            actor = self.permits(op)?.or(actor);
         }
         let changes = ops.iter().map(|op| (needs(op).0, self.of(op.key())));
         let changes = changes.filter(|(capability, _)| *capability != Capability::Read);

@@ -1,6 +1,6 @@
 //! The whole store in one file, on its way to an operator.
 
-mod archive;
+pub(crate) mod archive;
 
 use std::{
     io::{self, Write},

@@ -11,6 +11,14 @@ use crate::{
     strangers::fixed,
 };
 
+/// A JSON Web Token.
+pub fn signed(key: &KeyPair, claims: &Value) -> String {
+    let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let text = format!("{}.{}", encode(&json!({"alg": "ES256"})), encode(claims));
+    let signature = fixed(&key.sign(text.as_bytes()).unwrap());
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_token_is_a_login_and_gives_what_the_binding_rules_say() {
     let dir = tempfile::tempdir().unwrap();
@@ -22,12 +30,7 @@ async fn a_web_token_is_a_login_and_gives_what_the_binding_rules_say() {
     let boss = text(&first["SecretID"]);
 
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-    let sign = |claims: Value| {
-        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
-        let text = format!("{}.{}", encode(&json!({"alg": "ES256"})), encode(&claims));
-        let signature = fixed(&key.sign(text.as_bytes()).unwrap());
-        format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
-    };
+    let sign = |claims: Value| signed(&key, &claims);
     let of = |app: &str, groups: &[&str]| {
         sign(json!({
             "iss": "ci", "aud": "mesh", "sub": "job", "app": app, "groups": groups,

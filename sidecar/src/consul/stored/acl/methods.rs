@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vault_kv::{JwtCheck, JwtSaid, Outbound};
 
-use super::{Desk, Kept, Opener, absent, cannot_delete, end, listed, on, one, rules};
+use super::{Desk, Kept, List, Opener, absent, cannot_delete, end, listed, on, one, rules};
 use crate::{
     consul::{
         Refused, bad_request,
@@ -195,7 +195,11 @@ impl AuthMethod {
             }
         };
         role.insert("claim_mappings".into(), json!(values));
-        JwtCheck::new(config, role, lists, outbound)
+        let check = JwtCheck::new(config, role, lists, outbound)?;
+        Ok(match self.kind {
+            Kind::Jwt => check,
+            Kind::Spiffe => check.of_svids(),
+        })
     }
 }
 
@@ -239,13 +243,14 @@ impl Desk {
     }
 }
 
-async fn list(desk: Desk, _: Call) -> Result<Reply, Refused> {
-    let attended = desk.look().await?;
+async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
+    let (attended, index) = desk.look_at(&call, List::Records(PREFIX)).await?;
     let all = end(attended, desk.all::<AuthMethod>(PREFIX)).await?;
     Ok(listed(
         &all.iter()
             .map(|method| show(method, false))
             .collect::<Vec<_>>(),
+        index,
     ))
 }
 

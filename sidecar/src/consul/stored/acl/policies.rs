@@ -3,9 +3,12 @@
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use vault_kv::{Administration, acl::PolicyEntry};
+use vault_kv::{
+    Administration,
+    acl::{self, PolicyEntry},
+};
 
-use super::{Desk, Opener, absent, cannot_delete, end, hash_of, listed, on, one};
+use super::{Desk, List, Opener, absent, cannot_delete, end, hash_of, listed, on, one};
 use crate::{
     consul::{Refused, bad_request, decode::Fields, server_error},
     http::{Call, Reply, Routes, json as json_reply},
@@ -69,14 +72,16 @@ fn find(admin: &Administration<'_>, id: &str) -> Result<Option<PolicyEntry>, Ref
     Ok(all.into_iter().find(|policy| policy_id(&policy.name) == id))
 }
 
-async fn list(desk: Desk, _: Call) -> Result<Reply, Refused> {
-    let attended = desk.look().await?;
+async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
+    let policies = List::Store(acl::List::Policies);
+    let (attended, index) = desk.look_at(&call, policies).await?;
     let all = attended.administration().policies().map_err(Refused::from);
     let all = end(attended, all).await?;
     Ok(listed(
         &all.iter()
             .map(|policy| show(policy, false))
             .collect::<Vec<_>>(),
+        index,
     ))
 }
 

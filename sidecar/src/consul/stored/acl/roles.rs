@@ -2,10 +2,14 @@
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
-use vault_kv::{Administration, acl::RoleEntry};
+use vault_kv::{
+    Administration,
+    acl::{self, RoleEntry},
+};
 
 use super::{
-    Desk, Opener, absent, cannot_delete, end, hash_of, links, listed, on, one, policies::policy_id,
+    Desk, List, Opener, absent, cannot_delete, end, hash_of, links, listed, on, one,
+    policies::policy_id,
 };
 use crate::{
     consul::{Refused, bad_request, decode::Fields, server_error},
@@ -37,7 +41,8 @@ fn show(role: &RoleEntry, admin: &Administration<'_>) -> Result<Value, Refused> 
 }
 
 async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
-    let attended = desk.look().await?;
+    let roles = List::Store(acl::List::Roles);
+    let (attended, index) = desk.look_at(&call, roles).await?;
     let shown: Result<Vec<Value>, Refused> = (|| {
         let admin = attended.administration();
         let mut all = admin.roles()?;
@@ -52,7 +57,7 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all.iter().map(|role| show(role, &admin)).collect()
     })();
-    Ok(listed(&end(attended, shown).await?))
+    Ok(listed(&end(attended, shown).await?, index))
 }
 
 async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {

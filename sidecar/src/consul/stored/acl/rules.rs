@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use vault_kv::{Attended, JwtSaid};
 
-use super::{Desk, Kept, Opener, absent, cannot_delete, end, listed, methods::AuthMethod, on, one};
+use super::{
+    Desk, Kept, List, Opener, absent, cannot_delete, end, listed, methods::AuthMethod, on, one,
+};
 use crate::{
     consul::{Refused, bad_request, decode::Fields, filter::Filter, server_error},
     http::{Call, Reply, Routes, json as json_reply},
@@ -122,12 +124,12 @@ fn show(rule: &Kept<BindingRule>) -> Value {
 }
 
 async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
-    let attended = desk.look().await?;
+    let (attended, index) = desk.look_at(&call, List::Records(PREFIX)).await?;
     let mut all = end(attended, desk.all::<BindingRule>(PREFIX)).await?;
     if let Some(method) = call.query.filled("authmethod") {
         all.retain(|rule| rule.value.auth_method == method);
     }
-    Ok(listed(&all.iter().map(show).collect::<Vec<_>>()))
+    Ok(listed(&all.iter().map(show).collect::<Vec<_>>(), index))
 }
 
 async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {

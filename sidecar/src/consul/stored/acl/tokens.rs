@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vault_kv::{
     Administration, Capability,
-    acl::{ANONYMOUS, Identity, Links, TokenEntry, TokenSpec},
+    acl::{self, ANONYMOUS, Identity, Links, TokenEntry, TokenSpec},
 };
 use zeroize::Zeroizing;
 
 use super::{
-    Desk, Opener, absent, cannot_delete, end, hash_of, links, listed, on, one,
+    Desk, List, Opener, absent, cannot_delete, end, hash_of, links, listed, on, one,
     policies::{self, policy_id},
     rfc3339, uuid_of,
 };
@@ -88,7 +88,8 @@ async fn bootstrap(desk: Desk, call: Call) -> Result<Reply, Refused> {
 }
 
 async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
-    let attended = desk.look().await?;
+    let tokens = List::Store(acl::List::Tokens);
+    let (attended, index) = desk.look_at(&call, tokens).await?;
     let shown: Result<Vec<Value>, Refused> = (|| {
         let admin = attended.administration();
         let mut all = admin.tokens()?;
@@ -122,7 +123,7 @@ async fn list(desk: Desk, call: Call) -> Result<Reply, Refused> {
         });
         shown.collect()
     })();
-    Ok(listed(&end(attended, shown).await?))
+    Ok(listed(&end(attended, shown).await?, index))
 }
 
 async fn get(desk: Desk, call: Call) -> Result<Reply, Refused> {

@@ -1,4 +1,7 @@
 //! Operations on keys.
+//!
+//! As with Consul, an operation that the asker has no right to is one that does not apply, and a read shows what of the
+//! result may be read, even if that is nothing.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
@@ -6,7 +9,7 @@ use serde_json::{Map, Value};
 use vault_kv::{Applied, KvOp, Refusal};
 
 use super::{
-    super::{Pair, Pairs, kv::Entry, pairs::TxnError},
+    super::{Pair, Pairs, StoreError, kv::Entry, pairs::TxnError},
     Failed, Op, Read, applied, refused, unreadable,
 };
 use crate::{consul::Refused, http::Reply};
@@ -26,32 +29,49 @@ enum Wrong {
 }
 
 pub async fn txn(pairs: &Pairs, ops: Vec<Op>) -> Result<Reply, Refused> {
-    let mut known = Vec::with_capacity(ops.len());
-    let mut unknown = Vec::new();
+    let sees = pairs.sees()?;
+    let mut allowed = Vec::with_capacity(ops.len());
+    let mut failed = Vec::new();
+    let mut read_only = true;
     for (op_index, (_, fields)) in ops.into_iter().enumerate() {
-        match operation(&fields) {
-            Ok(op) => known.push(op),
+        let what = match operation(&fields) {
+            Ok(op) => {
+                read_only &= reads(&op);
+                match pairs.permits(&op) {
+                    Ok(_) => {
+                        allowed.push(op);
+                        continue;
+                    }
+                    Err(denied @ StoreError::Denied(_)) => denied.to_string(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
             Err(Wrong::Request(refused)) => return Err(refused),
-            Err(Wrong::Verb(verb)) => unknown.push(Failed {
-                op_index,
-                what: format!("unknown KV operation: {verb}"),
-            }),
-        }
+            Err(Wrong::Verb(verb)) => format!("unknown KV operation: {verb}"),
+        };
+        failed.push(Failed { op_index, what });
     }
-    if !unknown.is_empty() {
-        return Ok(refused(unknown, Some(Read::known(false))));
+    if !failed.is_empty() {
+        return Ok(refused(failed, read_only.then(|| Read::known(false))));
     }
-    let read_only = known.iter().all(reads);
-    let named: Vec<_> = known.iter().map(Named::of).collect();
+    // Whether there is a key is not told either: one that may not be read is not missed.
+    let hidden = |op: KvOp| match op {
+        KvOp::Get { key } if !sees(&key) => KvOp::GetOrEmpty { key },
+        op => op,
+    };
+    let ops: Vec<_> = allowed.into_iter().map(hidden).collect();
+    let named: Vec<_> = ops.iter().map(Named::of).collect();
     let read = read_only.then(|| Read::known(true));
-    match pairs.apply(known).await {
+    match pairs.apply(ops).await {
         Ok(done) => {
-            let pairs: Vec<_> = done
-                .into_iter()
-                .zip(&named)
-                .flat_map(|(done, named)| shown(done, named))
-                .collect();
-            let results = pairs.iter().map(|pair| Of {
+            let done = done.into_iter().zip(&named);
+            let all: Vec<_> = done.flat_map(|(done, named)| shown(done, named)).collect();
+            let seen: Vec<_> = all.iter().filter(|pair| sees(&pair.key)).collect();
+            let read = read.map(|read| Read {
+                results_filtered: seen.len() < all.len(),
+                ..read
+            });
+            let results = seen.into_iter().map(|pair| Of {
                 kv: Entry::of(pair),
             });
             Ok(applied(results.collect(), read))

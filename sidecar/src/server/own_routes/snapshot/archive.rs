@@ -127,15 +127,23 @@ fn entry(
 
 /// Looks whether an archive is whole: its files are there, and are what the sums say. The error has Consul's words.
 pub fn check(packed: &[u8]) -> Result<(), String> {
-    let unpacked = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => "failed to decompress snapshot: unexpected EOF".to_owned(),
-        _ => format!("failed to decompress snapshot: {error}"),
-    };
     // A header of gzip has ten bytes.
     if packed.len() < 10 {
         return Err(unpacked(io::ErrorKind::UnexpectedEof.into()));
     }
-    let mut input = BufReader::new(GzDecoder::new(packed).take(UNPACKED_MAX));
+    check_files(BufReader::new(GzDecoder::new(packed).take(UNPACKED_MAX)))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
+fn unpacked(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "failed to decompress snapshot: unexpected EOF".to_owned(),
+        _ => format!("failed to decompress snapshot: {error}"),
+    }
+}
+
+/// The same for what was packed.
+pub fn check_files(mut input: impl Read) -> Result<(), String> {
     let mut sums = BTreeMap::new();
     let mut said = None;
     while let Some((name, length)) = next(&mut input).map_err(unpacked)? {
@@ -208,30 +216,35 @@ fn sum_of(input: &mut impl Read, length: u64) -> io::Result<Digest> {
     }
 }
 
+/// A small archive, packed and not, for tests and fuzzing. The sum that it has of `state.bin` is that of `summed`.
+pub fn sample(state: &[u8], summed: &[u8]) -> io::Result<[Vec<u8>; 2]> {
+    let meta = b"{}";
+    let sums = format!(
+        "{}  meta.json\n{}  state.bin\n",
+        hex(digest(&SHA256, meta).as_ref()),
+        hex(digest(&SHA256, summed).as_ref())
+    );
+    let mut files = Vec::new();
+    for (name, content) in [
+        ("meta.json", &meta[..]),
+        ("state.bin", state),
+        ("SHA256SUMS", sums.as_bytes()),
+    ] {
+        entry(&mut files, name, content.len() as u64, content, 1)?;
+    }
+    files.extend([0; 2 * BLOCK]);
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&files)?;
+    Ok([packed.finish()?, files])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn archive(state: &[u8], sum_of: &[u8]) -> Vec<u8> {
-        let meta = b"{}";
-        let sums = format!(
-            "{}  meta.json\n{}  state.bin\n",
-            hex(digest(&SHA256, meta).as_ref()),
-            hex(digest(&SHA256, sum_of).as_ref())
-        );
-        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
-        entry(&mut packed, "meta.json", 2, &meta[..], 1).unwrap();
-        entry(&mut packed, "state.bin", state.len() as u64, state, 1).unwrap();
-        entry(
-            &mut packed,
-            "SHA256SUMS",
-            sums.len() as u64,
-            sums.as_bytes(),
-            1,
-        )
-        .unwrap();
-        packed.write_all(&[0; 2 * BLOCK]).unwrap();
-        packed.finish().unwrap()
+    fn archive(state: &[u8], summed: &[u8]) -> Vec<u8> {
+        let [packed, _] = sample(state, summed).unwrap();
+        packed
     }
 
     #[test]

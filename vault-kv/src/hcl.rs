@@ -1,25 +1,107 @@
-//! HCL as Consul reads it, which is version 1: attributes and blocks may share a line, keys may stand in quotes, commas
-//! are free, and `${…}` is text. (The `hcl-rs` of vault-kv's policies reads version 2, which takes none of that.)
+//! HCL as Vault and Consul read it, in policies and in configuration, which is version 1: attributes and blocks may share a
+//! line, keys may stand in quotes, commas are free, and `${…}` is text.
 //!
-//! Objects become JSON objects, repeated blocks lists of them; the label of a block is one more level.
+//! Objects become JSON objects; the label of a block is one more level. Time and memory grow with the length of a text.
+
+use std::fmt;
 
 use serde_json::{Map, Number, Value};
+use thiserror::Error;
 
-/// Deepest nesting of objects and lists: the parser recurses. Consul's own configuration needs ten.
+/// Deepest nesting of objects and lists: the parser recurses. Consul's own configuration needs ten, a policy five.
 const MAX_DEPTH: usize = 32;
 
-/// Reads a document.
+/// What is wrong with a text. Nothing of the text is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("line {}, column {}: {reason}", .at.line, .at.column)]
+pub struct Wrong {
+    /// Where.
+    pub at: At,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// A place in a text; lines and columns count from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// The line.
+    pub line: usize,
+    /// The character in it.
+    pub column: usize,
+}
+
+impl At {
+    /// The place of the byte at `offset`.
+    pub fn offset(text: &str, offset: usize) -> Self {
+        let before = &text[..text.floor_char_boundary(offset)];
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[start..].chars().count() + 1,
+        }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// An attribute, or a block, at the top of a document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Where it begins: see [`At::offset`].
+    pub offset: usize,
+    /// `service` of `service "web" { … }`.
+    pub key: String,
+    /// `web`.
+    pub labels: Vec<String>,
+    /// What it is given, or what is between the braces.
+    pub value: Value,
+}
+
+/// Reads a document as one object: blocks that come again become a list of them.
 ///
 /// # Errors
-/// What is wrong, after line and column. The text itself is not quoted.
-pub fn parse(text: &str) -> Result<Map<String, Value>, String> {
+/// The first thing that is wrong.
+///
+/// ```
+/// let fields = vault_kv::hcl::parse(r#"ports { http = 8500 } service "web" {} service "db" {}"#)?;
+/// assert_eq!(fields["ports"]["http"], 8500);
+/// assert_eq!(fields["service"][1]["db"], serde_json::json!({}));
+/// # Ok::<(), vault_kv::hcl::Wrong>(())
+/// ```
+pub fn parse(text: &str) -> Result<Map<String, Value>, Wrong> {
+    read(text, |parser| {
+        let mut fields = Map::new();
+        while parser.more(None)? {
+            let item = parser.item(0)?;
+            add(&mut fields, item)?;
+        }
+        Ok(fields)
+    })
+}
+
+/// Reads a document as what stands in it, in order.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn items(text: &str) -> Result<Vec<Item>, Wrong> {
+    read(text, |parser| {
+        let mut items = Vec::new();
+        while parser.more(None)? {
+            items.push(parser.item(0)?);
+        }
+        Ok(items)
+    })
+}
+
+fn read<T>(text: &str, run: impl FnOnce(&mut Parser<'_>) -> Parsed<T>) -> Result<T, Wrong> {
     let mut parser = Parser { text, at: 0 };
-    parser.fields(None, 0).map_err(|reason| {
-        let before = &text[..text.floor_char_boundary(parser.at)];
-        let line = before.matches('\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |at| at + 1);
-        let column = before[start..].chars().count() + 1;
-        format!("line {line}, column {column}: {reason}")
+    run(&mut parser).map_err(|reason| Wrong {
+        at: At::offset(text, parser.at),
+        reason,
     })
 }
 
@@ -31,54 +113,67 @@ struct Parser<'t> {
 type Parsed<T> = Result<T, &'static str>;
 
 impl<'t> Parser<'t> {
-    /// Attributes and blocks up to `end`, or to the end of the text.
-    fn fields(&mut self, end: Option<u8>, depth: usize) -> Parsed<Map<String, Value>> {
+    /// What is between braces, of which the first is taken already.
+    fn object(&mut self, depth: usize) -> Parsed<Map<String, Value>> {
         if depth > MAX_DEPTH {
             return Err("nested too deeply");
         }
         let mut fields = Map::new();
+        while self.more(Some(b'}'))? {
+            let item = self.item(depth)?;
+            add(&mut fields, item)?;
+        }
+        Ok(fields)
+    }
+
+    /// Whether an item follows, and not the `end`.
+    fn more(&mut self, end: Option<u8>) -> Parsed<bool> {
         loop {
             self.space()?;
             match self.peek() {
-                None if end.is_none() => return Ok(fields),
-                None => return Err("a closing brace is missing"),
-                Some(byte) if Some(byte) == end => {
-                    self.at += 1;
-                    return Ok(fields);
-                }
                 Some(b',') => self.at += 1,
-                Some(_) => self.field(&mut fields, depth)?,
+                None if end.is_some() => return Err("a closing brace is missing"),
+                None => return Ok(false),
+                byte if byte == end => {
+                    self.at += 1;
+                    return Ok(false);
+                }
+                Some(_) => return Ok(true),
             }
         }
     }
 
-    fn field(&mut self, fields: &mut Map<String, Value>, depth: usize) -> Parsed<()> {
+    fn item(&mut self, depth: usize) -> Parsed<Item> {
+        let offset = self.at;
         let key = self.key()?;
         let mut labels = Vec::new();
         loop {
             self.space()?;
-            match self.peek() {
-                // HCL takes JSON's colon, too.
+            let value = match self.peek() {
+                // JSON's colon will do.
                 Some(b'=' | b':') if labels.is_empty() => {
                     self.at += 1;
                     self.space()?;
-                    let value = self.value(depth)?;
-                    return add(fields, key, value);
+                    self.value(depth)?
                 }
                 Some(b'{') => {
                     self.at += 1;
-                    let deep = depth + labels.len() + 1;
-                    let inner = Value::Object(self.fields(Some(b'}'), deep)?);
-                    let labelled = labels.into_iter().rev().fold(inner, |inner, label| {
-                        Value::Object(Map::from_iter([(label, inner)]))
-                    });
-                    return add(fields, key, labelled);
+                    Value::Object(self.object(depth + labels.len() + 1)?)
                 }
                 // A label is an object more, and goes as deep.
-                Some(_) if depth + labels.len() < MAX_DEPTH => labels.push(self.key()?),
+                Some(_) if depth + labels.len() < MAX_DEPTH => {
+                    labels.push(self.key()?);
+                    continue;
+                }
                 Some(_) => return Err("nested too deeply"),
                 None => return Err("a key without a value"),
-            }
+            };
+            return Ok(Item {
+                offset,
+                key,
+                labels,
+                value,
+            });
         }
     }
 
@@ -98,7 +193,7 @@ impl<'t> Parser<'t> {
             Some(b'"') => self.string().map(Value::String),
             Some(b'{') => {
                 self.at += 1;
-                self.fields(Some(b'}'), depth + 1).map(Value::Object)
+                self.object(depth + 1).map(Value::Object)
             }
             Some(b'[') => {
                 self.at += 1;
@@ -144,13 +239,20 @@ impl<'t> Parser<'t> {
             Some(digits) => (-1, digits),
             None => (1, word),
         };
-        let whole = match digits.strip_prefix("0x") {
-            Some(hex) if !hex.starts_with(['-', '+']) => i64::from_str_radix(hex, 16).ok(),
-            Some(_) => None,
-            None => digits.parse().ok(),
+        let (digits, radix) = match digits.as_bytes() {
+            [b'0', b'x' | b'X', ..] => (&digits[2..], 16),
+            [b'0', b'0'..=b'9', ..] => (&digits[1..], 8),
+            _ => (digits, 10),
+        };
+        let whole = match digits.starts_with(['-', '+']) {
+            true => return Err("not a number"),
+            false => i64::from_str_radix(digits, radix).ok(),
         };
         let whole = whole.map(|number: i64| Value::from(sign * number));
-        let fraction = || Number::from_f64(word.parse().ok()?).map(Value::Number);
+        let fraction = || match word.contains(['.', 'e', 'E']) && radix != 16 {
+            true => Number::from_f64(word.parse().ok()?).map(Value::Number),
+            false => None,
+        };
         whole.or_else(fraction).ok_or("not a number")
     }
 
@@ -187,7 +289,7 @@ impl<'t> Parser<'t> {
     }
 
     fn escape(&mut self) -> Parsed<char> {
-        let digits = match self.next().ok_or("a closing quote is missing")? {
+        let (digits, radix, last) = match self.next().ok_or("a closing quote is missing")? {
             'n' => return Ok('\n'),
             't' => return Ok('\t'),
             'r' => return Ok('\r'),
@@ -196,19 +298,27 @@ impl<'t> Parser<'t> {
             'f' => return Ok('\u{c}'),
             'v' => return Ok('\u{b}'),
             c @ ('"' | '\\' | '/') => return Ok(c),
-            'x' => 2,
-            'u' => 4,
-            'U' => 8,
+            // A byte, which is a character of ASCII only.
+            'x' => (2, 16, 0x7f),
+            '0'..='7' => {
+                self.at -= 1;
+                (3, 8, 0x7f)
+            }
+            'u' => (4, 16, u32::MAX),
+            'U' => (8, 16, u32::MAX),
             _ => return Err("no such escape"),
         };
         let code = self.text.get(self.at..self.at + digits);
         self.at += digits;
         code.filter(|code| code.bytes().all(|byte| byte.is_ascii_hexdigit()))
-            .and_then(|code| char::from_u32(u32::from_str_radix(code, 16).ok()?))
+            .and_then(|code| u32::from_str_radix(code, radix).ok())
+            .filter(|code| *code <= last)
+            .and_then(char::from_u32)
             .ok_or("no such character")
     }
 
-    /// `<<WORD` or `<<-WORD`, lines, and the word alone on a line.
+    /// `<<WORD` or `<<-WORD`, lines, and the word alone on a line. With `-`, lines that are all indented at least as the
+    /// word lose as much.
     fn heredoc(&mut self) -> Parsed<String> {
         let rest = &self.text[self.at..];
         let (first, body) = rest.split_once('\n').ok_or("a heredoc without lines")?;
@@ -220,14 +330,20 @@ impl<'t> Parser<'t> {
         if word.is_empty() {
             return Err("a heredoc needs a word that ends it");
         }
-        let mut lines = Vec::new();
+        let mut lines: Vec<&str> = Vec::new();
         let mut at = self.at + first.len() + 1;
         for line in body.split_inclusive('\n') {
             at += line.len();
             if line.trim() == word {
                 // What follows the word belongs to the next token.
                 self.at = at - line.len() + line.trim_end().len();
-                return Ok(unindented(&lines, indented));
+                let indent = &line[..line.len() - line.trim_start().len()];
+                return Ok(
+                    match indented && lines.iter().all(|line| line.starts_with(indent)) {
+                        true => lines.iter().map(|line| &line[indent.len()..]).collect(),
+                        false => lines.concat(),
+                    },
+                );
             }
             lines.push(line);
         }
@@ -270,22 +386,27 @@ impl<'t> Parser<'t> {
 }
 
 /// A block that comes again makes a list of what came.
-fn add(fields: &mut Map<String, Value>, key: String, value: Value) -> Parsed<()> {
+fn add(fields: &mut Map<String, Value>, item: Item) -> Parsed<()> {
+    let labels = item.labels.into_iter().rev();
+    let value = labels.fold(item.value, |inner, label| {
+        Value::Object(Map::from_iter([(label, inner)]))
+    });
     let grows = |value: &Value| match value {
         Value::Object(_) => true,
-        Value::Array(items) => items.iter().all(Value::is_object),
+        // One suffices: looking at all each time would cost the square of their number.
+        Value::Array(items) => items.last().is_none_or(Value::is_object),
         _ => false,
     };
-    match (fields.get_mut(&key), value) {
-        (None, value) => {
-            fields.insert(key, value);
+    match fields.get_mut(&item.key) {
+        None => {
+            fields.insert(item.key, value);
         }
-        (Some(own), value) if grows(own) && grows(&value) => {
+        Some(own) if grows(own) && grows(&value) => {
             let mut items = listed(own.take());
             items.extend(listed(value));
             *own = Value::Array(items);
         }
-        (Some(_), _) => return Err("a key is given twice"),
+        Some(_) => return Err("a key is given twice"),
     }
     Ok(())
 }
@@ -297,116 +418,5 @@ fn listed(value: Value) -> Vec<Value> {
     }
 }
 
-fn unindented(lines: &[&str], indented: bool) -> String {
-    if !indented {
-        return lines.concat();
-    }
-    let filled = lines.iter().filter(|line| !line.trim().is_empty());
-    let indents = filled.map(|line| line.len() - line.trim_start_matches([' ', '\t']).len());
-    let indent = indents.min().unwrap_or(0);
-    let cut = lines.iter().map(|line| {
-        // Blank lines may be shorter.
-        line.get(indent..).unwrap_or("\n")
-    });
-    cut.collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn read(text: &str) -> Value {
-        parse(text).map_or_else(Value::String, Value::Object)
-    }
-
-    #[test]
-    fn what_consul_takes() {
-        let text = r##"
-            # a comment
-            datacenter = "dc2" // and one more
-            "node_name" = "n1"
-            ports { http = 8500, https = -1 dns = 0x2198 }
-            /* services
-               follow */
-            service { name = "a" port = 1 }
-            service { name = "b", tags = ["x", "y",] meta { "some-key" = "v" } }
-            telemetry { retention = 0.5 }
-            args = ["sh", "-c", "echo ${HOME} \"q\" \u00e4"]
-            script = <<-EOF
-                one
-                  two
-                EOF
-            plain = <<X
- kept
-X
-            labelled "deep" "er" { on = true }
-        "##;
-        let wanted = json!({
-            "datacenter": "dc2",
-            "node_name": "n1",
-            "ports": { "http": 8500, "https": -1, "dns": 8600 },
-            "service": [
-                { "name": "a", "port": 1 },
-                { "name": "b", "tags": ["x", "y"], "meta": { "some-key": "v" } },
-            ],
-            "telemetry": { "retention": 0.5 },
-            "args": ["sh", "-c", "echo ${HOME} \"q\" ä"],
-            "script": "one\n  two\n",
-            "plain": " kept\n",
-            "labelled": { "deep": { "er": { "on": true } } },
-        });
-        assert_eq!(read(text), wanted);
-        let json = wanted.to_string();
-        assert_eq!(read(&json[1..json.len() - 1]), wanted, "JSON's colons");
-    }
-
-    #[test]
-    fn what_is_wrong_is_placed_and_not_quoted() {
-        for (text, wanted) in [
-            (
-                "a = \"secret",
-                "line 1, column 12: a closing quote is missing",
-            ),
-            ("a = 1\na = 2", "line 2, column 6: a key is given twice"),
-            (
-                "a {\n b = 1",
-                "line 2, column 7: a closing brace is missing",
-            ),
-            (
-                "a = [1 2]",
-                "line 1, column 8: a comma or a closing bracket is wanted",
-            ),
-            (
-                "a = secret",
-                "line 1, column 11: a value is wanted: \"text\", a number, true, false, [ ] or { }",
-            ),
-            ("= 1", "line 1, column 1: a key is wanted"),
-            ("a = 1.2.3", "line 1, column 10: not a number"),
-            ("a = \"\\u12\"", "line 1, column 11: no such character"),
-            (
-                "a = <<EOF\nx",
-                "line 1, column 5: the word that ends the heredoc is missing",
-            ),
-            ("a", "line 1, column 2: a key without a value"),
-            ("/* x", "line 1, column 1: a comment is not closed"),
-        ] {
-            assert_eq!(read(text), json!(wanted), "{text}");
-        }
-    }
-
-    #[test]
-    fn depth_is_bounded() {
-        for open in ["a={", "a {", "a b {", "a=[["] {
-            let error = parse(&open.repeat(100_000)).unwrap_err();
-            assert!(
-                error.contains("wanted") || error.ends_with("nested too deeply"),
-                "{error}"
-            );
-        }
-        assert!(parse(&format!("a={}1{}", "[".repeat(31), "]".repeat(31))).is_ok());
-        assert!(parse(&format!("a={}1{}", "[".repeat(33), "]".repeat(33))).is_err());
-        assert!(parse(&"a ".repeat(100_000)).is_err());
-    }
-}
+mod tests;
