@@ -45,6 +45,7 @@ mod ledger;
 mod login;
 mod mounts;
 mod openapi;
+mod passwords;
 pub(crate) mod routes;
 mod secrets;
 mod sys;
