@@ -6,7 +6,8 @@
 //! and after [`ATTEMPTS`] the lease is *irrevocable*: kept and listed until somebody looks after it.
 //!
 //! Costs. In memory a lease is some 80 bytes of the [`Timetable`], whatever was handed out; what there is to know of it is in the
-//! store. Unsealing does not wait for leases: they are read in
+//! store. With what that and the engine keep of it 1.2 KB of a process are measured for each (`mesh-bench secrets`), nearly all of
+//! it pages of sled that are in its cache. Unsealing does not wait for leases: they are read in
 //! the background, a piece at a time, and what expired meanwhile is refused all the same.
 
 use std::collections::BTreeMap;
