@@ -21,7 +21,7 @@ use crate::engine::page;
 use crate::http::ApiError;
 use crate::http::reply::{Answer, render};
 use crate::identity::Identities;
-use crate::lease::{Leases, upkeep};
+use crate::lease::{Leases, Places, upkeep};
 use crate::mount::{Engine, Mounts, Served};
 use crate::oidc::Provider;
 use crate::outbound::Outbound;
@@ -45,6 +45,7 @@ mod ledger;
 mod login;
 mod mounts;
 mod openapi;
+mod passwords;
 pub(crate) mod routes;
 mod secrets;
 mod sys;
@@ -123,7 +124,9 @@ impl Api {
         })?;
         let rotation = Arc::new(Rotation::load(db.clone(), clock.clone())?);
         let (ended, hears_of_ended) = mpsc::unbounded_channel();
-        let tokens = Arc::new(Tokens::load(db.clone(), clock.clone(), ended)?);
+        let places = Arc::new(Places::default());
+        let tokens = Tokens::load(db.clone(), clock.clone(), ended, Arc::clone(&places))?;
+        let tokens = Arc::new(tokens);
         let mounts = Arc::new(Mounts::load(
             db.clone(),
             clock.clone(),
@@ -135,6 +138,7 @@ impl Api {
             clock.clone(),
             Arc::clone(&mounts),
             Arc::clone(&tokens),
+            Arc::clone(&places),
         ));
         let api = Self {
             rotation: Arc::clone(&rotation),
@@ -146,7 +150,7 @@ impl Api {
             identities: Identities::load(db.clone(), clock.clone())?,
             oidc: Provider::new(db.clone(), clock.clone(), api_addr),
             lockout: Lockout::new(clock.clone()),
-            quotas: Quotas::load(db.clone(), clock.clone())?,
+            quotas: Quotas::load(db.clone(), clock.clone(), Arc::clone(&places))?,
             tokens,
             spiffe: Spiffe::load(db.clone(), outbound)?,
             db,
@@ -156,8 +160,10 @@ impl Api {
             audit,
             ledger,
         };
-        tokio::spawn(purge_expired(Arc::downgrade(&api.tokens)));
-        tokio::spawn(upkeep(Arc::downgrade(&api.leases), hears_of_ended));
+        let tokens = Arc::downgrade(&api.tokens);
+        tokio::spawn(purge_expired(tokens, places.reading()));
+        let leases = Arc::downgrade(&api.leases);
+        tokio::spawn(upkeep(leases, hears_of_ended, places.reading()));
         tokio::spawn(expire_secrets(Arc::downgrade(&api.mounts)));
         tokio::spawn(versions::note(api.db.clone(), api.clock.clone()));
         start_upkeep(&rotation);
@@ -189,7 +195,13 @@ impl Api {
             true => self.begin_open_at(request, served).await?,
             false => self.begin_at(request, served, false).await?,
         };
+        // Where an answer would be put aside: no work is done for one that nobody gets.
+        let admitted = match request.wrap_ttl {
+            Some(_) => self.tokens.admit(request.path.as_str()).await,
+            None => Ok(()),
+        };
         let waited = match request.data.raw("index") {
+            _ if admitted.is_err() => admitted,
             Some(_) if begun.caller.is_some() => {
                 Box::pin(self.wait_for_change(&begun, request)).await
             }

@@ -5,11 +5,12 @@
 //! was given to, or all of one SPIFFE ID at once. Ending asks the engine to take the credential back. If that fails it is tried again,
 //! and after [`ATTEMPTS`] the lease is *irrevocable*: kept and listed until somebody looks after it.
 //!
-//! Costs. In memory a lease is its name, twice, and two entries in ordered sets, whatever was handed out; with what the
-//! engine and the store keep of it 1.3 KB of a process are measured for each of a million (`mesh-bench secrets`).
-//! What there is to know of it is in the store. Unsealing does not wait for leases: they are read in
+//! Costs. In memory a lease is some 80 bytes of the [`Timetable`], whatever was handed out; what there is to know of it is in the
+//! store. With what that and the engine keep of it 1.2 KB of a process are measured for each (`mesh-bench secrets`), nearly all of
+//! it pages of sled that are in its cache. Unsealing does not wait for leases: they are read in
 //! the background, a piece at a time, and what expired meanwhile is refused all the same.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -23,10 +24,12 @@ use crate::http::ApiError;
 use crate::mount::Mounts;
 use crate::token::{TokenId, Tokens, base62};
 
+mod places;
 mod timetable;
 mod upkeep;
 
-use timetable::Timetable;
+pub(crate) use places::{Full, Places, Reading};
+pub(crate) use timetable::{Due, Name, Timetable};
 pub(crate) use upkeep::upkeep;
 
 const PREFIX: &str = "lease/";
@@ -93,19 +96,36 @@ pub(crate) struct Leases {
     mounts: Arc<Mounts>,
     tokens: Arc<Tokens>,
     timetable: Mutex<Timetable>,
+    trouble: Mutex<Trouble>,
     /// An earlier end than all others came.
     changed: Arc<Notify>,
 }
 
+/// Leases that could not be taken back, by id.
+#[derive(Default)]
+struct Trouble {
+    /// How often that failed so far.
+    attempts: BTreeMap<String, u8>,
+    /// Nobody tries any more; and why.
+    irrevocable: BTreeMap<String, String>,
+}
+
 impl Leases {
     /// Knows no lease yet: [`upkeep`] reads them.
-    pub fn new(db: Db, clock: Clock, mounts: Arc<Mounts>, tokens: Arc<Tokens>) -> Self {
+    pub fn new(
+        db: Db,
+        clock: Clock,
+        mounts: Arc<Mounts>,
+        tokens: Arc<Tokens>,
+        places: Arc<Places>,
+    ) -> Self {
         Self {
             db,
             clock,
             mounts,
             tokens,
-            timetable: Mutex::default(),
+            timetable: Mutex::new(Timetable::new(places)),
+            trouble: Mutex::default(),
             changed: Arc::default(),
         }
     }
@@ -113,7 +133,8 @@ impl Leases {
     /// Make a lease on what an engine offers at `path`; its id.
     ///
     /// # Errors
-    /// 403 when the owner is gone by now: then what was offered is taken back.
+    /// 429 when there are as many leases as there may be; what was offered is then not written. 403 when the owner is gone by now:
+    /// then what was offered is taken back.
     pub async fn grant(
         &self,
         by: &By,
@@ -136,8 +157,14 @@ impl Leases {
         };
         let mut batch = offer.batch;
         batch.key(id.clone()).put(&record(&id), &lease)?;
-        self.db.commit(batch).await?;
-        self.note(&id, &lease);
+        // Before it is written, so that there are never more than there may be.
+        self.note(&id, &lease, false)
+            .map_err(|Full| ApiError::TooManyLeases(path.to_owned()))?;
+        if let Err(error) = self.db.commit(batch).await {
+            self.drop_note(&id);
+            return Err(error);
+        }
+        self.note_again(&id, &lease)?;
         if !self.is_owned(&lease)? {
             self.end(by, std::slice::from_ref(&id), true).await?;
             return Err(ApiError::Unauthenticated);
@@ -186,15 +213,13 @@ impl Leases {
         if wished > most {
             warnings.push(format!("TTL of \"{wished}s\" exceeded the effective max_ttl of \"{most}s\"; TTL value is capped accordingly"));
         }
-        let old = lease.expires;
         lease.ttl = wished.min(most);
         lease.expires = after(now, lease.ttl);
         lease.renewed = Some(now);
         let mut batch = Batch::new(by, "lease/renew");
         batch.expect(&path, Some(index)).put(&path, &lease)?.key(id);
         self.db.commit(batch).await?;
-        self.timetable.lock().remove(id, old, &lease.owner);
-        self.note(id, &lease);
+        self.note_again(id, &lease)?;
         Ok((lease, warnings))
     }
 
@@ -217,15 +242,16 @@ impl Leases {
                     Err(error) if !force => refused.push((id.clone(), error)),
                     _ => {
                         batch.delete(&record(id)).key(id.clone());
-                        gone.push((id, lease));
+                        gone.push(id);
                     }
                 }
             }
             self.db.commit(batch).await?;
-            let mut timetable = self.timetable.lock();
-            for (id, lease) in gone {
-                timetable.remove(id, lease.expires, &lease.owner);
-                timetable.forget(id);
+            let mut trouble = self.trouble.lock();
+            for id in gone {
+                self.drop_note(id);
+                trouble.attempts.remove(id);
+                trouble.irrevocable.remove(id);
             }
         }
         Ok(refused)
@@ -249,10 +275,11 @@ impl Leases {
 
     /// End everything that was given to this owner.
     pub async fn end_owned(&self, by: &By, owner: &Owner) -> Result<Refused, ApiError> {
-        let ids = self.timetable.lock().of(owner);
+        let all = self.timetable.lock().of(owner);
         // Two owners may share a place in the timetable.
-        let mut owned = Vec::with_capacity(ids.len());
-        for id in ids {
+        let mut owned = Vec::with_capacity(all.len());
+        for (path, name) in all {
+            let id = id_in(&path, name);
             if self.get(&id)?.is_some_and(|lease| lease.owner == *owner) {
                 owned.push(id);
             }
@@ -267,7 +294,9 @@ impl Leases {
 
     /// Leases that could not be taken back, and why.
     pub fn irrevocable(&self) -> Vec<(String, String)> {
-        self.timetable.lock().irrevocable()
+        let trouble = self.trouble.lock();
+        let all = trouble.irrevocable.iter();
+        all.map(|(id, why)| (id.clone(), why.clone())).collect()
     }
 
     /// End what is due, a piece of it; whether there may be more.
@@ -278,25 +307,22 @@ impl Leases {
         let now = self.clock.unix();
         let due = self.timetable.lock().due(now, CHUNK);
         let mut ending = Vec::with_capacity(due.len());
-        for (at, id) in &due {
-            match self.get(id)? {
+        for due in &due {
+            let id = id_in(&due.path, due.name);
+            match self.get(&id)? {
                 // It was renewed while it was being read.
                 Some(lease) if lease.expires > now && self.is_owned(&lease)? => {
-                    let mut timetable = self.timetable.lock();
-                    timetable.remove(id, *at, &lease.owner);
-                    timetable.insert(id, lease.expires, &lease.owner);
+                    self.note_again(&id, &lease)?;
                 }
-                Some(_) => ending.push(id.clone()),
-                None => {}
+                Some(_) => ending.push(id),
+                None => self.drop_note(&id),
             }
         }
         let by = By::system("lease expiry");
         let refused = self.end(&by, &ending, false).await?;
         {
             let mut timetable = self.timetable.lock();
-            for (at, id) in &due {
-                timetable.strike(id, *at);
-            }
+            due.iter().for_each(|due| timetable.strike(due));
         }
         for (id, error) in refused {
             self.put_off(&by, &id, error).await?;
@@ -311,23 +337,31 @@ impl Leases {
             return Ok(());
         };
         let attempts = {
-            let mut timetable = self.timetable.lock();
-            let attempts = timetable.failed(id);
-            if attempts < ATTEMPTS {
-                timetable.insert(id, self.clock.unix() + (10 << attempts), &lease.owner);
-            } else {
-                timetable.give_up(id, error.to_string());
-            }
-            attempts
+            let mut trouble = self.trouble.lock();
+            let attempts = trouble.attempts.entry(id.to_owned()).or_default();
+            *attempts += 1;
+            *attempts
         };
         tracing::warn!(lease = id, %error, attempts, "a lease could not be taken back");
         if attempts < ATTEMPTS {
+            let at = self.clock.unix() + (10 << attempts);
+            // It has its place already.
+            let _ = self.note_at(id, Some(at), &lease.owner, true);
             return Ok(());
         }
         lease.failed = Some(error.to_string());
+        self.give_up(id, &lease, error.to_string());
         let mut batch = Batch::new(by, "lease/irrevocable");
         batch.expect(&path, Some(index)).put(&path, &lease)?.key(id);
         self.db.commit(batch).await
+    }
+
+    /// Nobody tries any more to take it back; it counts for as long as it is there.
+    fn give_up(&self, id: &str, lease: &Lease, why: String) {
+        let mut trouble = self.trouble.lock();
+        trouble.attempts.remove(id);
+        trouble.irrevocable.insert(id.to_owned(), why);
+        let _ = self.note_at(id, None, &lease.owner, true);
     }
 
     /// Whether there still is somebody it was given to.
@@ -338,14 +372,40 @@ impl Leases {
         }
     }
 
-    /// Remember when it ends.
-    fn note(&self, id: &str, lease: &Lease) {
-        if self
-            .timetable
-            .lock()
-            .insert(id, lease.expires, &lease.owner)
-        {
+    /// Remember when it ends; with `always` whatever quotas say.
+    fn note(&self, id: &str, lease: &Lease, always: bool) -> Result<(), Full> {
+        self.note_at(id, Some(lease.expires), &lease.owner, always)
+    }
+
+    fn note_at(&self, id: &str, at: Option<i64>, owner: &Owner, always: bool) -> Result<(), Full> {
+        let Some((path, name)) = parts(id) else {
+            tracing::error!(
+                lease = id,
+                "not the id of a lease: it does not end by itself"
+            );
+            return Ok(());
+        };
+        let owner = (*owner != Owner::Nobody).then_some(owner);
+        let mut timetable = self.timetable.lock();
+        if timetable.insert(path, name, at, owner, always)? {
             self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The same for one that was in the store a moment ago.
+    fn note_again(&self, id: &str, lease: &Lease) -> Result<(), ApiError> {
+        let _ = self.note(id, lease, true);
+        // Whoever ended it meanwhile may have looked before.
+        if self.db.index(&record(id))?.is_none() {
+            self.drop_note(id);
+        }
+        Ok(())
+    }
+
+    fn drop_note(&self, id: &str) {
+        if let Some((path, name)) = parts(id) {
+            self.timetable.lock().remove(path, name);
         }
     }
 }
@@ -360,4 +420,14 @@ fn record(id: &str) -> String {
 
 fn id_of(record: &str) -> &str {
     record.strip_prefix(PREFIX).unwrap_or(record)
+}
+
+/// The path of a lease, and its name there.
+fn parts(id: &str) -> Option<(&str, Name)> {
+    let (path, name) = id.rsplit_once('/')?;
+    Some((path, Name(name.as_bytes().try_into().ok()?)))
+}
+
+fn id_in(path: &str, name: Name) -> String {
+    format!("{path}/{}", String::from_utf8_lossy(&name.0))
 }

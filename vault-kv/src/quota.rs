@@ -1,4 +1,4 @@
-//! Rate limits: how many requests one address may send to a path in a time.
+//! Quotas. Of leases: [`lease_count`]. Rate limits: how many requests one address may send to a path in a time.
 //!
 //! Of all quotas the one with the longest path counts, so that a mount can be given more or less than the rest. Each address has a
 //! bucket that fills evenly; a request that finds it empty is answered with 429 before anybody is authenticated or anything is
@@ -20,7 +20,12 @@ use crate::auth::item_name;
 use crate::clock::Clock;
 use crate::db::{Batch, By, Db};
 use crate::http::{ApiError, reply::Answer};
+use crate::lease::Places;
 use crate::request::{Data, Operation, Remote};
+
+mod lease_count;
+
+use lease_count::LeaseCounts;
 
 const PREFIX: &str = "sys/quota/";
 const CONFIG: &str = "sys/quotas-config";
@@ -52,6 +57,8 @@ pub(crate) struct Quotas {
     state: ArcSwap<State>,
     clock: Clock,
     buckets: Mutex<HashMap<Asker, Bucket>>,
+    /// Where leases are counted.
+    places: Arc<Places>,
 }
 
 /// A quota's name, and an address; `None`: the Unix socket.
@@ -60,6 +67,7 @@ type Asker = (Arc<str>, Option<IpAddr>);
 #[derive(Default)]
 struct State {
     quotas: BTreeMap<Arc<str>, Quota>,
+    lease_counts: LeaseCounts,
     config: Config,
 }
 
@@ -70,12 +78,13 @@ struct Bucket {
 }
 
 impl Quotas {
-    pub fn load(db: Db, clock: Clock) -> Result<Self, ApiError> {
+    pub fn load(db: Db, clock: Clock, places: Arc<Places>) -> Result<Self, ApiError> {
         let quotas = Self {
             db,
             clock,
             state: ArcSwap::default(),
             buckets: Mutex::default(),
+            places,
         };
         quotas.reload()?;
         Ok(quotas)
@@ -91,6 +100,8 @@ impl Quotas {
         if let Some((config, _)) = self.db.get(CONFIG)? {
             state.config = config;
         }
+        state.lease_counts = self.lease_counts()?;
+        lease_count::apply(&state.lease_counts, &self.places);
         self.state.store(Arc::new(state));
         Ok(())
     }
@@ -168,6 +179,9 @@ impl Quotas {
                 _ => Err(ApiError::UnsupportedOperation),
             };
         }
+        if let Some(name) = path.strip_prefix("lease-count/") {
+            return self.handle_lease_count(by, operation, name, data).await;
+        }
         let name = path
             .strip_prefix("rate-limit/")
             .ok_or(ApiError::UnsupportedPath)?;
@@ -221,6 +235,11 @@ impl Quotas {
 
     async fn change(&self, batch: Batch) -> Result<Answer, ApiError> {
         let _order = self.db.lock(PREFIX).await;
+        self.change_in_order(batch).await
+    }
+
+    /// The same for who holds the lock already.
+    async fn change_in_order(&self, batch: Batch) -> Result<Answer, ApiError> {
         self.db.commit(batch).await?;
         self.reload()?;
         Ok(Answer::none())
@@ -254,11 +273,7 @@ impl Quota {
     /// # Errors
     /// 400 with the field.
     fn parse(data: &Data) -> Result<Self, ApiError> {
-        if data.text("role")?.is_some_and(|role| !role.is_empty()) {
-            return Err(ApiError::bad(
-                "field \"role\" is not available: a quota is for a path",
-            ));
-        }
+        refuse_role(data)?;
         let rate = match data.raw("rate") {
             Some(Value::Number(rate)) => rate.as_f64(),
             Some(Value::String(rate)) => rate.parse().ok(),
@@ -287,6 +302,15 @@ impl Quota {
     }
 }
 
+fn refuse_role(data: &Data) -> Result<(), ApiError> {
+    match data.text("role")? {
+        Some(role) if !role.is_empty() => Err(ApiError::bad(
+            "field \"role\" is not available: a quota is for a path",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whoever has one address of a /64 has them all.
 fn network(ip: IpAddr) -> IpAddr {
     match ip {
@@ -300,7 +324,7 @@ fn record(name: &str) -> String {
 }
 
 /// Whether a path is the other one or below it; a `*` at the end stands for any rest.
-fn is_below(path: &str, of: &str) -> bool {
+pub(crate) fn is_below(path: &str, of: &str) -> bool {
     if let Some(start) = of.strip_suffix('*') {
         return path.starts_with(start);
     }

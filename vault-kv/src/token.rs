@@ -22,6 +22,7 @@ use crate::acl::Links;
 use crate::clock::Clock;
 use crate::db::{Batch, By, Cached, Db};
 use crate::http::ApiError;
+use crate::lease::{Due, Full, Name, Places, Timetable};
 use crate::request::ClientToken;
 use crate::sys::{Locked, hash_without_traces, without_traces};
 
@@ -58,6 +59,17 @@ impl From<&str> for TokenId {
 impl TokenId {
     fn path(&self) -> String {
         format!("token/id/{}", self.0)
+    }
+
+    /// What it is in a timetable; `None`: it is no hash.
+    fn name(&self) -> Option<Name> {
+        let mut name = [0; 24];
+        let length = URL_SAFE_NO_PAD.decode_slice(&*self.0, &mut name);
+        (length == Ok(24)).then_some(Name(name))
+    }
+
+    fn of(name: Name) -> Self {
+        Self(URL_SAFE_NO_PAD.encode(name.0).into())
     }
 
     /// Where the cubbyhole of this token is.
@@ -177,6 +189,8 @@ pub(crate) struct NewToken {
     /// The accessor that it is to have; `None` = a random one.
     pub accessor: Option<String>,
     pub linked: Option<Box<Linked>>,
+    /// Made even when there are as many leases as there may be: whoever wants it was asked about that before.
+    pub always: bool,
     /// What its cubbyhole holds from the start.
     pub cubbyhole: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
 }
@@ -215,8 +229,9 @@ pub(crate) struct Tokens {
     key: Arc<NameKey>,
     batch: BatchKey,
     clock: Clock,
-    /// When each token that can expire does.
-    expiries: Mutex<BTreeSet<(i64, TokenId)>>,
+    /// When each token that can expire does, and where it was made.
+    expiries: Mutex<Timetable>,
+    places: Arc<Places>,
     /// Hears of tokens that ended.
     ended: UnboundedSender<TokenId>,
 }
@@ -233,7 +248,12 @@ impl Tokens {
     }
 
     /// Read the key. When tokens expire [`purge_expired`] finds out. `ended` hears of tokens that ended.
-    pub fn load(db: Db, clock: Clock, ended: UnboundedSender<TokenId>) -> Result<Self, ApiError> {
+    pub fn load(
+        db: Db,
+        clock: Clock,
+        ended: UnboundedSender<TokenId>,
+        places: Arc<Places>,
+    ) -> Result<Self, ApiError> {
         let key = db.bytes(KEY)?.ok_or_else(|| {
             ApiError::Internal(
                 "the store has no token key; it was not initialised by this version".into(),
@@ -247,7 +267,8 @@ impl Tokens {
             key,
             batch,
             clock,
-            expiries: Mutex::default(),
+            expiries: Mutex::new(Timetable::new(Arc::clone(&places))),
+            places,
             ended,
         })
     }
@@ -315,7 +336,8 @@ impl Tokens {
     /// Create a token.
     ///
     /// # Errors
-    /// 403 when the parent is gone by the time of the commit.
+    /// 429 when there are as many leases as there may be; a token with the policy `root` is made all the same. 403 when the parent
+    /// is gone by the time of the commit.
     pub async fn create(&self, by: &By, new: NewToken) -> Result<(ClientToken, Token), ApiError> {
         self.create_with(Batch::new(by, "token/create"), new).await
     }
@@ -326,6 +348,10 @@ impl Tokens {
         mut batch: Batch,
         new: NewToken,
     ) -> Result<(ClientToken, Token), ApiError> {
+        let always = new.always || new.policies.iter().any(|policy| policy == "root");
+        if !always {
+            self.admit(&new.path).await?;
+        }
         if new.kind == TokenKind::Batch {
             let token = token(self.clock.unix(), new);
             let secret = self.batch.seal(&token)?;
@@ -356,9 +382,29 @@ impl Tokens {
                 .ok_or(ApiError::Unauthenticated)?;
             batch.expect(&parent.path(), Some(index));
         }
-        self.db.commit(batch).await?;
-        self.schedule(&id, token.expires);
+        // Before it is written, so that there are never more than there may be.
+        self.schedule(&id, &token, always)
+            .map_err(|Full| ApiError::TooManyLeases(token.path.clone()))?;
+        if let Err(error) = self.db.commit(batch).await {
+            if self.db.index(&id.path()).is_ok_and(|index| index.is_none()) {
+                self.drop_expiry(&id, &token.path);
+            }
+            return Err(error);
+        }
+        self.schedule_again(&id, &token)?;
         Ok((secret, token))
+    }
+
+    /// Whether there may be one more lease of this path: asked before there is any work for it.
+    ///
+    /// # Errors
+    /// 429: there may not.
+    pub async fn admit(&self, path: &str) -> Result<(), ApiError> {
+        self.places.counted(path).await;
+        match self.places.has_room(path) {
+            true => Ok(()),
+            false => Err(ApiError::TooManyLeases(path.to_owned())),
+        }
     }
 
     /// A token for one request only, which nobody gets: what comes with it becomes durable all the same.
@@ -413,9 +459,9 @@ impl Tokens {
         let Some((mut token, index)) = self.db.get::<Token>(&id.path())? else {
             return Err(ApiError::bad("token not found"));
         };
-        let Some(old) = token.expires else {
+        if token.expires.is_none() {
             return Err(ApiError::bad("invalid lease ID"));
-        };
+        }
         if !token.renewable {
             return Err(ApiError::bad("lease is not renewable"));
         }
@@ -456,8 +502,7 @@ impl Tokens {
             .expect(&id.path(), Some(index))
             .key(format!("accessor {}", token.accessor));
         self.db.commit(batch).await?;
-        self.expiries.lock().remove(&(old, id.clone()));
-        self.schedule(id, token.expires);
+        self.schedule_again(id, &token)?;
         Ok((token, warnings))
     }
 
@@ -496,12 +541,15 @@ impl Tokens {
         self.delete(by, std::slice::from_ref(id)).await
     }
 
-    /// Revokes every token that was made at or below a path, with what they made.
+    /// Revokes every token that was made at or below a path, with what they made; not those that never end, such as the first one:
+    /// they have no lease.
     pub async fn revoke_below(&self, by: &By, path: &str) -> Result<(), ApiError> {
         let prefix = format!("{}/", path.trim_end_matches('/'));
         for name in self.db.names("token/id/")? {
             let found = self.db.get::<Token>(&name)?;
-            if found.is_some_and(|(token, _)| format!("{}/", token.path).starts_with(&prefix)) {
+            if found.is_some_and(|(token, _)| {
+                token.expires.is_some() && format!("{}/", token.path).starts_with(&prefix)
+            }) {
                 let id = TokenId::from(name.trim_start_matches("token/id/"));
                 self.revoke(by, &id).await?;
             }
@@ -574,14 +622,11 @@ impl Tokens {
             for name in self.db.names(&id.cubbyhole())? {
                 batch.delete(&name);
             }
-            gone.push((token.expires, id));
+            gone.push((token.path, id));
         }
         self.db.commit(batch).await?;
-        let mut expiries = self.expiries.lock();
-        for (expires, id) in gone {
-            if let Some(at) = expires {
-                expiries.remove(&(at, id.clone()));
-            }
+        for (path, id) in gone {
+            self.drop_expiry(id, &path);
             // At seal nobody listens any more; what the token had ends when that is read again.
             let _ = self.ended.send(id.clone());
         }
@@ -597,31 +642,45 @@ impl Tokens {
         self.db.bytes(&format!("{}{name}", id.cubbyhole()))
     }
 
-    fn schedule(&self, id: &TokenId, expires: Option<i64>) {
-        if let Some(at) = expires {
-            self.expiries.lock().insert((at, id.clone()));
+    /// Remember when it ends; with `always` whatever quotas say.
+    fn schedule(&self, id: &TokenId, token: &Token, always: bool) -> Result<(), Full> {
+        let (Some(at), Some(name)) = (token.expires, id.name()) else {
+            return Ok(());
+        };
+        let nobody = None::<&()>;
+        let mut expiries = self.expiries.lock();
+        expiries.insert(&token.path, name, Some(at), nobody, always)?;
+        Ok(())
+    }
+
+    /// The same for one that was in the store a moment ago.
+    fn schedule_again(&self, id: &TokenId, token: &Token) -> Result<(), ApiError> {
+        let _ = self.schedule(id, token, true);
+        // Whoever ended it meanwhile may have looked before.
+        if self.db.index(&id.path())?.is_none() {
+            self.drop_expiry(id, &token.path);
+        }
+        Ok(())
+    }
+
+    fn drop_expiry(&self, id: &TokenId, path: &str) {
+        if let Some(name) = id.name() {
+            self.expiries.lock().remove(path, name);
         }
     }
 
     /// The tokens that may have expired by now, and how long until the next one does.
-    fn due(&self) -> (Vec<(i64, TokenId)>, Option<Duration>) {
+    fn due(&self) -> (Vec<Due>, Option<Duration>) {
         let now = self.clock.unix();
         let expiries = self.expiries.lock();
-        let due = expiries
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .cloned()
-            .collect();
-        let next = expiries
-            .iter()
-            .find(|(at, _)| *at > now)
-            .map(|(at, _)| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
-        (due, next)
+        let next = expiries.next_after(now);
+        let next = next.map(|at| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
+        (expiries.due(now, usize::MAX), next)
     }
 
     /// Drop an expiry that is seen to.
-    fn forget(&self, due: &(i64, TokenId)) {
-        self.expiries.lock().remove(due);
+    fn forget(&self, due: &Due) {
+        self.expiries.lock().strike(due);
     }
 }
 

@@ -45,7 +45,8 @@ impl Command {
                 let body = json!({ "input": *text });
                 let answer = client.call(what, Method::POST, &path, Some(&body)).await?;
                 let answer: Value = answer.json(what)?;
-                output::line(answer["data"]["hash"].as_str().unwrap_or_default())
+                let hash = answer["data"]["hash"].as_str().unwrap_or_default();
+                output::done(global.output, hash, &json!({ "hash": hash }))
             }
         }
     }

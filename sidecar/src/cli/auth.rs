@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Failure, Global, input, output};
+use super::{Failure, Global, input, output, token};
 use crate::http::query::encode;
 
 /// Login methods: list, enable and disable them, and log in.
@@ -17,7 +17,7 @@ pub enum Command {
     List,
     /// Enable a method.
     Enable {
-        /// userpass or approle
+        /// userpass, approle, jwt, cert or kubernetes
         kind: String,
         /// Below auth/; the kind's name without it.
         path: Option<String>,
@@ -84,14 +84,17 @@ impl Command {
                 let body = json!({"type": kind, "description": description.unwrap_or_default()});
                 let at = format!("{PATH}/{}", encode(path));
                 client.call(&what, Method::POST, &at, Some(&body)).await?;
-                output::line(&format!("enabled: {kind} at auth/{path}/"))
+                let text = format!("enabled: {kind} at auth/{path}/");
+                let done = json!({"type": kind, "path": format!("{path}/")});
+                output::done(global.output, &text, &done)
             }
             Command::Disable { path } => {
                 let path = path.trim_matches('/');
                 let what = format!("cannot disable the login method at {path}/");
                 let at = format!("{PATH}/{}", encode(path));
                 client.call(&what, Method::DELETE, &at, None).await?;
-                output::line(&format!("disabled: auth/{path}/"))
+                let text = format!("disabled: auth/{path}/");
+                output::done(global.output, &text, &json!({"path": format!("{path}/")}))
             }
             Command::Login {
                 name,
@@ -110,9 +113,13 @@ impl Command {
                 let answer: Value = answer.json(&what)?;
                 let token = answer["auth"]["client_token"].as_str().unwrap_or_default();
                 let token = Zeroizing::new(token.to_owned());
+                input::deliver("the token", &token, out)?;
+                if (global.output, out.is_some()) == (output::Format::Json, true) {
+                    return token::about(&answer["auth"]);
+                }
                 let seconds = &answer["auth"]["lease_duration"];
                 eprintln!("good for {seconds} s");
-                input::deliver("the token", &token, out)
+                Ok(())
             }
         }
     }

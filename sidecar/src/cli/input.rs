@@ -182,6 +182,19 @@ pub fn check_deliverable(what: &str, out: Option<&Path>) -> Result<(), Failure> 
             path.display()
         ))
         .next("give another --out FILE")),
+        // By trying: what cannot be handed out must not be made.
+        Some(path) => {
+            let mut options = OpenOptions::new();
+            let tried = options.write(true).create_new(true).mode(0o600).open(path);
+            let tried = tried.and_then(|_| fs::remove_file(path));
+            tried.map_err(|error| {
+                Failure::failed(format!(
+                    "{what} cannot be written to {}: {error}",
+                    path.display()
+                ))
+                .next("give another --out FILE")
+            })
+        }
         None if !io::stdout().is_terminal() => Err(Failure::usage(format!(
             "{what} is a secret and stdout is not a terminal"
         ))

@@ -86,7 +86,8 @@ impl Command {
                     Value::Null => &answer["lease_duration"],
                     auth => &auth["lease_duration"],
                 };
-                output::line(&format!("renewed for {life} s"))
+                let text = format!("renewed for {life} s");
+                output::done(global.output, &text, &json!({ "lease_duration": life }))
             }
             Command::Revoke { id, prefix, force } => {
                 let what = "cannot revoke the lease";
@@ -103,7 +104,11 @@ impl Command {
                 };
                 let path = format!("/v1/sys/leases/{path}");
                 client.call(what, Method::POST, &path, Some(&body)).await?;
-                output::line("revoked")
+                let done = match prefix {
+                    true => json!({ "prefix": id }),
+                    false => json!({ "lease_id": id }),
+                };
+                output::done(global.output, "revoked", &done)
             }
             Command::Irrevocable => {
                 let what = "cannot list leases";

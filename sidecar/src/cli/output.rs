@@ -56,6 +56,14 @@ pub fn fields(format: Format, value: &Value) -> Result<(), Failure> {
     rows(format, &["FIELD", "VALUE"], all, value)
 }
 
+/// Says in one line what was done, or as JSON what it was done to.
+pub fn done(format: Format, text: &str, value: &Value) -> Result<(), Failure> {
+    match format {
+        Format::Json => json(value),
+        Format::Table => line(text),
+    }
+}
+
 /// Prints `value` as indented JSON.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)

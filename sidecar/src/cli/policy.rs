@@ -90,12 +90,15 @@ impl Command {
                 client
                     .call(&what, Method::PUT, &at(&name), Some(&body))
                     .await?;
-                output::line(&format!("written: policy {}", name.to_lowercase()))
+                let name = name.to_lowercase();
+                let text = format!("written: policy {name}");
+                output::done(global.output, &text, &json!({ "name": name }))
             }
             Command::Delete { name } => {
                 let what = format!("cannot delete policy {name:?}");
                 client.call(&what, Method::DELETE, &at(&name), None).await?;
-                output::line(&format!("deleted: policy {name}"))
+                let text = format!("deleted: policy {name}");
+                output::done(global.output, &text, &json!({ "name": name }))
             }
             Command::Explain { path, capability } => {
                 let what = format!("cannot explain {path:?}");

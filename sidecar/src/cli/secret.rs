@@ -109,6 +109,9 @@ pub enum Command {
         /// The folder.
         #[arg(default_value = "secret/")]
         path: String,
+        /// Everything in it and in its folders.
+        #[arg(short, long)]
+        recursive: bool,
     },
     /// Let a service read a path (and everything below it) with its mesh identity, without a token.
     Grant {
@@ -150,14 +153,14 @@ impl Command {
                 watch::watch(global, &path, field.as_deref(), once).await
             }
             Command::Metadata(command) => command.run(global).await,
-            Command::List { path } => list(global, &path).await,
+            Command::List { path, recursive } => list(global, &path, recursive).await,
             Command::Grant {
                 service,
                 path,
                 write,
             } => {
                 let client = global.addresses.vault()?;
-                grant(&client, &service, &path, write).await
+                grant(global, &client, &service, &path, write).await
             }
         }
     }
@@ -175,7 +178,7 @@ async fn get(
     let at = format!("{}{query}", api_path(path, "data")?);
     let answer = client.send(Method::GET, &at, "").await?;
     if answer.status == StatusCode::NOT_FOUND {
-        return Err(missing(path));
+        return Err(hidden(path, &answer.json(&what).unwrap_or_default()));
     }
     let value: Value = answer.ok(&what)?.json(&what)?;
     show(global, path, fields(&value, &what)?, field)
@@ -184,6 +187,23 @@ async fn get(
 fn missing(path: &str) -> Failure {
     Failure::failed(format!("there is no secret at {path:?}"))
         .next(format!("mesh secret list {}", parent(path)))
+}
+
+/// Why there is nothing to show: it was deleted or destroyed, or never was there.
+fn hidden(path: &str, answer: &Value) -> Failure {
+    let about = &answer["data"]["metadata"];
+    let Some(version) = about["version"].as_u64() else {
+        return missing(path);
+    };
+    let failure = |how: &str| Failure::failed(format!("version {version} of {path:?} {how}"));
+    match about["destroyed"] == true {
+        true => failure("was destroyed").next(format!("mesh secret metadata get {path}")),
+        false => {
+            let since = plain(&about["deletion_time"]);
+            failure(&format!("was deleted at {since}"))
+                .next(format!("mesh secret undelete {path} --version {version}"))
+        }
+    }
 }
 
 /// The fields of a secret in the answer to a read.
@@ -285,13 +305,15 @@ async fn write(
     }
     let answer: Value = answer.ok(&what)?.json(&what)?;
     let version = &answer["data"]["version"];
-    output::line(&format!("written: {path}, version {version}"))
+    let text = format!("written: {path}, version {version}");
+    output::done(global.output, &text, &answer["data"])
 }
 
-async fn list(global: &Global, path: &str) -> Result<(), Failure> {
+async fn list(global: &Global, path: &str, recursive: bool) -> Result<(), Failure> {
     let client = global.addresses.secrets()?;
     let what = format!("cannot list secrets below {path:?}");
-    let at = format!("{}?list=true", api_path(path, "metadata")?);
+    let how = if recursive { "scan" } else { "list" };
+    let at = format!("{}?{how}=true", api_path(path, "metadata")?);
     let answer = client.send(Method::GET, &at, "").await?;
     let keys: Vec<String> = match answer.status {
         StatusCode::NOT_FOUND => Vec::new(),
@@ -306,7 +328,13 @@ async fn list(global: &Global, path: &str) -> Result<(), Failure> {
 
 /// A policy with the rule, and a role that gives it to the service's SPIFFE ID. Earlier grants stay: the
 /// policy's name says what it grants, and the role's list of policies is extended.
-async fn grant(client: &Client, service: &str, path: &str, write: bool) -> Result<(), Failure> {
+async fn grant(
+    global: &Global,
+    client: &Client,
+    service: &str,
+    path: &str,
+    write: bool,
+) -> Result<(), Failure> {
     let service = libmesh::model::ServiceName::parse(service)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let (mount, rest) = split(path)?;
@@ -349,9 +377,9 @@ async fn grant(client: &Client, service: &str, path: &str, write: bool) -> Resul
         "token_policies": policies,
     });
     client.call(&what, Method::POST, &at, Some(&body)).await?;
-    output::line(&format!(
-        "granted: {service} may {access} {path} (policy {policy})"
-    ))
+    let text = format!("granted: {service} may {access} {path} (policy {policy})");
+    let done = json!({"service": service.to_string(), "path": path, "policy": policy});
+    output::done(global.output, &text, &done)
 }
 
 /// `secret/web/db` → `/v1/secret/<kind>/web/db`

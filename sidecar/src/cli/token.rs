@@ -87,7 +87,7 @@ impl Command {
     pub async fn run(self, global: &Global) -> Result<(), Failure> {
         let client = global.addresses.vault()?;
         match self {
-            Command::Create(create) => create.run(&client).await,
+            Command::Create(create) => create.run(global, &client).await,
             Command::Lookup(which) => {
                 let (body, way) = which.body()?;
                 let what = "cannot look the token up";
@@ -108,7 +108,8 @@ impl Command {
                     eprintln!("warning: {}", warning.as_str().unwrap_or_default());
                 }
                 let seconds = &answer["auth"]["lease_duration"];
-                output::line(&format!("renewed for {seconds} s"))
+                let text = format!("renewed for {seconds} s");
+                output::done(global.output, &text, &json!({ "lease_duration": seconds }))
             }
             Command::Revoke { which, own } => {
                 let (body, way) = which.body()?;
@@ -119,7 +120,8 @@ impl Command {
                 let what = "cannot revoke the token";
                 let path = format!("/v1/auth/token/revoke{way}");
                 client.call(what, Method::POST, &path, Some(&body)).await?;
-                output::line("revoked")
+                let accessor = &body["accessor"];
+                output::done(global.output, "revoked", &json!({ "accessor": accessor }))
             }
             Command::List => {
                 let what = "cannot list tokens";
@@ -139,7 +141,7 @@ impl Command {
 }
 
 impl Create {
-    async fn run(self, client: &Client) -> Result<(), Failure> {
+    async fn run(self, global: &Global, client: &Client) -> Result<(), Failure> {
         let out = self.out.as_deref();
         input::check_deliverable(WHAT, out)?;
         let mut body = json!({});
@@ -174,10 +176,16 @@ impl Create {
         }
         let auth = &answer["auth"];
         let token = Zeroizing::new(auth["client_token"].as_str().unwrap_or_default().to_owned());
-        if let Some(accessor) = auth["accessor"].as_str().filter(|text| !text.is_empty()) {
-            eprintln!("accessor: {accessor}");
+        input::deliver(WHAT, &token, out)?;
+        let accessor = auth["accessor"].as_str().unwrap_or_default();
+        match (global.output, out) {
+            (output::Format::Json, Some(_)) => about(auth),
+            _ if accessor.is_empty() => Ok(()),
+            _ => {
+                eprintln!("accessor: {accessor}");
+                Ok(())
+            }
         }
-        input::deliver(WHAT, &token, out)
     }
 }
 
@@ -207,6 +215,19 @@ async fn post(
     let path = format!("/v1/auth/token/{verb}{way}");
     let answer = client.call(what, Method::POST, &path, Some(&body)).await?;
     answer.json(what)
+}
+
+/// What there is to say of a new token, as JSON; it has been handed out already.
+pub fn about(auth: &Value) -> Result<(), Failure> {
+    let told = [
+        "accessor",
+        "policies",
+        "lease_duration",
+        "renewable",
+        "token_type",
+    ];
+    let told = told.map(|name| (name.to_owned(), auth[name].clone()));
+    output::json(&Value::Object(told.into_iter().collect()))
 }
 
 /// Without the token itself.

@@ -229,6 +229,83 @@ fn secret_values_come_from_stdin_or_files_never_from_arguments() {
 }
 
 #[test]
+fn programs_get_json_of_what_was_done() {
+    let asked = |status, body, args: &[&str]| {
+        let remote = remote(status, body);
+        let ran = with_stdin(mesh(args).env("VAULT_ADDR", &remote.address), "text\n");
+        (ran, remote.request())
+    };
+    let body = r#"{"data":{"version":4}}"#;
+    let put = ["secret", "put", "secret/a", "f=-", "-o", "json"];
+    let (ran, _) = asked("200 OK", body, &put);
+    assert_eq!(ran.out, "{\n  \"version\": 4\n}\n", "{}", ran.err);
+    let revoke = ["lease", "revoke", "ssh/creds/a/b", "-o", "json"];
+    let (ran, _) = asked("204 No Content", "", &revoke);
+    assert_eq!(
+        ran.out, "{\n  \"lease_id\": \"ssh/creds/a/b\"\n}\n",
+        "{}",
+        ran.err
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    let body = r#"{"auth":{"client_token":"hvs.x","accessor":"a1","policies":["web"],"lease_duration":60}}"#;
+    let out = file.to_str().unwrap();
+    let create = ["token", "create", "-o", "json", "--out", out];
+    let (ran, _) = asked("200 OK", body, &create);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains(r#""accessor": "a1""#) && !ran.out.contains("hvs."));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "hvs.x\n");
+
+    let keys = r#"{"data":{"keys":["a/b"]}}"#;
+    let list = ["secret", "list", "secret/", "--recursive"];
+    let (ran, request) = asked("200 OK", keys, &list);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(
+        request.starts_with("GET /v1/secret/metadata/?scan=true HTTP"),
+        "{request}"
+    );
+}
+
+#[test]
+fn a_deleted_secret_is_said_to_be_that() {
+    let get = |body| {
+        let remote = remote("404 X", body);
+        run(mesh(&["secret", "get", "secret/web/db"]).env("VAULT_ADDR", &remote.address))
+    };
+    let deleted = r#"{"data":{"data":null,"metadata":{"version":2,"destroyed":false,"deletion_time":"2026-01-02T03:04:05Z"}}}"#;
+    let ran = get(deleted);
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err
+            .contains("version 2 of \"secret/web/db\" was deleted at 2026-01-02T03:04:05Z")
+    );
+    assert!(
+        ran.err
+            .contains("mesh secret undelete secret/web/db --version 2")
+    );
+    let destroyed = r#"{"data":{"data":null,"metadata":{"version":1,"destroyed":true}}}"#;
+    assert!(
+        get(destroyed)
+            .err
+            .contains("version 1 of \"secret/web/db\" was destroyed")
+    );
+    assert!(get(r#"{"errors":[]}"#).err.contains("there is no secret"));
+}
+
+#[test]
+fn what_cannot_be_written_is_not_made() {
+    let remote = remote("200 OK", "{}");
+    let create = ["token", "create", "--out", "/nonexistent/token"];
+    let ran = run(mesh(&create).env("VAULT_ADDR", &remote.address));
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err
+            .contains("the token cannot be written to /nonexistent/token")
+    );
+}
+
+#[test]
 fn unseal_keys_and_tokens_are_handed_out_only_to_a_file_or_terminal() {
     let nowhere = run(&mut mesh(&["operator", "init"]));
     assert_eq!(nowhere.code, 64);

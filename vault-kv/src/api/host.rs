@@ -8,10 +8,11 @@ use crate::http::reply::Answer;
 use crate::mount::BUILTIN_VERSION;
 
 /// What can be mounted or enabled: kind, name.
-const BUILTIN: [(&str, &str); 6] = [
+const BUILTIN: [(&str, &str); 7] = [
     ("auth", "approle"),
     ("auth", "cert"),
     ("auth", "jwt"),
+    ("auth", "kubernetes"),
     ("auth", "userpass"),
     ("secret", "kv"),
     ("secret", "ssh"),

@@ -50,6 +50,7 @@ impl Api {
             None => return Err(ApiError::bad("a lease needs a caller who can be named")),
         };
         let path = request.path.as_str();
+        self.tokens.admit(path).await?;
         let (id, lease) = self.leases.grant(by, path, owner, offer).await?;
         answer.lease_duration = lease.ttl;
         answer.lease = Some(LeaseInfo {

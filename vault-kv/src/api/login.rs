@@ -55,6 +55,8 @@ impl Api {
         if request.operation != Operation::Write {
             return Err(ApiError::UnsupportedOperation);
         }
+        // Before a password costs anything.
+        self.tokens.admit(request.path.as_str()).await?;
         let login = self.check(&begun.by, served, request).await?;
         let Granted {
             new,

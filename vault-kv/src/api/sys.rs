@@ -33,6 +33,9 @@ impl Api {
         if let Some(name) = path.strip_prefix("policies/acl/") {
             return self.policy(by, operation, name, data, false).await;
         }
+        if let Some(path) = path.strip_prefix("policies/password/") {
+            return self.password_policy(by, operation, path, data).await;
+        }
         if let Some(name) = path.strip_prefix("policy/") {
             return self.policy(by, operation, name, data, true).await;
         }
@@ -237,7 +240,7 @@ impl Api {
 }
 
 /// A policy document, which may come in base64.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD
         .decode(text)

@@ -14,6 +14,7 @@ use crate::store::memory::MemoryStore;
 
 mod classes;
 mod identity;
+mod lease_counts;
 mod leases;
 mod logins;
 mod mounts;

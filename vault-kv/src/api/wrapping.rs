@@ -86,6 +86,7 @@ impl Api {
             ttl: info.creation_ttl,
             explicit_max_ttl: info.creation_ttl,
             num_uses: 1,
+            always: true,
             cubbyhole: vec![(RESPONSE, encoded?), (INFO, Zeroizing::new(about))],
             ..NewToken::default()
         };

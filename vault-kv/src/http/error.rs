@@ -50,6 +50,9 @@ pub(crate) enum ApiError {
     /// More requests than a quota allows.
     #[error("request path \"{0}\": rate limit quota exceeded")]
     TooMany(String),
+    /// More leases than a quota allows.
+    #[error("request path \"{0}\": lease count quota exceeded")]
+    TooManyLeases(String),
     /// The store is sealed.
     #[error("Vault is sealed")]
     Sealed,
@@ -79,18 +82,20 @@ impl ApiError {
             Self::UnsupportedOperation | Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany(_) | Self::TooManyLeases(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Sealed | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// The texts of the `errors` list. Three kinds keep the odd format that old clients match on.
+    /// The texts of the `errors` list. Four kinds keep the odd format that old clients match on.
     pub fn texts(&self) -> Vec<String> {
         match self {
             Self::BadRequestSilent | Self::NotFound | Self::Method => Vec::new(),
             Self::Denied => vec![multi("permission denied")],
-            Self::UnsupportedPath | Self::UnsupportedOperation => vec![multi(&self.to_string())],
+            Self::UnsupportedPath | Self::UnsupportedOperation | Self::TooManyLeases(_) => {
+                vec![multi(&self.to_string())]
+            }
             other => vec![other.to_string()],
         }
     }

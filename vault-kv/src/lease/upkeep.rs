@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{CHUNK, Lease, Leases, Owner, PREFIX, id_of};
+use super::{CHUNK, Lease, Leases, Owner, PREFIX, Reading, id_of};
 use crate::db::By;
 use crate::http::ApiError;
 use crate::token::TokenId;
@@ -17,7 +17,11 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Reads all leases, then ends them when they are due or their token has `ended`. Ends when the leases are dropped (at
 /// seal).
-pub(crate) async fn upkeep(leases: Weak<Leases>, mut ended: UnboundedReceiver<TokenId>) {
+pub(crate) async fn upkeep(
+    leases: Weak<Leases>,
+    mut ended: UnboundedReceiver<TokenId>,
+    reading: Reading,
+) {
     let mut last = PREFIX.to_owned();
     loop {
         let Some(leases) = leases.upgrade() else {
@@ -34,6 +38,7 @@ pub(crate) async fn upkeep(leases: Weak<Leases>, mut ended: UnboundedReceiver<To
             }
         }
     }
+    drop(reading);
     loop {
         let Some(store) = leases.upgrade() else {
             return;
@@ -85,17 +90,20 @@ impl Leases {
                 }
             };
             let id = id_of(name);
-            let mut timetable = self.timetable.lock();
-            match &lease.failed {
-                Some(why) => timetable.give_up(id, why.clone()),
+            let at = match &lease.failed {
+                Some(why) => {
+                    self.give_up(id, &lease, why.clone());
+                    continue;
+                }
                 // Its token ended, and then the process did.
-                None if !self.is_owned(&lease)? => {
-                    timetable.insert(id, 0, &lease.owner);
-                }
-                None => {
-                    timetable.insert(id, lease.expires, &lease.owner);
-                }
-            }
+                None if !self.is_owned(&lease)? => 0,
+                None => lease.expires,
+            };
+            let lease = Lease {
+                expires: at,
+                ..lease
+            };
+            self.note_again(id, &lease)?;
         }
         if let Some(newest) = names.last() {
             last.clone_from(newest);

@@ -254,9 +254,9 @@ impl Store for LocalStore {
 
     fn repair(&self, key: &FoldKey) -> Result<Option<Record>, StoreError> {
         let id = FoldId::named(key);
-        let folded = self.shared.repair(&id)?;
-        folded
-            .map(|folded| self.shared.resolve(&id, folded))
+        let repaired = self.shared.repair(&id)?;
+        repaired
+            .map(|(id, folded)| self.shared.resolve(&id, folded))
             .transpose()
     }
 }
@@ -270,11 +270,11 @@ impl Shared {
                 let fold = Arc::clone(&self.fold.read());
                 match fold.get(id) {
                     Ok(Ok(folded)) => folded,
-                    Ok(Err(_)) => self.repair(id)?,
+                    Ok(Err(_)) => self.repair(id)?.map(|(_, folded)| folded),
                     Err(error) if fold.is_damaged() => {
                         self.fold_anew();
                         tracing::warn!(%error, "a read met a damaged fold; it is answered from the log");
-                        self.look_up(id)?
+                        self.look_up(id)?.map(|(_, folded)| folded)
                     }
                     Err(error) => return Err(error),
                 }
@@ -329,9 +329,10 @@ impl Shared {
         mut visit: impl FnMut(FoldId, Folded) -> Result<(), StoreError>,
     ) -> Result<Head, StoreError> {
         let mut unreadable = Vec::new();
+        let overlay;
         let head = {
             let _rests = self.fold_rests.read();
-            let overlay = self.overlay.read().clone();
+            overlay = self.overlay.read().clone();
             for (id, folded) in overlay.active.iter() {
                 if let Some(folded) = folded {
                     visit(*id, folded.clone())?;
@@ -358,8 +359,10 @@ impl Shared {
             overlay.head
         };
         for id in unreadable {
-            if let Some(folded) = self.repair(&id)? {
-                visit(id, folded)?;
+            // Under an id of which not all was readable it was not seen to be there already.
+            match self.repair(&id)? {
+                Some((id, folded)) if overlay.get(&id).is_none() => visit(id, folded)?,
+                _ => {}
             }
         }
         Ok(head)

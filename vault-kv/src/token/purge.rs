@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Token, TokenId, Tokens};
 use crate::db::By;
 use crate::http::ApiError;
+use crate::lease::Reading;
 
 const PREFIX: &str = "token/id/";
 /// Tokens that are read in one go.
@@ -18,7 +19,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Read when tokens expire, which unsealing does not wait for, and revoke them, with their children, as they do. Ends when
 /// the token store is dropped (at seal).
-pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
+pub(crate) async fn purge_expired(tokens: Weak<Tokens>, reading: Reading) {
     let mut last = PREFIX.to_owned();
     loop {
         let Some(store) = tokens.upgrade() else {
@@ -35,6 +36,7 @@ pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
             }
         }
     }
+    drop(reading);
     loop {
         let Some(store) = tokens.upgrade() else {
             return;
@@ -42,7 +44,7 @@ pub(crate) async fn purge_expired(tokens: Weak<Tokens>) {
         let (due, next) = store.due();
         let mut failed = false;
         for due in due {
-            match store.end(&due.1).await {
+            match store.end(&TokenId::of(due.name), &due.path).await {
                 Ok(()) => store.forget(&due),
                 Err(error) => {
                     tracing::warn!(%error, "an expired token could not be removed; it is refused all the same");
@@ -69,7 +71,7 @@ impl Tokens {
         for name in &names {
             match self.db.get::<Token>(name) {
                 Ok(Some((token, _))) => {
-                    self.schedule(&TokenId::from(&name[PREFIX.len()..]), token.expires);
+                    self.schedule_again(&TokenId::from(&name[PREFIX.len()..]), &token)?;
                 }
                 Ok(None) => {}
                 Err(ApiError::Sealed) => return Err(ApiError::Sealed),
@@ -84,14 +86,16 @@ impl Tokens {
     }
 
     /// Revokes a token if it has expired: it may have been renewed while it was read.
-    async fn end(&self, id: &TokenId) -> Result<(), ApiError> {
-        let found = self.db.get::<Token>(&id.path())?;
-        match found.and_then(|(token, _)| token.expires) {
-            Some(at) if at > self.clock.unix() => {
-                self.schedule(id, Some(at));
+    async fn end(&self, id: &TokenId, path: &str) -> Result<(), ApiError> {
+        match self.db.get::<Token>(&id.path())? {
+            Some((token, _)) if token.expires.is_some_and(|at| at > self.clock.unix()) => {
+                self.schedule_again(id, &token)
+            }
+            Some(_) => self.revoke(&By::system("token expiry"), id).await,
+            None => {
+                self.drop_expiry(id, path);
                 Ok(())
             }
-            _ => self.revoke(&By::system("token expiry"), id).await,
         }
     }
 }

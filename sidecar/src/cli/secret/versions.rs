@@ -52,9 +52,8 @@ pub async fn delete(global: &Global, path: &str, versions: &[u64]) -> Result<(),
         let client = global.addresses.secrets()?;
         let at = api_path(path, "data")?;
         client.call(&what, Method::DELETE, &at, None).await?;
-        return output::line(&format!(
-            "deleted: {path}, newest version; mesh secret undelete brings it back"
-        ));
+        let text = format!("deleted: {path}, newest version; mesh secret undelete brings it back");
+        return output::done(global.output, &text, &json!({ "path": path }));
     }
     change(global, path, "delete", versions).await
 }
@@ -72,7 +71,14 @@ pub async fn change(
     let body = json!({ "versions": versions });
     client.call(&what, Method::POST, &at, Some(&body)).await?;
     let numbers: Vec<_> = versions.iter().map(u64::to_string).collect();
-    output::line(&format!("{verb}: {path}, version {}", numbers.join(", ")))
+    let did = match verb {
+        "destroy" => "destroyed",
+        "undelete" => "undeleted",
+        _ => "deleted",
+    };
+    let text = format!("{did}: {path}, version {}", numbers.join(", "));
+    let done = json!({"path": path, "versions": versions});
+    output::done(global.output, &text, &done)
 }
 
 /// Gives a key another name on its mount.
@@ -89,7 +95,8 @@ pub async fn rename(global: &Global, from: &str, to: &str) -> Result<(), Failure
     let at = api_path(from, "move")?;
     let body = json!({ "to": key });
     client.call(&what, Method::POST, &at, Some(&body)).await?;
-    output::line(&format!("moved: {from} is {to} now"))
+    let text = format!("moved: {from} is {to} now");
+    output::done(global.output, &text, &json!({"from": from, "to": to}))
 }
 
 impl Metadata {
@@ -103,7 +110,8 @@ impl Metadata {
                 let client = global.addresses.secrets()?;
                 let at = api_path(&path, "metadata")?;
                 client.call(&what, Method::DELETE, &at, None).await?;
-                output::line(&format!("removed: {path}, all versions"))
+                let text = format!("removed: {path}, all versions");
+                output::done(global.output, &text, &json!({ "path": path }))
             }
         }
     }
@@ -179,6 +187,7 @@ impl Set {
         } else {
             patched.ok(&what)?;
         }
-        output::line(&format!("changed: {}", self.path))
+        let text = format!("changed: {}", self.path);
+        output::done(global.output, &text, &json!({ "path": self.path }))
     }
 }

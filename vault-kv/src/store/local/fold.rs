@@ -21,7 +21,7 @@ use bytes::{Buf, BufMut, Bytes};
 use parking_lot::Mutex;
 
 use super::{
-    Head, StoreError, failed,
+    Head, OpKind, StoreError, failed,
     log::{sync_file, sync_folder},
     overlay::{Changes, FoldId, Folded, Place, Value},
 };
@@ -30,10 +30,12 @@ use super::{
 const CACHE: u64 = 256 << 20;
 /// The key of the head that the fold has reached.
 const APPLIED: [u8; 1] = [0];
-/// Format of the head that was reached.
-const FORMAT: u8 = 1;
-/// Format of a record: 2 has a checksum at its end.
-const RECORD_FORMAT: u8 = 2;
+/// Format of the head that was reached, and with it of keys: 2 has short ones.
+const FORMAT: u8 = 2;
+/// Format of a record: 3 has the end of its id.
+const RECORD_FORMAT: u8 = 3;
+/// What sled keeps of a key in place, without memory of its own for each.
+const SHORT: usize = 22;
 /// A file in the folder that says: do not trust this at the next open.
 const DAMAGED: &str = "damaged";
 
@@ -210,9 +212,9 @@ impl Fold {
                     encode_record(id, folded, &mut value);
                     let written = value.len() as u64;
                     self.pages.written.fetch_add(written, Ordering::Relaxed);
-                    self.tree.insert(id.0, value.as_slice())
+                    self.tree.insert(key_of(id), value.as_slice())
                 }
-                None => self.tree.remove(id.0),
+                None => self.tree.remove(key_of(id)),
             };
             replaced.map_err(|error| self.failed(&error))?;
         }
@@ -238,14 +240,15 @@ impl Fold {
         &self,
         id: &FoldId,
     ) -> Result<Result<Option<Folded>, Unreadable>, StoreError> {
-        let bytes = self.tree.get(id.0).map_err(|error| self.failed(&error))?;
-        let Some(bytes) = bytes else {
+        let bytes = self.tree.get(key_of(id));
+        let Some(bytes) = bytes.map_err(|error| self.failed(&error))? else {
             return Ok(Ok(None));
         };
         Ok(decode_record(id, &bytes).map(Some).ok_or(Unreadable))
     }
 
-    /// Every record in no useful order, until `visit` fails. Reading pages takes longest, so as many threads as there
+    /// Every record in no useful order, until `visit` fails. Of one that is unreadable the key holds and the rest of the
+    /// id may not: see [`is_key_of_both`]. Reading pages takes longest, so as many threads as there
     /// are processors (four at most) read ranges of keys ahead of it.
     pub(super) fn each(
         &self,
@@ -274,9 +277,9 @@ impl Fold {
         let mut batch = Vec::with_capacity(READ_AHEAD);
         for pair in self.tree.range::<Vec<u8>, _>(range) {
             let record = match pair {
-                Ok((key, bytes)) => match key.as_ref().try_into().map(FoldId) {
-                    Ok(id) => Ok((id, decode_record(&id, &bytes).ok_or(Unreadable))),
-                    Err(_) => Err(self.damaged("it holds a key that is none".into())),
+                Ok((key, bytes)) => match id_of(&key, &bytes) {
+                    Some(id) => Ok((id, decode_record(&id, &bytes).ok_or(Unreadable))),
+                    None => Err(self.damaged("it holds a key that is none".into())),
                 },
                 Err(error) => Err(self.failed(&error)),
             };
@@ -305,10 +308,10 @@ impl Fold {
 
     /// Leaves a record whose checksum does not match.
     #[cfg(test)]
-    pub(super) fn spoil(&self, id: &FoldId) {
-        let mut bytes = self.tree.get(id.0).unwrap().unwrap().to_vec();
-        bytes[10] ^= 1;
-        self.tree.insert(id.0, bytes).unwrap();
+    pub(super) fn spoil(&self, id: &FoldId, at: usize) {
+        let mut bytes = self.tree.get(key_of(id)).unwrap().unwrap().to_vec();
+        bytes[at] ^= 1;
+        self.tree.insert(key_of(id), bytes).unwrap();
         self.sync().unwrap();
     }
 
@@ -398,9 +401,33 @@ fn decode_head(bytes: &[u8]) -> Option<Head> {
     })
 }
 
-/// A record with the checksum of its id and itself.
+/// The key of a record. Of a named one, whose id is an HMAC, so much of it that no two are the same; the rest is in the
+/// record. The names of the others are short words, of which there are few.
+fn key_of(id: &FoldId) -> &[u8] {
+    match id.kind() {
+        OpKind::Control => &id.0,
+        OpKind::Put | OpKind::Delete => &id.0[..SHORT],
+    }
+}
+
+/// Whether two records would have the same key: of two that there are none do.
+pub(super) fn is_key_of_both(one: &FoldId, other: &FoldId) -> bool {
+    key_of(one) == key_of(other)
+}
+
+/// What [`encode_record`] has put behind such a key.
+fn id_of(key: &[u8], record: &[u8]) -> Option<FoldId> {
+    let mut id = [0; 33];
+    let (start, rest) = id.split_at_mut_checked(key.len())?;
+    start.copy_from_slice(key);
+    rest.copy_from_slice(record.get(1..1 + rest.len())?);
+    Some(FoldId(id))
+}
+
+/// A record with what its key lacks of its id, and the checksum of its id and itself.
 fn encode_record(id: &FoldId, folded: &Folded, out: &mut Vec<u8>) {
     out.put_u8(RECORD_FORMAT);
+    out.put_slice(&id.0[key_of(id).len()..]);
     encode(folded, out);
     let crc = checksum(id, out);
     out.put_u32(crc);
@@ -414,7 +441,7 @@ fn decode_record(id: &FoldId, bytes: &[u8]) -> Option<Folded> {
     let [RECORD_FORMAT, rest @ ..] = record else {
         return None;
     };
-    decode(rest)
+    decode(rest.strip_prefix(&id.0[key_of(id).len()..])?)
 }
 
 fn checksum(id: &FoldId, record: &[u8]) -> u32 {

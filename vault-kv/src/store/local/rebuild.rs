@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     CHECKPOINT, Head, Shared, StoreError, failed,
-    fold::{Fold, OpenError},
+    fold::{Fold, OpenError, is_key_of_both},
     log::{Segments, sync_folder},
     overlay::{Changes, FoldId, Folded},
     segment::Found,
@@ -196,16 +196,17 @@ impl Shared {
         }
     }
 
-    /// What the newest snapshot and the log say about a record, whatever the fold says.
-    pub(super) fn look_up(&self, id: &FoldId) -> Result<Option<Folded>, StoreError> {
+    /// What the newest snapshot and the log say about the record that has the fold's key of `id`, whatever the fold says; and
+    /// the id that it has.
+    pub(super) fn look_up(&self, id: &FoldId) -> Result<Option<(FoldId, Folded)>, StoreError> {
         let genesis = genesis(&self.segments)?;
         let mut state = None;
         let mut from = 1;
         for (_, path) in snapshots::list(&self.dir)? {
             let mut found = None;
             let read = snapshots::each(&path, genesis, |other, folded| {
-                if other == *id {
-                    found = Some(folded);
+                if is_key_of_both(&other, id) {
+                    found = Some((other, folded));
                 }
                 Ok(())
             });
@@ -226,8 +227,9 @@ impl Shared {
                 ..
             } = found;
             for (at, part) in parts.iter().enumerate() {
-                if FoldId::of(&entry.ops[at]) == *id {
-                    state = Folded::of(&entry, at, first, *part).1;
+                if is_key_of_both(&FoldId::of(&entry.ops[at]), id) {
+                    let (id, folded) = Folded::of(&entry, at, first, *part);
+                    state = folded.map(|folded| (id, folded));
                 }
             }
             Ok(ControlFlow::Continue(()))
@@ -236,20 +238,24 @@ impl Shared {
     }
 
     /// Puts a record of the fold right that is not what was written; what it is.
-    pub(super) fn repair(&self, id: &FoldId) -> Result<Option<Folded>, StoreError> {
+    pub(super) fn repair(&self, id: &FoldId) -> Result<Option<(FoldId, Folded)>, StoreError> {
         let _alone = self.fold_rests.write();
         // It may have been changed since, and then there is nothing to put right.
         if let Some(waiting) = self.overlay.read().get(id) {
-            return Ok(waiting);
+            return Ok(waiting.map(|folded| (*id, folded)));
         }
         let state = self.look_up(id)?;
         tracing::warn!(
             record = id.key().short(),
-            index = state.as_ref().map_or(0, |folded| folded.modified),
+            index = state.as_ref().map_or(0, |(_, folded)| folded.modified),
             "a record of the folded view was damaged; it was put right from the log"
         );
         let fold = Arc::clone(&self.fold.read());
-        fold.write([(id, state.as_ref())])?;
+        let (id, folded) = match &state {
+            Some((id, folded)) => (id, Some(folded)),
+            None => (id, None),
+        };
+        fold.write([(id, folded)])?;
         fold.sync()?;
         Ok(state)
     }

@@ -109,7 +109,7 @@ fn a_read_that_meets_a_damaged_record_puts_it_right() {
     let dir = dir.path();
     write(&open(dir), 9);
     let store = open(dir);
-    store.shared.fold.read().spoil(&FoldId::named(&key(4)));
+    store.shared.fold.read().spoil(&FoldId::named(&key(4)), 20);
     assert!(matches!(
         store.verify(&mut |_| Ok(())),
         Err(StoreError::Damaged { .. })
@@ -121,9 +121,19 @@ fn a_read_that_meets_a_damaged_record_puts_it_right() {
     let store = open(dir);
     assert_eq!(store.get(&key(4)).unwrap().unwrap().value, b"4");
     assert!(store.verify(&mut |_| Ok(())).is_ok());
-    store.shared.fold.read().spoil(&FoldId::named(&key(5)));
-    assert_eq!(contents(&store).len(), 9, "a scan finds it too");
-    assert!(store.verify(&mut |_| Ok(())).is_ok());
+    // In the value, and in what is left of the id there.
+    for at in [20, 5] {
+        store.shared.fold.read().spoil(&FoldId::named(&key(5)), at);
+        assert_eq!(contents(&store).len(), 9, "a scan finds it too");
+        assert!(store.verify(&mut |_| Ok(())).is_ok());
+        store.shared.fold.read().spoil(&FoldId::named(&key(5)), at);
+        assert_eq!(store.get(&key(5)).unwrap().unwrap().value, b"5");
+    }
+    // The scan has what is not folded yet once, whatever the fold says.
+    commit(&store, &[Do::Put(5, b"new".into())]).unwrap();
+    store.shared.fold.read().spoil(&FoldId::named(&key(5)), 5);
+    assert_eq!(contents(&store).len(), 9);
+    assert_eq!(store.get(&key(5)).unwrap().unwrap().value, b"new");
 }
 
 #[test]
