@@ -374,9 +374,6 @@ async fn deregister(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
 
 fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
     let given = call.params.get("id");
-    if given.is_empty() {
-        return Err(bad_request("Missing service ID"));
-    }
     let id = InstanceId::parse(given).ok();
     let instance = id.and_then(|id| inner.own_service(&id));
     instance.ok_or_else(|| {
@@ -388,6 +385,9 @@ fn known(inner: &Inner, call: &Call) -> Result<Arc<Instance>, Refused> {
 }
 
 async fn maintenance(inner: Arc<Inner>, call: Call) -> Result<Reply, Refused> {
+    if call.params.get("id").is_empty() {
+        return Err(bad_request("Missing service ID"));
+    }
     let enable = enable(&call)?;
     let instance = known(&inner, &call)?;
     set_maintenance(&inner, &call, Some(&instance.id), enable)
