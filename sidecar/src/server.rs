@@ -12,6 +12,7 @@ mod events;
 mod external;
 mod outbound;
 pub(crate) mod own_routes;
+mod ports;
 mod records;
 mod rpc;
 mod sessions;
@@ -40,9 +41,9 @@ use vault_kv::{Caller, SeenHead, StoreConfig, Vault, VaultConfig, VaultError, Vi
 use crate::{
     agent::{Agent, AgentError, Ended, Extras, Reread, private_dir},
     config::{Config, Seal},
-    consul::stored::{self, Asker, Pairs, Tokenless},
+    consul::stored::{self, Tokenless},
     forward::{Api, CONFIG_INDEX, Forward},
-    http::{Call, ConnInfo, Limits, Listener, Remote, Reply, Routes, bind, query::Query, serve},
+    http::{Call, ConnInfo, Remote, Reply, Routes, query::Query},
 };
 
 use authority::Authority;
@@ -50,9 +51,6 @@ use records::Records;
 
 /// How long a change waits to be known to the agents' own interface: its answer comes in any case.
 const PUBLISH: Duration = Duration::from_secs(1);
-
-/// The largest body of the Vault interface.
-const MAX_BODY: usize = 32 << 20;
 
 /// Why a server does not start, or cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -292,10 +290,10 @@ impl Server {
             scratch: config.node.data_dir.clone(),
             since: SystemTime::now(),
         });
-        let routes = store_routes(&shared).merge(own_routes::routes(&shared));
+        let routes = ports::store_routes(&shared).merge(own_routes::routes(&shared));
         let _ = shared.routes.set(routes);
         let stop = CancellationToken::new();
-        let vault_addr = listen(&config, &shared, &stop).await?;
+        let vault_addr = ports::listen(&config, &shared, &stop).await?;
         reopen_audit_at_hangup(shared.vault.clone(), stop.clone())?;
         unseal_if_possible(&shared.vault).await;
         Ok(Self {
@@ -605,97 +603,6 @@ async fn own_credentials(
         seeds: kept.map(|kept| kept.seeds).unwrap_or_default(),
         config: None,
     })
-}
-
-/// KV, sessions, transactions and intentions, over the store here.
-fn store_routes(shared: &Arc<Shared>) -> Routes {
-    let tokenless = shared.tokenless();
-    let opener = |namespace: &'static str, path: &'static str, noun: &'static str| {
-        let shared = Arc::clone(shared);
-        let open: stored::Opener = Arc::new(move |call: &Call| Pairs {
-            kv: shared.vault.kv(namespace),
-            asker: Asker::of(&shared.vault, call, tokenless),
-            path,
-            noun,
-        });
-        open
-    };
-    let publisher: Arc<dyn stored::external::Publisher> = Arc::<Shared>::clone(shared);
-    let nodes = opener(records::NAMESPACE, "mesh/", "external node");
-    stored::routes(
-        &opener(sessions::NAMESPACE, "consul/kv/", "kv"),
-        &opener(records::NAMESPACE, "mesh/", "intention"),
-        &nodes,
-        &publisher,
-    )
-    .merge(acl_routes(shared, tokenless))
-}
-
-fn acl_routes(shared: &Arc<Shared>, tokenless: Tokenless) -> Routes {
-    if !shared.acl.enabled {
-        return stored::acl::disabled();
-    }
-    let methods = Arc::new(stored::acl::Methods::new(Some(Arc::new(outbound::Direct))));
-    let shared = Arc::clone(shared);
-    let open: stored::acl::Opener = Arc::new(move |call: &Call| stored::acl::Desk {
-        asker: Asker::of(&shared.vault, call, tokenless),
-        kv: shared.vault.kv(records::NAMESPACE),
-        methods: Arc::clone(&methods),
-        default_allow: shared.acl.default_allow,
-    });
-    stored::acl::routes(&open)
-}
-
-/// The Vault port: our own routes, then the whole Vault interface.
-async fn listen(
-    config: &Config,
-    shared: &Arc<Shared>,
-    stop: &CancellationToken,
-) -> Result<Option<SocketAddr>, ServerError> {
-    let Some(port) = config.ports.vault else {
-        return Ok(None);
-    };
-    let ip = config.addresses.vault;
-    let tls = match &config.tls {
-        Some(files) => Some(crate::agent::tls_config(files, crate::agent::Clients::May)?),
-        None if ip.is_loopback() => None,
-        None => return Err(ServerError::Clear(ip)),
-    };
-    let tcp = bind(SocketAddr::new(ip, port))
-        .await
-        .map_err(ServerError::Listen)?;
-    let addr = tcp.local_addr().map_err(ServerError::Listen)?;
-    tracing::info!(%addr, "the Vault port is open");
-    let listener = match tls {
-        Some(tls) => Listener::Tls(tcp, tls),
-        None => Listener::Tcp(tcp),
-    };
-    let limits = Limits {
-        body: MAX_BODY,
-        json_errors: true,
-        body_timeout: Duration::from_secs(90),
-        ..Limits::default()
-    };
-    let own = own_routes::routes(shared).merge(own_routes::local_routes(shared));
-    let serving = Arc::clone(shared);
-    let handler = move |request: Request<Bytes>, conn: Arc<ConnInfo>| {
-        let (own, shared) = (own.clone(), Arc::clone(&serving));
-        async move {
-            if request.uri().path().starts_with("/v1/mesh/") {
-                return own.dispatch(request, conn).await;
-            }
-            let vault = &shared.vault;
-            if events::wanted(&request) {
-                let (vault, drains) = (vault.clone(), conn.shutdown.clone());
-                let caller = move || clients::caller(&conn, shared.mesh.get().map(Mesh::trust));
-                return Box::pin(events::answer(vault, request, caller, drains)).await;
-            }
-            let caller = clients::caller(&conn, shared.mesh.get().map(Mesh::trust));
-            vault.handle(request, caller).await.map(Into::into)
-        }
-    };
-    tokio::spawn(serve(listener, limits, stop.clone(), handler));
-    Ok(Some(addr))
 }
 
 /// Signs for the server's own node as long as the store is unsealed.

@@ -3,10 +3,14 @@
 //!
 //! Objects become JSON objects; the label of a block is one more level. Time and memory grow with the length of a text.
 
+mod json;
+
 use std::fmt;
 
 use serde_json::{Map, Number, Value};
 use thiserror::Error;
+
+pub use json::parse_json;
 
 /// Deepest nesting of objects and lists: the parser recurses. Consul's own configuration needs ten, a policy five.
 const MAX_DEPTH: usize = 32;
@@ -77,7 +81,7 @@ pub fn parse(text: &str) -> Result<Map<String, Value>, Wrong> {
         let mut fields = Map::new();
         while parser.more(None)? {
             let item = parser.item(0)?;
-            add(&mut fields, item)?;
+            add_item(&mut fields, item)?;
         }
         Ok(fields)
     })
@@ -121,7 +125,7 @@ impl<'t> Parser<'t> {
         let mut fields = Map::new();
         while self.more(Some(b'}'))? {
             let item = self.item(depth)?;
-            add(&mut fields, item)?;
+            add_item(&mut fields, item)?;
         }
         Ok(fields)
     }
@@ -385,21 +389,25 @@ impl<'t> Parser<'t> {
     }
 }
 
-/// A block that comes again makes a list of what came.
-fn add(fields: &mut Map<String, Value>, item: Item) -> Parsed<()> {
+fn add_item(fields: &mut Map<String, Value>, item: Item) -> Parsed<()> {
     let labels = item.labels.into_iter().rev();
     let value = labels.fold(item.value, |inner, label| {
         Value::Object(Map::from_iter([(label, inner)]))
     });
+    add(fields, item.key, value)
+}
+
+/// A block that comes again makes a list of what came.
+fn add(fields: &mut Map<String, Value>, key: String, value: Value) -> Parsed<()> {
     let grows = |value: &Value| match value {
         Value::Object(_) => true,
         // One suffices: looking at all each time would cost the square of their number.
         Value::Array(items) => items.last().is_none_or(Value::is_object),
         _ => false,
     };
-    match fields.get_mut(&item.key) {
+    match fields.get_mut(&key) {
         None => {
-            fields.insert(item.key, value);
+            fields.insert(key, value);
         }
         Some(own) if grows(own) && grows(&value) => {
             let mut items = listed(own.take());

@@ -8,6 +8,8 @@ use std::{
 };
 
 const MASK: u8 = 0xa5;
+/// What is looked at at once, whether there is anything but zeros.
+const PAGE: usize = 4096;
 
 struct Needle {
     name: String,
@@ -62,9 +64,13 @@ impl Needles {
     /// # Panics
     /// When `/proc` does not tell.
     pub fn find(&self) -> Vec<Found> {
-        let mut first = [false; 256];
+        // Two bytes: one alone is in memory everywhere, and a key may begin with the zero that most of it is.
+        let mut begins = vec![Vec::new(); 1 << 16];
+        let mut longest = 0;
         for needle in &self.0 {
-            first[usize::from(needle.masked[0] ^ MASK)] = true;
+            let begin = [needle.masked[0] ^ MASK, needle.masked[1] ^ MASK];
+            begins[usize::from(u16::from_ne_bytes(begin))].push(needle);
+            longest = needle.masked.len().max(longest);
         }
         let memory = File::open("/proc/self/mem").expect("a process may read its own memory");
         let mut found = Vec::new();
@@ -75,20 +81,30 @@ impl Needles {
             let Ok(read) = memory.read_at(&mut bytes, mapping.start) else {
                 continue;
             };
-            for at in 0..read {
-                if !first[usize::from(bytes[at])] {
+            let bytes = &bytes[..read];
+            let mut at = 0;
+            while at + 1 < read {
+                // Nothing but its end can be the beginning of a needle.
+                if bytes[at..].starts_with(&[0; PAGE]) {
+                    at += PAGE - longest.min(PAGE - 1);
                     continue;
                 }
-                for needle in &self.0 {
-                    let there = bytes[at..read].iter().zip(&needle.masked);
-                    if read - at >= needle.masked.len() && there.clone().all(|(a, b)| a ^ b == MASK)
-                    {
-                        found.push(Found {
-                            name: needle.name.clone(),
-                            mapping: mapping.line.clone(),
-                            protected: mapping.protected,
-                        });
+                let end = read.min(at + PAGE);
+                while at < end && at + 1 < read {
+                    let begin = u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+                    for needle in &begins[usize::from(begin)] {
+                        let there = bytes[at..].iter().zip(&needle.masked);
+                        if read - at >= needle.masked.len()
+                            && there.clone().all(|(a, b)| a ^ b == MASK)
+                        {
+                            found.push(Found {
+                                name: needle.name.clone(),
+                                mapping: mapping.line.clone(),
+                                protected: mapping.protected,
+                            });
+                        }
                     }
+                    at += 1;
                 }
             }
         }

@@ -7,13 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
-use rand::RngExt as _;
-use ring::hmac;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 use zeroize::Zeroizing;
@@ -22,20 +17,22 @@ use crate::acl::Links;
 use crate::clock::Clock;
 use crate::db::{Batch, By, Cached, Db};
 use crate::http::ApiError;
-use crate::lease::{Due, Full, Name, Places, Timetable};
+use crate::lease::{Full, Places, Timetable};
 use crate::request::ClientToken;
-use crate::sys::{Locked, hash_without_traces, without_traces};
 
 mod batch;
 mod binding;
 mod linked;
 mod live;
+mod names;
 mod purge;
 pub(crate) mod role;
 
 use batch::BatchKey;
 pub(crate) use binding::{Binding, fingerprint};
 pub(crate) use live::Live;
+pub(crate) use names::{NameKey, TokenId, base62, push_base62};
+use names::{accessor_path, child_path, children_path, id_of, linked_path};
 pub(crate) use purge::purge_expired;
 
 /// Default and largest time to live of a token (768 h, as in Vault).
@@ -45,38 +42,6 @@ const KEY: &str = "token/key";
 /// Below it the accessors of tokens with [`Token::linked`], with the index at which each was made: none, where it is the
 /// record's own.
 pub(crate) const LINKED: &str = "token/linked/";
-
-/// The stored name of a token: a keyed hash.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) struct TokenId(Arc<str>);
-
-impl From<&str> for TokenId {
-    fn from(name: &str) -> Self {
-        Self(name.into())
-    }
-}
-
-impl TokenId {
-    fn path(&self) -> String {
-        format!("token/id/{}", self.0)
-    }
-
-    /// What it is in a timetable; `None`: it is no hash.
-    fn name(&self) -> Option<Name> {
-        let mut name = [0; 24];
-        let length = URL_SAFE_NO_PAD.decode_slice(&*self.0, &mut name);
-        (length == Ok(24)).then_some(Name(name))
-    }
-
-    fn of(name: Name) -> Self {
-        Self(URL_SAFE_NO_PAD.encode(name.0).into())
-    }
-
-    /// Where the cubbyhole of this token is.
-    pub fn cubbyhole(&self) -> String {
-        format!("cubbyhole/{}/", self.0)
-    }
-}
 
 /// What is known about a token; not the token itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -204,21 +169,6 @@ impl NewToken {
             display_name: "root".into(),
             ..Self::default()
         }
-    }
-}
-
-/// Makes names of secrets: whoever sees the name learns nothing of the secret.
-pub(crate) struct NameKey(Locked<hmac::Key>);
-
-impl NameKey {
-    fn new(key: &[u8]) -> Self {
-        without_traces(|| Self(Locked::new(hmac::Key::new(hmac::HMAC_SHA256, key))))
-    }
-
-    /// A keyed hash: 192 bits of it, in base64url.
-    pub fn name(&self, secret: &[u8]) -> String {
-        let tag = hash_without_traces(|| hmac::sign(&self.0, secret));
-        URL_SAFE_NO_PAD.encode(&tag.as_ref()[..24])
     }
 }
 
@@ -578,7 +528,7 @@ impl Tokens {
     fn children(&self, id: &TokenId) -> Result<Vec<TokenId>, ApiError> {
         Ok(self
             .db
-            .list(&format!("token/child/{}/", id.0))?
+            .list(&children_path(id))?
             .into_iter()
             .map(|name| TokenId::from(&*name))
             .collect())
@@ -641,47 +591,6 @@ impl Tokens {
     ) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
         self.db.bytes(&format!("{}{name}", id.cubbyhole()))
     }
-
-    /// Remember when it ends; with `always` whatever quotas say.
-    fn schedule(&self, id: &TokenId, token: &Token, always: bool) -> Result<(), Full> {
-        let (Some(at), Some(name)) = (token.expires, id.name()) else {
-            return Ok(());
-        };
-        let nobody = None::<&()>;
-        let mut expiries = self.expiries.lock();
-        expiries.insert(&token.path, name, Some(at), nobody, always)?;
-        Ok(())
-    }
-
-    /// The same for one that was in the store a moment ago.
-    fn schedule_again(&self, id: &TokenId, token: &Token) -> Result<(), ApiError> {
-        let _ = self.schedule(id, token, true);
-        // Whoever ended it meanwhile may have looked before.
-        if self.db.index(&id.path())?.is_none() {
-            self.drop_expiry(id, &token.path);
-        }
-        Ok(())
-    }
-
-    fn drop_expiry(&self, id: &TokenId, path: &str) {
-        if let Some(name) = id.name() {
-            self.expiries.lock().remove(path, name);
-        }
-    }
-
-    /// The tokens that may have expired by now, and how long until the next one does.
-    fn due(&self) -> (Vec<Due>, Option<Duration>) {
-        let now = self.clock.unix();
-        let expiries = self.expiries.lock();
-        let next = expiries.next_after(now);
-        let next = next.map(|at| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
-        (expiries.due(now, usize::MAX), next)
-    }
-
-    /// Drop an expiry that is seen to.
-    fn forget(&self, due: &Due) {
-        self.expiries.lock().strike(due);
-    }
 }
 
 /// Puts a new token into a batch; `now` in unix seconds.
@@ -739,37 +648,5 @@ fn token(now: i64, new: NewToken) -> Token {
         renewed_ttl: 0,
         certificate: new.certificate,
         linked: new.linked,
-    }
-}
-
-fn id_of(key: &NameKey, token: &ClientToken) -> TokenId {
-    TokenId(key.name(token.expose().as_bytes()).into())
-}
-
-fn accessor_path(accessor: &str) -> String {
-    format!("token/accessor/{accessor}")
-}
-
-fn linked_path(accessor: &str) -> String {
-    format!("{LINKED}{accessor}")
-}
-
-fn child_path(parent: &TokenId, child: &TokenId) -> String {
-    format!("token/child/{}/{}", parent.0, child.0)
-}
-
-/// Random letters and digits from the system's generator.
-pub(crate) fn base62(length: usize) -> String {
-    let mut text = String::with_capacity(length);
-    push_base62(&mut text, length);
-    text
-}
-
-/// The same, into a text that has room for them: nothing is copied.
-pub(crate) fn push_base62(text: &mut String, length: usize) {
-    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    let mut rng = rand::rng();
-    for _ in 0..length {
-        text.push(char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));
     }
 }

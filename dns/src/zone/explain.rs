@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use libmesh::catalog::{Distance, InstanceView, Select};
-use libmesh::model::{Health, Host, Liveness};
+use libmesh::model::{Health, Host, Liveness, Proxy};
 
 use super::names::{self, Meaning, Way};
-use super::service::{SIDECAR, Wanted, place};
+use super::service::{Wanted, place};
 use super::{Zone, text_labels};
 use crate::wire::name::{Folded, WireName, encode};
 use crate::wire::rtype;
@@ -193,7 +193,10 @@ impl Zone {
         let mut views = Vec::new();
         views.extend(self.catalog.service(wanted.name));
         if wanted.way == Way::Connect {
-            views.extend(self.catalog.service(&format!("{}{SIDECAR}", wanted.name)));
+            views.extend(
+                self.catalog
+                    .service(&format!("{}{}", wanted.name, Proxy::SUFFIX)),
+            );
         }
         let instances: Vec<_> = views.iter().flat_map(|view| &view.instances).collect();
         if instances.is_empty() {

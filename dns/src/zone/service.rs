@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libmesh::catalog::{InstanceView, Select, ServiceView};
-use libmesh::model::{Host, Kind, NodeRecord};
+use libmesh::model::{Host, Kind, NodeRecord, Proxy};
 
 use super::names::{self, Reading, Way};
 use super::{Answer, Ask, Depends, below, node_name, push_glue, seconds};
@@ -17,8 +17,6 @@ use crate::wire::{EDE_STALE_ANSWER, rcode, rtype};
 
 /// How long others may keep an answer that is only the last that was known.
 const STALE_TTL: Duration = Duration::from_secs(1);
-/// What Consul's clients call the sidecar of a service.
-pub(super) const SIDECAR: &str = "-sidecar-proxy";
 
 /// What of which service.
 pub(super) struct Wanted<'n> {
@@ -91,7 +89,7 @@ impl Ask<'_> {
         let catalog = &self.zone.catalog;
         let sidecars = match wanted.way {
             Way::Direct => None,
-            Way::Connect => Some(format!("{}{SIDECAR}", wanted.name)),
+            Way::Connect => Some(format!("{}{}", wanted.name, Proxy::SUFFIX)),
         };
         // Read before the views: if they are newer than this, the answer is made once more, never kept too long.
         let names = [Some(wanted.name), sidecars.as_deref()];

@@ -83,6 +83,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// What the name of a service ends in whose instances stand in front of another's: Consul's rule.
+    pub const SUFFIX: &str = "-sidecar-proxy";
+
     /// A proxy for any instance of `service`.
     pub fn new(service: ServiceName) -> Self {
         Self {

@@ -23,9 +23,6 @@ use super::{
 };
 use crate::http::{Call, Reply, Routes, json as json_reply};
 
-/// What the name of a service of proxies ends in.
-const SIDECAR: &str = "-sidecar-proxy";
-
 pub fn routes(inner: &Arc<Inner>) -> Routes {
     Routes::new()
         .get("/v1/catalog/datacenters", handler(inner, datacenters))
@@ -195,7 +192,7 @@ pub enum Way {
 impl Way {
     /// The service that proxies of `name` are instances of, by Consul's rule for their names, where they are wanted.
     pub fn proxies(self, name: &str) -> Option<String> {
-        (self == Self::Connect).then(|| format!("{name}{SIDECAR}"))
+        (self == Self::Connect).then(|| format!("{name}{}", Proxy::SUFFIX))
     }
 
     /// Of the instances that are [`wanted`], those that are reached so.

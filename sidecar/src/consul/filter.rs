@@ -8,6 +8,7 @@
 use regex::{Regex, RegexBuilder};
 use serde::Serialize;
 use serde_json::Value;
+use vault_kv::hcl::At;
 
 use super::{Refused, server_error};
 use crate::http::Call;
@@ -267,10 +268,7 @@ impl std::fmt::Display for Token {
 
 /// What is wrong, and where: line and column from 1, bytes before it.
 fn wrong_at(text: &str, offset: usize, reason: &str) -> String {
-    let before = &text[..offset];
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    format!("{line}:{column} ({offset}): {reason}")
+    format!("{} ({offset}): {reason}", At::offset(text, offset))
 }
 
 /// The tokens, each with how many bytes are before it.

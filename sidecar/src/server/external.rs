@@ -88,8 +88,10 @@ impl Externals {
 
     /// Forgets a node that nobody speaks for, unless somebody is about to.
     fn forget(&self, name: &NodeName) {
+        let silent = |voice: &Voice| voice.spoken.try_lock().is_ok_and(|it| it.is_none());
         if let hash_map::Entry::Occupied(known) = self.0.lock().entry(name.clone())
             && Arc::strong_count(known.get()) == 1
+            && silent(known.get())
         {
             known.remove();
         }
@@ -143,7 +145,7 @@ impl Shared {
         mesh: &Mesh,
     ) -> Result<(), ServerError> {
         let kv = self.records.kv();
-        let Some((described, _)) = kept::read::<Described>(kv, name, &Part::Node)? else {
+        let Some(described) = kept::read::<Described>(kv, name, &Part::Node)? else {
             if let Some(mut gone) = spoken.take() {
                 silence(&gone.node);
                 mesh.introduce(&mut gone.node).await;
@@ -276,7 +278,7 @@ fn describe(
 fn say_service(log: &LocalLog, kv: &Kv, name: &NodeName, id: &str) -> Result<(), ServerError> {
     let part = Part::Service(id.to_owned());
     match kept::read::<Instance>(kv, name, &part)? {
-        Some((instance, _)) => said(name, &part, log.put_service(instance)),
+        Some(instance) => said(name, &part, log.put_service(instance)),
         None => {
             if let Ok(id) = InstanceId::parse(id) {
                 log.remove_service(&id);
@@ -289,7 +291,7 @@ fn say_service(log: &LocalLog, kv: &Kv, name: &NodeName, id: &str) -> Result<(),
 fn say_check(log: &LocalLog, kv: &Kv, name: &NodeName, id: &str) -> Result<(), ServerError> {
     let part = Part::Check(id.to_owned());
     match kept::read::<CheckRecord>(kv, name, &part)? {
-        Some((check, _)) => put_check(log, name, &part, check),
+        Some(check) => put_check(log, name, &part, check),
         None => {
             log.remove_check(id);
             Ok(())

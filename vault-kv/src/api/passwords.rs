@@ -8,12 +8,12 @@ use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::Api;
 use crate::auth::item_name;
 use crate::db::{Batch, By};
-use crate::hcl::{self, At};
+use crate::hcl;
 use crate::http::ApiError;
 use crate::http::reply::Answer;
 use crate::request::{Data, Operation};
@@ -156,7 +156,6 @@ impl PasswordPolicy {
         made.shuffle(rng);
         let mut password = Zeroizing::new(String::with_capacity(self.length));
         password.extend(made.iter().map(|byte| char::from(*byte)));
-        made.zeroize();
         password
     }
 }
@@ -188,10 +187,8 @@ impl Rule {
 }
 
 fn from_hcl(source: &str) -> Result<(Option<u64>, Vec<Rule>), String> {
-    let items = hcl::items(source).map_err(|wrong| {
-        let At { line, column } = wrong.at;
-        format!("At {line}:{column}: not valid HCL: {}", wrong.reason)
-    })?;
+    let items = hcl::items(source)
+        .map_err(|wrong| format!("At {}: not valid HCL: {}", wrong.at, wrong.reason))?;
     let (mut length, mut rules) = (None, Vec::new());
     for item in items {
         match (item.key.as_str(), &item.labels[..], &item.value) {
@@ -207,8 +204,7 @@ fn from_hcl(source: &str) -> Result<(Option<u64>, Vec<Rule>), String> {
 }
 
 fn from_json(source: &str) -> Result<(Option<u64>, Vec<Rule>), String> {
-    let document: Map<String, Value> = serde_json::from_str(source)
-        .map_err(|error| format!("At {}:{}: not valid JSON", error.line(), error.column()))?;
+    let document = hcl::parse_json(source)?;
     let mut rules = Vec::new();
     for (name, value) in &document {
         match name.as_str() {

@@ -142,3 +142,22 @@ fn many_blocks_of_one_name_cost_what_they_are_long() {
     let many = parse(&"a{}".repeat(300_000)).unwrap();
     assert_eq!(many["a"].as_array().map(Vec::len), Some(300_000));
 }
+
+#[test]
+fn keys_of_json_that_come_again_are_lists_or_refused() {
+    let text = r#"{"path": {"a": {"n": [1, -2, 0.5, true, null]}}, "path": {"a": {}}, "path": [{"b": {}}]}"#;
+    let fields = parse_json(text).unwrap();
+    let one = json!({"a": {"n": [1, -2, 0.5, true, null]}});
+    assert_eq!(fields["path"], json!([one, {"a": {}}, {"b": {}}]));
+    for (bad, why) in [
+        (
+            r#"{"a": {"b": 1, "b": 2}}"#,
+            "At 1:22: not valid JSON: a key is given twice",
+        ),
+        ("{\n\"a\": }", "At 2:6: not valid JSON"),
+        ("[]", "At 1:1: not a JSON object"),
+        (&"[".repeat(10_000), "At 1:128: not valid JSON"),
+    ] {
+        assert_eq!(parse_json(bad).unwrap_err(), why);
+    }
+}

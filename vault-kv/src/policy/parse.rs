@@ -99,8 +99,7 @@ fn stanza(item: hcl::Item, source: &str) -> Result<Option<Stanza>, String> {
 }
 
 fn from_json(source: &str) -> Result<Vec<Stanza>, String> {
-    let mut document: Map<String, Value> = serde_json::from_str(source)
-        .map_err(|e| format!("At {}:{}: not valid JSON", e.line(), e.column()))?;
+    let mut document = hcl::parse_json(source)?;
     document.remove("name");
     let mut out = Vec::new();
     for (kind, value) in document {

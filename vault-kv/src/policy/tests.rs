@@ -197,6 +197,17 @@ fn json_and_the_old_shorthand_mean_the_same() {
 }
 
 #[test]
+fn no_rule_of_json_is_lost_because_another_of_its_name_follows() {
+    let twice = acl(
+        r#"{"path": {"kv/*": {"capabilities": ["deny"]}}, "path": {"kv/*": {"capabilities": ["read"]}}}"#,
+    );
+    assert_eq!(twice.capabilities("kv/a"), ["deny"]);
+    let source = r#"{"path": {"kv/*": {"capabilities": ["deny"], "capabilities": ["read"]}}}"#;
+    let error = Policy::parse(PolicyName::parse("p").unwrap(), source).unwrap_err();
+    assert!(error.to_string().contains("given twice"), "{error}");
+}
+
+#[test]
 fn parameters_are_limited_whatever_their_case() {
     let acl = acl(r#"
         path "auth/token/create" {

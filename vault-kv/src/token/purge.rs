@@ -1,4 +1,4 @@
-//! Expired tokens leave the store.
+//! When tokens expire, and that they leave the store then.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Token, TokenId, Tokens};
 use crate::db::By;
 use crate::http::ApiError;
-use crate::lease::Reading;
+use crate::lease::{Due, Full, Reading};
 
 const PREFIX: &str = "token/id/";
 /// Tokens that are read in one go.
@@ -65,6 +65,47 @@ pub(crate) async fn purge_expired(tokens: Weak<Tokens>, reading: Reading) {
 }
 
 impl Tokens {
+    /// Remember when it ends; with `always` whatever quotas say.
+    pub(super) fn schedule(&self, id: &TokenId, token: &Token, always: bool) -> Result<(), Full> {
+        let (Some(at), Some(name)) = (token.expires, id.name()) else {
+            return Ok(());
+        };
+        let nobody = None::<&()>;
+        let mut expiries = self.expiries.lock();
+        expiries.insert(&token.path, name, Some(at), nobody, always)?;
+        Ok(())
+    }
+
+    /// The same for one that was in the store a moment ago.
+    pub(super) fn schedule_again(&self, id: &TokenId, token: &Token) -> Result<(), ApiError> {
+        let _ = self.schedule(id, token, true);
+        // Whoever ended it meanwhile may have looked before.
+        if self.db.index(&id.path())?.is_none() {
+            self.drop_expiry(id, &token.path);
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_expiry(&self, id: &TokenId, path: &str) {
+        if let Some(name) = id.name() {
+            self.expiries.lock().remove(path, name);
+        }
+    }
+
+    /// The tokens that may have expired by now, and how long until the next one does.
+    fn due(&self) -> (Vec<Due>, Option<Duration>) {
+        let now = self.clock.unix();
+        let expiries = self.expiries.lock();
+        let next = expiries.next_after(now);
+        let next = next.map(|at| Duration::from_secs(u64::try_from(at - now).unwrap_or(0)));
+        (expiries.due(now, usize::MAX), next)
+    }
+
+    /// Drop an expiry that is seen to.
+    fn forget(&self, due: &Due) {
+        self.expiries.lock().strike(due);
+    }
+
     /// Reads the next piece after the name `last`; whether there may be more.
     fn read_some(&self, last: &mut String) -> Result<bool, ApiError> {
         let names = self.db.names_after(PREFIX, last, CHUNK)?;

@@ -455,7 +455,10 @@ const SERVICE: &[Key] = &[
     taken("proxy", Free),
     taken("check", Table(CHECK)),
     taken("checks", Tables(CHECK)),
-    nothing("connect", Free),
+    taken(
+        "connect",
+        Table(&[taken("native", Flag), nothing("sidecar_service", Free)]),
+    ),
     nothing("token", Text),
     nothing("namespace", Text),
     nothing("partition", Text),

@@ -188,7 +188,7 @@ fn definitions_of_every_kind_are_read_as_registrations() {
            {"args": ["/bin/true"], "interval": "1s"},
            {"ttl": "30s", "status": "passing", "notes": "n"}
          ],
-         "connect": {"sidecar_service": {"proxy": {"upstreams": [{"destination_name": "db"}]}}}},
+         "connect": {"native": true, "sidecar_service": {"proxy": {"upstreams": [{"destination_name": "db"}]}}}},
         {"name": "db", "check": {"alias_service": "web-1"}}
       ],
       "check": {"id": "mem", "name": "memory", "args": ["/bin/true"], "interval": "5s", "service_id": "web-1"},
@@ -197,7 +197,7 @@ fn definitions_of_every_kind_are_read_as_registrations() {
     let config = loaded(&[("a.json", text)], "[health]\nexec_checks = \"config\"\n");
     assert_eq!(
         config.consul.meaningless,
-        ["services.connect", "services.token"]
+        ["services.connect.sidecar_service", "services.token"]
     );
     let exec = config.health.exec_checks;
     let (web, checks) = config.consul.services[0].service(exec).unwrap();
@@ -206,6 +206,7 @@ fn definitions_of_every_kind_are_read_as_registrations() {
         ("web-1", "web", 80)
     );
     assert!(web.enable_tag_override);
+    assert_eq!(web.mesh_port, Some(80), "it is native");
     assert_eq!((web.weights.passing, web.weights.warning), (5, 2));
     assert_eq!(
         (&*web.tagged_addresses[0].tag, web.tagged_addresses[0].port),

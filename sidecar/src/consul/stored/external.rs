@@ -2,7 +2,8 @@
 //! pair of its own ([`kept`]); the server speaks for them in the catalog.
 //!
 //! A registration reads the node and what it names, commits what differs, and tells the mesh of just that: its cost does
-//! not grow with what else the node has. Those that come together share a commit and a message to the mesh.
+//! not grow with what else the node has. That of taking an instance away grows with the checks of its node, among which its
+//! own are looked for. Those that come together share a commit and a message to the mesh.
 
 mod draft;
 pub mod kept;

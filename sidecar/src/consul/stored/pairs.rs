@@ -100,17 +100,17 @@ impl Pairs {
         finish(attended, changed.map_err(StoreError::from)).await
     }
 
-    /// The actor for the ledger, if the asker may have an operation of a transaction carried out. What only shows needs no
-    /// right: of what it shows, [`sees`](Self::sees) tells what may be told.
-    pub fn permits(&self, op: &KvOp) -> Result<Option<String>, StoreError> {
+    /// Whether the asker may have an operation of a transaction carried out. What only shows needs no right: of what it
+    /// shows, [`sees`](Self::sees) tells what may be told.
+    pub fn permits(&self, op: &KvOp) -> Result<(), StoreError> {
         let (capability, _) = needs(op);
         let path = self.of(op.key());
         match op {
-            KvOp::Get { .. } | KvOp::GetOrEmpty { .. } | KvOp::GetTree { .. } => return Ok(None),
+            KvOp::Get { .. } | KvOp::GetOrEmpty { .. } | KvOp::GetTree { .. } => return Ok(()),
             KvOp::DeleteTree { .. } => self.asker.authorize_below(capability, &path)?,
             _ => {}
         }
-        self.asker.authorize(capability, &path).map(Some)
+        self.asker.authorize(capability, &path).map(|_| ())
     }
 
     /// Tells of keys whether the asker may read them.
@@ -122,34 +122,18 @@ impl Pairs {
     /// Carries out operations together. Each that changes something has its own line in the audit log. What was read is told
     /// as [`sees`](Self::sees) allows.
     pub async fn apply(&self, ops: Vec<KvOp>) -> Result<Vec<Applied>, TxnError> {
-        let mut actor = None;
         for op in &ops {
-            actor = self.permits(op)?.or(actor);
+            self.permits(op)?;
         }
         let changes = ops.iter().map(|op| (needs(op).0, self.of(op.key())));
         let changes = changes.filter(|(capability, _)| *capability != Capability::Read);
         let changes = changes.collect();
-        self.carry_out(actor.unwrap_or_default(), changes, ops)
-            .await
+        self.apply_for(changes, ops).await
     }
 
-    /// The same for operations that need these rights, whatever their keys.
+    /// Makes operations durable that need these rights, whatever their keys, between the lines that tell of their use.
     pub async fn apply_for(
         &self,
-        rights: Vec<(Capability, String)>,
-        ops: Vec<KvOp>,
-    ) -> Result<Vec<Applied>, TxnError> {
-        let mut actor = String::new();
-        for (capability, path) in &rights {
-            actor = self.asker.authorize(*capability, path)?;
-        }
-        self.carry_out(actor, rights, ops).await
-    }
-
-    /// Makes operations durable that were authorized, between the lines of the rights that are used for it.
-    async fn carry_out(
-        &self,
-        actor: String,
         rights: Vec<(Capability, String)>,
         ops: Vec<KvOp>,
     ) -> Result<Vec<Applied>, TxnError> {
@@ -157,6 +141,8 @@ impl Pairs {
         for (capability, path) in rights {
             lines.push(self.asker.attend(capability, &path).await?);
         }
+        // What needs no right changes nothing, and is in no ledger.
+        let actor = lines.last().map_or("", Attended::actor).to_owned();
         let changes = ops.iter().filter(|op| needs(op).0 != Capability::Read);
         let operation = format!("{} txn", self.noun);
         let meta = Meta {

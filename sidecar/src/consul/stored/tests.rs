@@ -679,6 +679,11 @@ async fn transactions_as_recorded() {
         let answer = server.ask("PUT", "/v1/txn", &body).await;
         assert_eq!((answer.status, &*answer.text), (status, text));
     }
+    let (status, answer) = txn(json!([{"KV": {"Verb": "set", "Key": "", "Value": "MQ=="}}])).await;
+    assert_eq!(
+        (status, &answer.json()["Errors"]),
+        (409, &json!([{"OpIndex": 0, "What": "Must provide key"}]))
+    );
     let (status, answer) = txn(json!([{"KV": {"Verb": "frob", "Key": "a"}}])).await;
     assert_eq!(
         (status, &answer.json()["Errors"][0]["What"]),

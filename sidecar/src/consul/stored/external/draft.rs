@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use libmesh::model::{CheckRecord, Datacenter, Instance, NodeId, NodeName};
 use serde::{Serialize, de::DeserializeOwned};
-use vault_kv::{Capability, KvOp};
+use vault_kv::{Capability, KvOp, KvPair};
 use zeroize::Zeroizing;
 
 use super::kept::{self, Described, Part, Unread};
@@ -114,20 +114,35 @@ impl<'a> Draft<'a> {
     pub fn remove_service(&mut self, id: &str) -> Result<(), Refused> {
         let service = self.service(id)?.map(|it| it.service.clone());
         self.need_node_or(service.as_ref().map(|service| service.as_str()))?;
-        if !self.emptied {
-            let kept = self.pairs.kv.list(&kept::checks_of(self.name));
-            for pair in kept.map_err(StoreError::from)? {
-                if let Some(Part::Check(check)) = Part::of(self.name, &pair.key) {
-                    self.check(&check)?;
-                }
-            }
-        }
+        self.checks_of_service(id)?;
         for slot in self.checks.values_mut() {
             let of_it =
                 |check: &mut CheckRecord| check.service.as_ref().is_some_and(|it| *it == id);
             slot.is.take_if(of_it);
         }
         put(&mut self.services, id, None);
+        Ok(())
+    }
+
+    /// Looks at the checks of an instance; not at others, whose changes are nothing to it.
+    fn checks_of_service(&mut self, id: &str) -> Result<(), Refused> {
+        if self.emptied {
+            return Ok(());
+        }
+        let kept = self.pairs.kv.list(&kept::checks_of(self.name));
+        for pair in kept.map_err(StoreError::from)? {
+            let Some(Part::Check(check)) = Part::of(self.name, &pair.key) else {
+                continue;
+            };
+            let slot = Slot::<CheckRecord>::of(&pair)?;
+            let of_it = slot
+                .is
+                .iter()
+                .any(|it| it.service.as_ref().is_some_and(|it| *it == id));
+            if of_it {
+                self.checks.entry(check).or_insert(slot);
+            }
+        }
         Ok(())
     }
 
@@ -262,13 +277,16 @@ impl<T> Slot<T> {
 
 impl<T: DeserializeOwned + Clone> Slot<T> {
     fn read(pairs: &Pairs, node: &NodeName, part: &Part) -> Result<Self, Unread> {
-        let Some((value, index)) = kept::read::<T>(&pairs.kv, node, part)? else {
-            return Ok(Self::none());
-        };
+        let pair = pairs.kv.get(&part.key(node))?;
+        pair.as_ref().map_or(Ok(Self::none()), Self::of)
+    }
+
+    fn of(pair: &KvPair) -> Result<Self, Unread> {
+        let value: T = kept::decode(pair)?;
         Ok(Self {
             was: Some(value.clone()),
             is: Some(value),
-            index,
+            index: pair.modified,
         })
     }
 }

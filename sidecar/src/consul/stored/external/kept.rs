@@ -113,15 +113,14 @@ pub enum Unread {
     },
 }
 
-/// What is kept of a part, and the ledger index of that.
+/// What is kept of a part.
 pub fn read<T: DeserializeOwned>(
     kv: &Kv,
     node: &NodeName,
     part: &Part,
-) -> Result<Option<(T, u64)>, Unread> {
+) -> Result<Option<T>, Unread> {
     let pair = kv.get(&part.key(node))?;
-    pair.map(|pair| Ok((decode(&pair)?, pair.modified)))
-        .transpose()
+    pair.map(|pair| decode(&pair)).transpose()
 }
 
 /// The value of a pair.

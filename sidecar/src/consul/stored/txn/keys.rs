@@ -37,8 +37,10 @@ pub async fn txn(pairs: &Pairs, ops: Vec<Op>) -> Result<Reply, Refused> {
         let what = match operation(&fields) {
             Ok(op) => {
                 read_only &= reads(&op);
+                let everything = matches!(op, KvOp::DeleteTree { .. });
                 match pairs.permits(&op) {
-                    Ok(_) => {
+                    Ok(()) if op.key().is_empty() && !everything => "Must provide key".to_owned(),
+                    Ok(()) => {
                         allowed.push(op);
                         continue;
                     }
