@@ -37,9 +37,9 @@ pub async fn txn(pairs: &Pairs, ops: Vec<Op>) -> Result<Reply, Refused> {
         let what = match operation(&fields) {
             Ok(op) => {
                 read_only &= reads(&op);
-                let everything = matches!(op, KvOp::DeleteTree { .. });
+                let of_all = matches!(op, KvOp::DeleteTree { .. } | KvOp::GetTree { .. });
                 match pairs.permits(&op) {
-                    Ok(()) if op.key().is_empty() && !everything => "Must provide key".to_owned(),
+                    Ok(()) if op.key().is_empty() && !of_all => "Must provide key".to_owned(),
                     Ok(()) => {
                         allowed.push(op);
                         continue;
